@@ -1,0 +1,3 @@
+//! Workloads and peers that measure Vellum.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Disk image files in and out: raw and qcow2

@@ -1,0 +1,1 @@
+//! The engine contract, the in-memory reference engine, and its wrappers

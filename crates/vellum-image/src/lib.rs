@@ -1,0 +1,1 @@
+//! Images: the layering rules, above the engine contract

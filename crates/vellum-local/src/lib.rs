@@ -1,0 +1,1 @@
+//! The embedded engine: a directory, a SQLite catalog, sparse files

@@ -1,0 +1,1 @@
+//! Support for tests: processes, strangers' clients, a model disk

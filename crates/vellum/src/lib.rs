@@ -1,0 +1,1 @@
+//! Vellum as a library: home, pools, images by name, serving, live operations

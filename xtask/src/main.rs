@@ -1,0 +1,3 @@
+//! Everything this repository automates.
+
+fn main() {}
