@@ -51,8 +51,8 @@ pub struct Runs(SmallVec<[Run; 4]>);
 
 impl Runs {
     /// No runs.
-    pub const fn new() -> Self {
-        Self(SmallVec::new_const())
+    pub fn new() -> Self {
+        Self(SmallVec::new())
     }
 
     /// Appends a run, merging it with the last one if their states are equal. An empty extent is dropped.
