@@ -34,6 +34,9 @@ pub trait Catalog: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// Errors: `Exists`, `Invalid` (size, geometry or block size outside [`Capabilities`]), `NotFound`, `NoSpace`.
     fn create(&self, new: NewImage) -> impl Future<Output = Result<ImageRecord>> + Send;
 
+    /// An id that no image of this pool has or had, for [`NewImage::id`].
+    fn unused_id(&self) -> ImageId;
+
     /// The image of this name. `NotFound` if there is none.
     fn find(&self, name: &ImageName) -> impl Future<Output = Result<ImageRecord>> + Send;
 
