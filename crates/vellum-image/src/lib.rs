@@ -1,1 +1,44 @@
-//! Images: the layering rules, above the engine contract
+//! Images: the layering rules, once, above the engine contract.
+//!
+//! An [`Image`] is a chain of layers: its own head and older revisions, then the parent image's, and so on. This crate knows
+//! how a read falls through the chain, when a write needs a copy-up, what a discard may hide, and how a snapshot, a
+//! clone and a flatten change the chain while I/O goes on. It knows no engine, no file and no socket: everything below is a
+//! [`Catalog`](vellum_engine::Catalog).
+//!
+//! # Reading order
+//!
+//! [`pools`] finds a parent's catalog. [`chain`] opens a chain of layers and [`resolve`](chain) says which of them defines
+//! what. [`gate`] lets I/O pass and operations close it. [`image`] ties them together; the verbs are a file each: `read`, `write`,
+//! `zero` (write zeroes and discard), `snapshot`, `flatten`, `status`. [`admin`] does what needs no open image: create, clone,
+//! remove.
+//!
+//! # Order of locks
+//!
+//! Buffers, then the gate (shared), then whatever the engine locks. Nothing slow or remote happens inside the gate: a
+//! parent is read outside it, and what was read is applied guarded, after a look whether the view is still the same.
+//! I/O never touches the catalog.
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod chain;
+mod copy_up;
+mod flatten;
+pub mod gate;
+pub mod image;
+pub mod job;
+pub mod pools;
+mod read;
+mod snapshot;
+mod status;
+mod write;
+mod zero;
+
+pub use admin::{CloneOptions, CreateOptions};
+pub use flatten::FlattenOptions;
+pub use image::{Image, ImageOptions};
+pub use job::{Job, Progress};
+pub use pools::Pools;
+pub use read::Piece;
+pub use status::{Mapped, MappedKind};
+pub use write::WriteOptions;
+pub use zero::{DiscardPolicy, ZeroOptions};

@@ -1,0 +1,247 @@
+//! What is done to images without opening them: create, clone, list children, remove.
+
+use std::collections::BTreeMap;
+
+use vellum_core::{Geometry, ImageName, SnapshotName};
+use vellum_engine::{
+    Below, Catalog, Change, ChildRef, Error, ErrorKind, ImageId, ImageRecord, Layering, NewImage,
+    NewParent, ParentLink, Result, RevisionId, SnapshotRecord,
+};
+
+use crate::Pools;
+use crate::chain::{DEPTH_MAX, depth_of};
+
+/// How often a change is tried again because somebody else changed the record in between.
+const ATTEMPTS: usize = 10;
+
+/// What an image is created with.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// How it is striped.
+    pub geometry: Geometry,
+    /// What is taken from a parent at once.
+    pub layering: Layering,
+    /// Bytes in a block.
+    pub block_size: u32,
+    /// Keys and values for whoever uses the image.
+    pub meta: BTreeMap<String, String>,
+}
+
+impl Default for CreateOptions {
+    /// Objects of 4 MiB, not striped, `sparse` with blocks of 4 KiB.
+    fn default() -> Self {
+        Self {
+            geometry: Geometry::default(),
+            layering: Layering::Sparse,
+            block_size: 4096,
+            meta: BTreeMap::new(),
+        }
+    }
+}
+
+/// What a clone is created with; what is not given is as in the parent.
+#[derive(Clone, Debug, Default)]
+pub struct CloneOptions {
+    /// How it is striped.
+    pub geometry: Option<Geometry>,
+    /// What is taken from the parent at once.
+    pub layering: Option<Layering>,
+    /// Bytes in a block.
+    pub block_size: Option<u32>,
+    /// Keys and values beside the parent's.
+    pub meta: BTreeMap<String, String>,
+}
+
+/// Creates an empty image. Costs the same for any size.
+pub async fn create<C: Catalog>(
+    catalog: &C,
+    name: ImageName,
+    size: u64,
+    options: CreateOptions,
+) -> Result<ImageRecord> {
+    let CreateOptions { geometry, layering, block_size, meta } = options;
+    catalog
+        .create(NewImage { name, size, geometry, layering, block_size, parent: None, id: None, meta })
+        .await
+}
+
+/// Creates a child of a snapshot, in any pool, at a cost that does not grow with the parent. The child is in its parent's
+/// list before it exists, so that a crash in between leaves an entry too many and never one too few.
+pub async fn clone<C: Catalog>(
+    pools: &Pools<C>,
+    parent_catalog: &C,
+    parent: &ImageRecord,
+    snapshot: &SnapshotRecord,
+    child_catalog: &C,
+    name: ImageName,
+    options: CloneOptions,
+) -> Result<ImageRecord> {
+    if depth_of(pools, parent_catalog, parent, &snapshot.revision).await? >= DEPTH_MAX {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!("the chain below {name} would be deeper than {DEPTH_MAX} layers; flatten its parent first"),
+        ));
+    }
+    let size = parent.revision(&snapshot.revision).map(|revision| revision.size).ok_or_else(|| {
+        Error::corrupt(format!("snapshot {} of {} names no revision", snapshot.name, parent.name))
+    })?;
+    let link = ParentLink {
+        pool: parent_catalog.pool(),
+        image: parent.id.clone(),
+        revision: snapshot.revision.clone(),
+    };
+    let mut meta = parent.meta.clone();
+    meta.extend(options.meta);
+    let id = child_catalog.unused_id();
+    let new = NewImage {
+        name,
+        size,
+        geometry: options.geometry.unwrap_or(parent.geometry),
+        layering: options.layering.unwrap_or(parent.layering),
+        block_size: options.block_size.unwrap_or(parent.block_size),
+        parent: Some(NewParent { link: link.clone(), overlap: size }),
+        id: Some(id.clone()),
+        meta,
+    };
+    if link.pool == child_catalog.pool() {
+        return child_catalog.create(new).await;
+    }
+    let child = ChildRef { pool: child_catalog.pool(), image: id };
+    parent_catalog.attach(&link.image, &link.revision, &child).await?;
+    let created = child_catalog.create(new).await;
+    if created.is_err() {
+        // Not created: the entry is stale at once. If it cannot be taken back now, whoever asks the child later will.
+        let _ = parent_catalog.detach(&link.image, &link.revision, &child).await;
+    }
+    created
+}
+
+/// A child and where it lives.
+#[derive(Clone, Debug)]
+pub struct Child<C> {
+    /// Its pool.
+    pub catalog: C,
+    /// Its record.
+    pub record: ImageRecord,
+    /// The revision of the parent that it hangs on.
+    pub revision: RevisionId,
+}
+
+/// The children of an image. Entries that the child itself denies are left out and taken from the list. `NotFound` if a
+/// child's pool is not known here, since then the child cannot be asked.
+pub async fn children<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    parent: &ImageRecord,
+) -> Result<Vec<Child<C>>> {
+    let mut children = Vec::new();
+    for (revision, child) in catalog.children(&parent.id).await? {
+        let child_catalog = pools.get(child.pool)?;
+        match child_catalog.get(&child.image).await {
+            Ok(record) if hangs_on(&record, catalog, &parent.id, &revision) => {
+                children.push(Child { catalog: child_catalog, record, revision });
+            }
+            Ok(_) => catalog.detach(&parent.id, &revision, &child).await?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                catalog.detach(&parent.id, &revision, &child).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(children)
+}
+
+fn hangs_on<C: Catalog>(
+    child: &ImageRecord,
+    catalog: &C,
+    parent: &ImageId,
+    on: &RevisionId,
+) -> bool {
+    child.revisions.iter().any(|revision| match &revision.below {
+        Below::Parent { link, .. } => {
+            link.pool == catalog.pool() && link.image == *parent && link.revision == *on
+        }
+        Below::Nothing | Below::Own { .. } => false,
+    })
+}
+
+/// Takes a child from the list of its parent, wherever that lives. Idempotent; a parent that is gone is fine.
+pub async fn detach<C: Catalog>(
+    pools: &Pools<C>,
+    child_catalog: &C,
+    link: &ParentLink,
+    child: &ImageId,
+) -> Result<()> {
+    let child = ChildRef { pool: child_catalog.pool(), image: child.clone() };
+    match pools.get(link.pool)?.detach(&link.image, &link.revision, &child).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Changes an image's record, again if somebody else changed it in between.
+pub async fn change<C: Catalog>(
+    catalog: &C,
+    id: &ImageId,
+    what: impl Fn(&ImageRecord) -> Result<Change>,
+) -> Result<ImageRecord> {
+    let mut attempt = 1;
+    loop {
+        let record = catalog.get(id).await?;
+        match catalog.change(id, record.version, what(&record)?).await {
+            Err(error) if error.kind() == ErrorKind::Conflict && attempt < ATTEMPTS => attempt += 1,
+            result => return result,
+        }
+    }
+}
+
+/// Changes a snapshot by its name. Where children stand in the way, those that deny it are taken from the list first.
+pub async fn change_snapshot<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    id: &ImageId,
+    name: &SnapshotName,
+    what: impl Fn(&SnapshotRecord) -> Change,
+) -> Result<ImageRecord> {
+    let to_change = |record: &ImageRecord| {
+        record.snapshot(name).map(&what).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("image {} has no snapshot {name}", record.name))
+        })
+    };
+    match change(catalog, id, &to_change).await {
+        Err(error) if error.kind() == ErrorKind::HasChildren => {
+            let record = catalog.get(id).await?;
+            let before = catalog.children(id).await?.len();
+            if children(pools, catalog, &record).await?.len() == before {
+                return Err(error);
+            }
+            change(catalog, id, &to_change).await
+        }
+        result => result,
+    }
+}
+
+/// Removes an image and takes it from its parent's list. `HasChildren` if clones hang on it, `InUse` if somebody has it open.
+pub async fn remove<C: Catalog>(pools: &Pools<C>, catalog: &C, id: &ImageId) -> Result<()> {
+    let mut attempt = 1;
+    let record = loop {
+        let record = catalog.get(id).await?;
+        match catalog.remove(id, record.version).await {
+            Ok(()) => break record,
+            Err(error) if attempt >= ATTEMPTS => return Err(error),
+            Err(error) if error.kind() == ErrorKind::Conflict => {}
+            Err(error) if error.kind() == ErrorKind::HasChildren => {
+                let before = catalog.children(id).await?.len();
+                if children(pools, catalog, &record).await?.len() == before {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        attempt += 1;
+    };
+    match record.parent() {
+        Some((_, link, _)) if link.pool != catalog.pool() => detach(pools, catalog, link, id).await,
+        _ => Ok(()),
+    }
+}

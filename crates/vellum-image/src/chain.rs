@@ -1,0 +1,282 @@
+//! [`Chain`]: the layers of an image, top to bottom, and which of them defines what.
+//!
+//! A chain is a flat list walked by a loop. Its layers are frozen but for the first, so what a chain says of the layers
+//! below the first may be computed outside the gate and used for as long as the chain is the image's chain.
+
+use std::collections::HashSet;
+
+use smallvec::SmallVec;
+use vellum_core::{Extent, Runs, State};
+use vellum_engine::{
+    Below, Catalog, Error, ErrorKind, ImageRecord, Known, Layer, ParentLink, PoolId, Result, RevisionId,
+};
+
+use crate::Pools;
+
+/// Chains deeper than this are refused.
+pub const DEPTH_MAX: usize = 1024;
+
+/// How many runs one look at a layer may return; what a caller asks beyond is asked again.
+const RUNS_MAX: usize = 4096;
+
+/// One layer of a chain.
+#[derive(Clone, Debug)]
+pub struct Link<L> {
+    /// What it defines.
+    pub layer: L,
+    /// How many bytes of the *image* can be seen in this layer: no more than any overlap on the way down allows. Bytes at or
+    /// past it are zeros, whatever the layer holds there.
+    pub limit: u64,
+}
+
+/// The layers of an image, top to bottom.
+#[derive(Clone, Debug)]
+pub struct Chain<L> {
+    links: Vec<Link<L>>,
+    /// How many of them, from the top, are the image's own; the rest is the parent image and what lies below it.
+    own: usize,
+}
+
+/// Pieces of an extent, in ascending order.
+pub type Extents = SmallVec<[Extent; 4]>;
+
+impl<L: Layer> Chain<L> {
+    /// A chain of one own layer above these.
+    pub fn new(top: L, below: &[Link<L>], own: usize) -> Self {
+        let limit = top.size();
+        let mut links = Vec::with_capacity(below.len() + 1);
+        links.push(Link { layer: top, limit });
+        links.extend(below.iter().cloned());
+        Self { links, own }
+    }
+
+    /// All layers.
+    pub fn links(&self) -> &[Link<L>] {
+        &self.links
+    }
+
+    /// The layer on top.
+    pub fn top(&self) -> &L {
+        &self.links[0].layer
+    }
+
+    /// How many of the layers are the image's own.
+    pub fn own(&self) -> usize {
+        self.own
+    }
+
+    /// How many bytes of the image can be seen in the parent image; 0 without a parent.
+    pub fn parent_limit(&self) -> u64 {
+        self.links.get(self.own).map_or(0, |link| link.limit)
+    }
+
+    /// The image's own lowest layer, the one that a flatten fills.
+    pub fn bottom(&self) -> &Link<L> {
+        &self.links[self.own - 1]
+    }
+
+    /// The chain without what lies below the image's own layers.
+    #[must_use]
+    pub fn without_parent(&self) -> Self {
+        Self { links: self.links[..self.own].to_vec(), own: self.own }
+    }
+
+    /// The chain with a new layer on top of the one that was.
+    #[must_use]
+    pub fn with_top(&self, top: L) -> Self {
+        Self::new(top, &self.links, self.own + 1)
+    }
+
+    /// What the layers `links` say of `at`, by their states alone: the pieces that one of them says are data. The rest of `at`
+    /// reads as zeros, or is inherited by all of them.
+    pub async fn data_in(&self, links: std::ops::Range<usize>, at: Extent) -> Result<Extents> {
+        let mut found = Extents::new();
+        self.walk(links, at, |piece, state, _| {
+            if state == State::Data {
+                found.push(piece);
+            }
+        })
+        .await?;
+        Ok(merged(found))
+    }
+
+    /// The pieces of `at` that none of the layers `links` defines.
+    pub async fn undefined_in(&self, links: std::ops::Range<usize>, at: Extent) -> Result<Extents> {
+        let mut found = Extents::new();
+        self.walk(links, at, |piece, state, _| {
+            if state == State::Inherited {
+                found.push(piece);
+            }
+        })
+        .await?;
+        Ok(merged(found))
+    }
+
+    /// Tells `visit` of every piece of `at` what the topmost layer of `links` that defines it says, and the index of that
+    /// layer; or `Inherited` and no layer if none does. What lies past a layer's limit is `Zero` by no layer. Pieces come in
+    /// no order.
+    pub(crate) async fn walk(
+        &self,
+        links: std::ops::Range<usize>,
+        at: Extent,
+        mut visit: impl FnMut(Extent, State, Option<usize>),
+    ) -> Result<()> {
+        let mut pending: Extents = SmallVec::from_slice(&[at]);
+        let mut runs = Runs::new();
+        for (index, link) in self.links.iter().enumerate().take(links.end).skip(links.start) {
+            let mut next = Extents::new();
+            for extent in pending {
+                let (inside, past) = extent.split(link.limit);
+                if !past.is_empty() {
+                    visit(past, State::Zero, None);
+                }
+                let mut rest = inside;
+                while !rest.is_empty() {
+                    load(&link.layer, rest, &mut runs).await?;
+                    for run in &runs {
+                        match run.state {
+                            State::Inherited => next.push(run.extent),
+                            state => visit(run.extent, state, Some(index)),
+                        }
+                    }
+                    rest = rest.split(end_of(&runs, rest)?).1;
+                }
+            }
+            pending = next;
+        }
+        for extent in pending {
+            visit(extent, State::Inherited, None);
+        }
+        Ok(())
+    }
+}
+
+/// The states of a non-empty beginning of `at`, from memory if they are there.
+pub async fn load<L: Layer>(layer: &L, at: Extent, runs: &mut Runs) -> Result<()> {
+    match layer.states(at, RUNS_MAX, runs) {
+        Known::All => Ok(()),
+        Known::Part if !runs.is_empty() => Ok(()),
+        Known::Part => layer.load_states(at, RUNS_MAX, runs).await,
+    }
+}
+
+/// Where runs that begin with `at` end. They cover something, or an engine broke its contract, which must not hang us.
+pub fn end_of(runs: &Runs, at: Extent) -> Result<u64> {
+    runs.last().map(|run| run.extent.end()).filter(|end| *end > at.offset()).ok_or_else(|| {
+        Error::new(ErrorKind::Io, format!("the engine says nothing of the states at {at}"))
+    })
+}
+
+/// The same extents in ascending order, neighbours merged.
+pub fn merged(mut extents: Extents) -> Extents {
+    extents.sort_unstable();
+    let mut out = Extents::new();
+    for extent in extents {
+        match out.last_mut() {
+            Some(last) if last.end() == extent.offset() => {
+                *last = Extent::between(last.offset(), extent.end());
+            }
+            _ => out.push(extent),
+        }
+    }
+    out
+}
+
+/// Where the walk down a chain stands.
+struct Step<C> {
+    catalog: C,
+    record: ImageRecord,
+    below: Below,
+}
+
+/// Opens all layers below a revision, with the limits they have when seen through it, and says how many of them are the
+/// image's own. `Invalid` for a chain that is too deep or that comes back to where it was.
+pub async fn open_below<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    record: &ImageRecord,
+    revision: &RevisionId,
+) -> Result<(Vec<Link<C::Layer>>, usize)> {
+    let mut links = Vec::new();
+    let mut own = 0;
+    let mut inside_image = true;
+    let mut seen: HashSet<(PoolId, RevisionId)> = HashSet::new();
+    let start = find_revision(record, revision)?;
+    let mut limit = start.size;
+    let mut step =
+        Step { catalog: catalog.clone(), record: record.clone(), below: start.below.clone() };
+    loop {
+        let (id, overlap) = match &step.below {
+            Below::Nothing => return Ok((links, own)),
+            Below::Own { revision, overlap } => (revision.clone(), *overlap),
+            Below::Parent { link, overlap } => {
+                inside_image = false;
+                let (link, overlap) = (link.clone(), *overlap);
+                (step.catalog, step.record) = open_parent(pools, &link).await?;
+                (link.revision, overlap)
+            }
+        };
+        if !seen.insert((step.catalog.pool(), id.clone())) || links.len() >= DEPTH_MAX {
+            return Err(too_deep(record));
+        }
+        let found = find_revision(&step.record, &id)?;
+        limit = limit.min(overlap).min(found.size);
+        let layer = step.catalog.layer(&step.record.id, &id).await?;
+        links.push(Link { layer, limit });
+        own += usize::from(inside_image);
+        step.below = found.below.clone();
+    }
+}
+
+/// How many layers a child of this revision would have below its own. Fails as [`open_below`] does.
+pub async fn depth_of<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    record: &ImageRecord,
+    revision: &RevisionId,
+) -> Result<usize> {
+    let mut depth = 1;
+    let below = find_revision(record, revision)?.below.clone();
+    let mut step = Step { catalog: catalog.clone(), record: record.clone(), below };
+    loop {
+        let id = match &step.below {
+            Below::Nothing => return Ok(depth),
+            Below::Own { revision, .. } => revision.clone(),
+            Below::Parent { link, .. } => {
+                let link = link.clone();
+                (step.catalog, step.record) = open_parent(pools, &link).await?;
+                link.revision
+            }
+        };
+        depth += 1;
+        if depth > DEPTH_MAX {
+            return Err(too_deep(record));
+        }
+        step.below = find_revision(&step.record, &id)?.below.clone();
+    }
+}
+
+async fn open_parent<C: Catalog>(pools: &Pools<C>, link: &ParentLink) -> Result<(C, ImageRecord)> {
+    let catalog = pools.get(link.pool)?;
+    let record = catalog.get(&link.image).await?;
+    Ok((catalog, record))
+}
+
+fn find_revision<'a>(
+    record: &'a ImageRecord,
+    id: &RevisionId,
+) -> Result<&'a vellum_engine::Revision> {
+    record.revision(id).ok_or_else(|| {
+        Error::corrupt(format!("image {} has no revision {id}, though a link names it", record.name))
+    })
+}
+
+fn too_deep(record: &ImageRecord) -> Error {
+    Error::new(
+        ErrorKind::Invalid,
+        format!(
+            "the chain of image {} is deeper than {DEPTH_MAX} layers or leads back to itself; flatten an image in it",
+            record.name
+        ),
+    )
+}

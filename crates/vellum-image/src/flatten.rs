@@ -1,0 +1,201 @@
+//! Flatten: copy up everything that is inherited from the parent image, then cut the link.
+//!
+//! What is copied goes into the image's *lowest own* layer, so that every snapshot profits and the link can go for all of
+//! them. The link is cut on the word of that layer's units alone: a last pass finds none through which the parent's data
+//! shows. It may be stopped or die at any point; what was copied stays, and the next flatten goes on from there.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, stream};
+use vellum_core::Extent;
+use vellum_engine::{
+    Catalog, Error, ErrorKind, Fill, Guarded, Head, HeadChange, ImageRecord, Layer, ParentLink,
+    Part, Result, RevisionId,
+};
+
+use crate::chain::{Chain, open_below};
+use crate::copy_up::split_zeros;
+use crate::image::View;
+use crate::job::Job;
+use crate::snapshot::sync_until_little_is_left;
+use crate::{Image, admin};
+
+/// How much is looked at between two looks at the reins.
+const STEP: u64 = 1 << 30;
+/// How much one copy moves.
+const COPY_STEP: u64 = 1 << 20;
+
+/// How to flatten.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlattenOptions {
+    /// How many copies of up to 1 MiB are under way at once.
+    pub copies: usize,
+    /// At most this many bytes a second are copied; `None` for no limit.
+    pub bytes_per_second: Option<u64>,
+}
+
+impl Default for FlattenOptions {
+    /// Four copies, no limit.
+    fn default() -> Self {
+        Self { copies: 4, bytes_per_second: None }
+    }
+}
+
+impl<C: Catalog> Image<C> {
+    /// Makes the image independent of its parent while it is in use. Reads and writes go on; a discard to the parent answers
+    /// `Busy` meanwhile. An image without a parent is done at once. When it returns the link is durably gone and the
+    /// parent may be removed. Errors: `Stopped` by the job's reins, `Busy` while another flatten runs.
+    pub async fn flatten(&self, options: FlattenOptions, job: &Job) -> Result<ImageRecord> {
+        let _flattening = self.0.re_inherit.try_write().map_err(|_| {
+            Error::new(ErrorKind::Busy, "a flatten or a discard to the parent is under way on this image")
+        })?;
+        let view = self.view();
+        view.writer()?;
+        let Some((bottom, link, _)) = view.record.parent() else { return Ok(view.record.clone()) };
+        let mut copier = Copier {
+            image: self,
+            chain: self.chain_from(&view, bottom).await?,
+            bottom: bottom.id.clone(),
+            filler: tokio::sync::OnceCell::new(),
+            options,
+            started: Instant::now(),
+            copied: std::sync::atomic::AtomicU64::new(0),
+        };
+        job.set_total(copier.chain.parent_limit());
+        // The second pass finds nothing to copy unless a write that was under way during the first one failed.
+        while copier.pass(job).await? > 0 {}
+        copier.sync().await?;
+        self.cut(link).await
+    }
+
+    /// The chain as the image's lowest own revision sees it: its overlap may reach further than the head's.
+    async fn chain_from(
+        &self,
+        view: &View<C>,
+        bottom: &vellum_engine::Revision,
+    ) -> Result<Chain<C::Layer>> {
+        let (below, _) = open_below(&self.0.pools, &self.0.catalog, &view.record, &bottom.id).await?;
+        Ok(Chain::new(view.chain.bottom().layer.clone(), &below, 1))
+    }
+
+    async fn cut(&self, link: &ParentLink) -> Result<ImageRecord> {
+        let alone = self.0.operations.clone().lock_owned().await;
+        let head = self.view().writer()?.clone();
+        sync_until_little_is_left(&head).await?;
+        let prepared = head.prepare(HeadChange::CutParent).await?;
+        let record = self.commit(alone, prepared).await?;
+        // The parent's list goes last: a crash in between leaves an entry that the child denies.
+        if link.pool != self.0.catalog.pool() {
+            admin::detach(&self.0.pools, &self.0.catalog, link, &self.0.id).await?;
+        }
+        Ok(record)
+    }
+}
+
+struct Copier<'a, C: Catalog> {
+    image: &'a Image<C>,
+    /// The lowest own layer, then all that lies below it.
+    chain: Chain<C::Layer>,
+    bottom: RevisionId,
+    /// Fills the lowest own layer once it is sealed; until then the image's head does.
+    filler: tokio::sync::OnceCell<C::Head>,
+    options: FlattenOptions,
+    started: Instant,
+    copied: std::sync::atomic::AtomicU64,
+}
+
+impl<C: Catalog> Copier<'_, C> {
+    /// Copies all that shows through now. Returns how many bytes that was.
+    async fn pass(&mut self, job: &Job) -> Result<u64> {
+        let mut copied = 0;
+        for step in Extent::new(0, self.chain.parent_limit()).chunks(STEP) {
+            job.check()?;
+            let mut pieces = Vec::new();
+            for through in self.chain.undefined_in(0..1, step).await? {
+                let data = self.chain.data_in(1..self.chain.links().len(), through).await?;
+                pieces.extend(data.iter().flat_map(|extent| extent.chunks(COPY_STEP)));
+            }
+            copied += self.copy(&pieces, job).await?;
+            job.set_done(step.end());
+        }
+        Ok(copied)
+    }
+
+    async fn copy(&self, pieces: &[Extent], job: &Job) -> Result<u64> {
+        let mut copies = stream::iter(pieces.iter().map(|piece| self.copy_piece(*piece)))
+            .buffer_unordered(self.options.copies.max(1));
+        let mut copied = 0;
+        while let Some(done) = copies.next().await {
+            copied += done?;
+            job.check()?;
+        }
+        Ok(copied)
+    }
+
+    async fn copy_piece(&self, piece: Extent) -> Result<u64> {
+        self.throttle(piece.length()).await;
+        let layer = self.chain.top();
+        let units = piece.align_out(layer.unit()).clip(layer.size());
+        let view = Arc::new(View::<C> {
+            epoch: 0,
+            record: self.image.record(),
+            head: None,
+            chain: self.chain.clone(),
+        });
+        let content = self.image.read_below(&view, units).await?.freeze();
+        let mut parts = Vec::new();
+        split_zeros(units, content, layer.unit(), &mut parts);
+        self.fill(parts).await?;
+        Ok(piece.length())
+    }
+
+    /// Fills the lowest own layer: through the head while it is the head, else through a filler.
+    async fn fill(&self, parts: Vec<Part>) -> Result<()> {
+        loop {
+            let fill = Fill { parts: parts.clone(), then: None };
+            let guarded = {
+                let _pass = self.image.0.gate.enter().await;
+                let view = self.image.view();
+                if view.record.head == self.bottom {
+                    view.writer()?.fill(fill).await?
+                } else {
+                    drop(_pass);
+                    self.filler().await?.fill(fill).await?
+                }
+            };
+            match guarded {
+                Guarded::Done => return Ok(()),
+                Guarded::Missing(_) => {
+                    return Err(Error::new(ErrorKind::Io, "the engine misses units in a fill without a write"));
+                }
+                // A snapshot was taken: the head that was the lowest own layer has become a sealed one.
+                Guarded::Sealed if self.image.view().record.head != self.bottom => {}
+                Guarded::Sealed => {
+                    return Err(Error::new(ErrorKind::OwnershipLost, "the image was closed"));
+                }
+            }
+        }
+    }
+
+    async fn filler(&self) -> Result<&C::Head> {
+        let shared = &self.image.0;
+        self.filler.get_or_try_init(|| shared.catalog.filler(&shared.id, &self.bottom)).await
+    }
+
+    async fn sync(&self) -> Result<()> {
+        match self.filler.get() {
+            Some(filler) => filler.sync().await,
+            None => self.image.sync().await,
+        }
+    }
+
+    /// Waits until copying `length` bytes more keeps within the limit.
+    async fn throttle(&self, length: u64) {
+        let copied = self.copied.fetch_add(length, std::sync::atomic::Ordering::Relaxed);
+        if let Some(limit) = self.options.bytes_per_second.filter(|limit| *limit > 0) {
+            let due = Duration::from_secs_f64(copied as f64 / limit as f64);
+            tokio::time::sleep(due.saturating_sub(self.started.elapsed())).await;
+        }
+    }
+}

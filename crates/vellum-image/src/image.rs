@@ -1,0 +1,281 @@
+//! [`Image`]: an open image.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
+use vellum_core::{BufferPool, Extent, Geometry, ImageName, SnapshotName};
+use vellum_engine::{
+    AtomicSpan, Catalog, Error, ErrorKind, Head, ImageId, ImageRecord, Layering, Ownership, Result,
+};
+
+use crate::chain::{Chain, open_below};
+use crate::gate::Gate;
+use crate::{MappedKind, Pools};
+
+/// An open image: its head for writing, its head for reading, or a snapshot. Clones share it.
+///
+/// Reads and writes may come from any number of tasks at once. A mutation that was handed to the engine runs to its end
+/// whoever stops waiting for it; one that still waits for its parent's content when it is dropped never happens.
+pub struct Image<C: Catalog>(pub(crate) Arc<Shared<C>>);
+
+impl<C: Catalog> Clone for Image<C> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<C: Catalog> fmt::Debug for Image<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let view = self.view();
+        write!(f, "Image({}, epoch {}, {} layers)", view.record.name, view.epoch, view.chain.links().len())
+    }
+}
+
+pub(crate) struct Shared<C: Catalog> {
+    pub(crate) pools: Pools<C>,
+    pub(crate) catalog: C,
+    pub(crate) id: ImageId,
+    pub(crate) view: ArcSwap<View<C>>,
+    pub(crate) gate: Arc<Gate>,
+    /// Held by whoever changes the image's record: snapshot, the cut at the end of a flatten, close.
+    pub(crate) operations: Arc<tokio::sync::Mutex<()>>,
+    /// Flatten relies on units never being inherited again: it holds this alone, a discard to the parent shares it.
+    pub(crate) re_inherit: tokio::sync::RwLock<()>,
+    pub(crate) buffers: BufferPool,
+    pub(crate) copy_up_bytes: Semaphore,
+    pub(crate) copy_up_bytes_max: u32,
+    pub(crate) copy_ups: AtomicUsize,
+}
+
+/// What an image is between two operations that change it. I/O takes it inside the gate and may keep it: layers stay
+/// readable after they were sealed, and `epoch` tells whether the view is still the image's.
+pub(crate) struct View<C: Catalog> {
+    pub(crate) epoch: u64,
+    pub(crate) record: ImageRecord,
+    /// The writer, if the image was opened for writing.
+    pub(crate) head: Option<C::Head>,
+    pub(crate) chain: Chain<C::Layer>,
+}
+
+impl<C: Catalog> View<C> {
+    /// The size of the image, in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        use vellum_engine::Layer;
+        self.chain.top().size()
+    }
+
+    /// Bytes in a block.
+    pub(crate) fn block(&self) -> u64 {
+        u64::from(self.record.block_size)
+    }
+
+    /// The writer, or `ReadOnly`.
+    pub(crate) fn writer(&self) -> Result<&C::Head> {
+        self.head.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::ReadOnly, format!("image {} is open for reading only", self.record.name))
+        })
+    }
+
+    /// Whether the parent image can still show through, and is copied up object by object.
+    pub(crate) fn copies_objects(&self) -> bool {
+        self.record.layering == Layering::CopyUp && self.chain.parent_limit() > 0
+    }
+}
+
+/// What to open of an image.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Open {
+    /// A snapshot, for reading.
+    Snapshot(SnapshotName),
+    /// The head, for reading; keeps writers out.
+    Read,
+    /// The head, for writing; keeps everybody out.
+    Own,
+}
+
+/// Limits of an open image.
+#[derive(Clone, Debug)]
+pub struct ImageOptions {
+    /// Where buffers come from.
+    pub buffers: BufferPool,
+    /// How many bytes may be under copy-up at once, beyond the buffers of the requests themselves. One object more is allowed,
+    /// so that any limit lets copy-ups go on.
+    pub copy_up_bytes_max: u32,
+}
+
+impl Default for ImageOptions {
+    /// A pool of its own, and 64 MiB.
+    fn default() -> Self {
+        Self { buffers: BufferPool::default(), copy_up_bytes_max: 64 << 20 }
+    }
+}
+
+/// How often opening starts again because a layer went away under it.
+const OPEN_ATTEMPTS: usize = 5;
+
+impl<C: Catalog> Image<C> {
+    /// Opens an image of a pool. `NotFound` if image, snapshot or parent are missing, `InUse` if somebody owns it.
+    pub async fn open(
+        pools: &Pools<C>,
+        catalog: &C,
+        name: &ImageName,
+        what: Open,
+        options: ImageOptions,
+    ) -> Result<Self> {
+        let id = catalog.find(name).await?.id;
+        let mut attempt = 1;
+        let view = loop {
+            match open_view(pools, catalog, &id, &what).await {
+                // A layer that was merged away between two looks at the catalog: the new record names another chain.
+                Err(error) if error.kind() == ErrorKind::NotFound && attempt < OPEN_ATTEMPTS => attempt += 1,
+                view => break view?,
+            }
+        };
+        Ok(Self(Arc::new(Shared {
+            pools: pools.clone(),
+            catalog: catalog.clone(),
+            id,
+            view: ArcSwap::from_pointee(view),
+            gate: Arc::default(),
+            operations: Arc::default(),
+            re_inherit: tokio::sync::RwLock::default(),
+            buffers: options.buffers,
+            copy_up_bytes: Semaphore::new(options.copy_up_bytes_max as usize),
+            copy_up_bytes_max: options.copy_up_bytes_max,
+            copy_ups: AtomicUsize::new(0),
+        })))
+    }
+
+    /// The image's record as of its last change through this handle.
+    pub fn record(&self) -> ImageRecord {
+        self.view().record.clone()
+    }
+
+    /// The image's id.
+    pub fn id(&self) -> &ImageId {
+        &self.0.id
+    }
+
+    /// The size in bytes.
+    pub fn size(&self) -> u64 {
+        self.view().size()
+    }
+
+    /// How the image is striped.
+    pub fn geometry(&self) -> Geometry {
+        self.view().record.geometry
+    }
+
+    /// Whether it takes no writes.
+    pub fn is_read_only(&self) -> bool {
+        self.view().head.is_none()
+    }
+
+    /// Whether the image is still owned; an image that is read-only never was.
+    pub fn ownership(&self) -> Ownership {
+        self.view().head.as_ref().map_or(Ownership::Lost, Head::ownership)
+    }
+
+    /// How many layers a read may fall through.
+    pub fn depth(&self) -> usize {
+        self.view().chain.links().len()
+    }
+
+    /// How many copy-ups this handle has made, each of one block or one object.
+    pub fn copy_ups(&self) -> usize {
+        self.0.copy_ups.load(Ordering::Relaxed)
+    }
+
+    /// Where requests get their buffers.
+    pub fn buffers(&self) -> &BufferPool {
+        &self.0.buffers
+    }
+
+    /// Makes every change acknowledged before the call durable. After a failure the image takes no writes until it is opened
+    /// again, and what was written since the last good sync may be lost.
+    pub async fn sync(&self) -> Result<()> {
+        loop {
+            let view = self.view();
+            let Some(head) = &view.head else { return Ok(()) };
+            let result = head.sync().await;
+            // A snapshot in between synced the old head itself; what matters now is the successor.
+            if result.is_ok() || self.view().epoch == view.epoch {
+                return result;
+            }
+        }
+    }
+
+    /// Syncs, gives ownership up and closes. Other clones fail from then on.
+    pub async fn close(self) -> Result<()> {
+        let _alone = self.0.operations.lock().await;
+        match self.view().head.clone() {
+            Some(head) => head.close().await,
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn view(&self) -> Arc<View<C>> {
+        self.0.view.load_full()
+    }
+
+    /// The extent, if it lies inside the image.
+    pub(crate) fn check_range(&self, at: Extent) -> Result<Extent> {
+        let size = self.size();
+        if at.end() > size {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{at} reaches beyond the end of the image at {size}"),
+            ));
+        }
+        Ok(at)
+    }
+
+    /// The pieces of an extent that one call of the engine may take: all of it, or one for each object it touches.
+    pub(crate) fn pieces(&self, view: &View<C>, at: Extent) -> Vec<Extent> {
+        if self.0.catalog.capabilities().atomic == AtomicSpan::Image && !view.copies_objects() {
+            return vec![at];
+        }
+        view.record.geometry.objects(at).map(|object| object.image).collect()
+    }
+}
+
+async fn open_view<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    id: &ImageId,
+    what: &Open,
+) -> Result<View<C>> {
+    let (head, top, record) = match what {
+        Open::Own => {
+            let head = catalog.own(id).await?;
+            // Read again: until we owned it, somebody else could have changed it.
+            let record = catalog.get(id).await?;
+            (Some(head.clone()), head.layer().clone(), record)
+        }
+        Open::Read => {
+            let layer = catalog.read_head(id).await?;
+            (None, layer, catalog.get(id).await?)
+        }
+        Open::Snapshot(name) => {
+            let record = catalog.get(id).await?;
+            let snapshot = record.snapshot(name).ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, format!("image {} has no snapshot {name}", record.name))
+            })?;
+            (None, catalog.layer(id, &snapshot.revision).await?, record)
+        }
+    };
+    let revision = vellum_engine::Layer::revision(&top).clone();
+    let (below, own) = open_below(pools, catalog, &record, &revision).await?;
+    Ok(View { epoch: 0, record, head, chain: Chain::new(top, &below, own + 1) })
+}
+
+/// Whether a piece is worth a hole in a reply or a file.
+impl MappedKind {
+    /// Whether it reads as zeros.
+    pub fn is_zero(self) -> bool {
+        !matches!(self, MappedKind::Data)
+    }
+}

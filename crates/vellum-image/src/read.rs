@@ -1,0 +1,218 @@
+//! Reading: what a layer does not define is read from the layer below, and zeros below the last.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use vellum_core::{Buffer, Extent, Runs, State};
+use vellum_engine::{Catalog, Layer, Result, TryRead};
+
+use crate::Image;
+use crate::chain::{Chain, Extents, merged};
+use crate::image::View;
+
+/// A piece of what was read.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// Which bytes of the image.
+    pub at: Extent,
+    /// What they hold; `None` where some layer's states say zeros, or nothing defines them.
+    pub data: Option<Bytes>,
+}
+
+impl<C: Catalog> Image<C> {
+    /// Reads without waiting: fills `buffer`, as long as `at`, and says in `holes` (cleared first) which parts are known to be
+    /// zeros. `false` if it would have to wait, or if `at` is not inside the image: then [`read`](Self::read) says so.
+    pub fn try_read(&self, at: Extent, buffer: &mut [u8], holes: &mut Extents) -> bool {
+        holes.clear();
+        let Some(_pass) = self.0.gate.try_enter() else { return false };
+        let view = self.0.view.load();
+        at.end() <= view.size() && try_read_chain(&view.chain, at, buffer, holes)
+    }
+
+    /// Reads into `buffer[into]`, as long as `at`, and says which parts are known to be zeros (they are filled too). The
+    /// buffer comes back whatever happened. `Invalid` if `at` reaches beyond the image.
+    pub async fn read(
+        &self,
+        at: Extent,
+        buffer: Buffer,
+        into: Range<usize>,
+    ) -> (Buffer, Result<Extents>) {
+        if let Err(error) = self.check_range(at) {
+            return (buffer, Err(error));
+        }
+        let pass = self.0.gate.enter().await;
+        let view = self.view();
+        let mut reading = Reading::new(at, buffer, into);
+        // The image's own layers are read inside the gate, since the head's freed space is reclaimed with the gate closed;
+        // a parent may be slow, and is frozen: it is read outside.
+        let own = view.chain.own();
+        let result = reading.layers(&view.chain, 0..own).await;
+        drop(pass);
+        reading.finish(result, &view.chain, own..view.chain.links().len()).await
+    }
+
+    /// Reads as pieces of data and of zeros, in ascending order; zeros take no memory.
+    pub async fn read_pieces(&self, at: Extent) -> Result<Vec<Piece>> {
+        let buffer = self.0.buffers.take(at.len_usize());
+        let (buffer, holes) = self.read(at, buffer, 0..at.len_usize()).await;
+        let holes = holes?;
+        let bytes = buffer.freeze();
+        let mut pieces = Vec::with_capacity(2 * holes.len() + 1);
+        let mut rest = at;
+        for hole in holes {
+            let (data, after) = rest.split(hole.offset());
+            if !data.is_empty() {
+                pieces.push(Piece { at: data, data: Some(bytes.slice(at.range_of(&data))) });
+            }
+            pieces.push(Piece { at: hole, data: None });
+            rest = after.split(hole.end()).1;
+        }
+        if !rest.is_empty() {
+            pieces.push(Piece { at: rest, data: Some(bytes.slice(at.range_of(&rest))) });
+        }
+        Ok(pieces)
+    }
+
+    /// Reads what lies below the head, outside the gate.
+    pub(crate) async fn read_below(&self, view: &Arc<View<C>>, at: Extent) -> Result<Buffer> {
+        self.read_links(view, 1..view.chain.links().len(), at).await
+    }
+
+    /// Reads what these layers of the chain show together, outside the gate: they are frozen.
+    pub(crate) async fn read_links(
+        &self,
+        view: &Arc<View<C>>,
+        links: Range<usize>,
+        at: Extent,
+    ) -> Result<Buffer> {
+        let buffer = self.0.buffers.take(at.len_usize());
+        let reading = Reading::new(at, buffer, 0..at.len_usize());
+        let (buffer, result) = reading.finish(Ok(()), &view.chain, links).await;
+        result.map(|_| buffer)
+    }
+}
+
+fn try_read_chain<L: Layer>(
+    chain: &Chain<L>,
+    at: Extent,
+    buffer: &mut [u8],
+    holes: &mut Extents,
+) -> bool {
+    let mut pending: Extents = Extents::from_slice(&[at]);
+    let mut runs = Runs::new();
+    for link in chain.links() {
+        let mut next = Extents::new();
+        for extent in pending {
+            let (inside, past) = extent.split(link.limit);
+            if !past.is_empty() {
+                buffer[at.range_of(&past)].fill(0);
+                holes.push(past);
+            }
+            if inside.is_empty() {
+                continue;
+            }
+            let part = &mut buffer[at.range_of(&inside)];
+            if link.layer.try_read(inside, part, &mut runs) == TryRead::WouldWait {
+                return false;
+            }
+            sort_runs(&runs, &mut next, holes);
+        }
+        pending = next;
+        if pending.is_empty() {
+            break;
+        }
+    }
+    for extent in pending {
+        buffer[at.range_of(&extent)].fill(0);
+        holes.push(extent);
+    }
+    if holes.len() > 1 {
+        *holes = merged(std::mem::take(holes));
+    }
+    true
+}
+
+fn sort_runs(runs: &Runs, inherited: &mut Extents, zero: &mut Extents) {
+    for run in runs {
+        match run.state {
+            State::Data => {}
+            State::Zero => zero.push(run.extent),
+            State::Inherited => inherited.push(run.extent),
+        }
+    }
+}
+
+/// A read on its way down a chain.
+struct Reading {
+    at: Extent,
+    /// Where `at` lies in the buffer.
+    start: usize,
+    /// Taken while a layer fills it.
+    buffer: Option<Buffer>,
+    pending: Extents,
+    holes: Extents,
+}
+
+impl Reading {
+    fn new(at: Extent, buffer: Buffer, into: Range<usize>) -> Self {
+        assert_eq!(into.len(), at.len_usize(), "the buffer's range is as long as the extent");
+        Self { at, start: into.start, buffer: Some(buffer), pending: Extents::from_slice(&[at]), holes: Extents::new() }
+    }
+
+    fn range_of(&self, extent: &Extent) -> Range<usize> {
+        let range = self.at.range_of(extent);
+        self.start + range.start..self.start + range.end
+    }
+
+    fn zero(&mut self, extent: Extent) {
+        let range = self.range_of(&extent);
+        self.buffer.as_mut().expect("no layer has the buffer now")[range].fill(0);
+        self.holes.push(extent);
+    }
+
+    /// Lets these layers fill what is still pending.
+    async fn layers<L: Layer>(&mut self, chain: &Chain<L>, links: Range<usize>) -> Result<()> {
+        for link in &chain.links()[links] {
+            let mut next = Extents::new();
+            for extent in std::mem::take(&mut self.pending) {
+                let (inside, past) = extent.split(link.limit);
+                if !past.is_empty() {
+                    self.zero(past);
+                }
+                if inside.is_empty() {
+                    continue;
+                }
+                let buffer = self.buffer.take().expect("no other layer has the buffer");
+                let (buffer, runs) = link.layer.read(inside, buffer, self.range_of(&inside)).await;
+                self.buffer = Some(buffer);
+                sort_runs(&runs?, &mut next, &mut self.holes);
+            }
+            self.pending = next;
+            if self.pending.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with these layers if all is well so far, and ends the read.
+    async fn finish<L: Layer>(
+        mut self,
+        so_far: Result<()>,
+        chain: &Chain<L>,
+        links: Range<usize>,
+    ) -> (Buffer, Result<Extents>) {
+        let mut result = so_far;
+        if result.is_ok() && !self.pending.is_empty() {
+            result = self.layers(chain, links).await;
+        }
+        if result.is_ok() {
+            for extent in std::mem::take(&mut self.pending) {
+                self.zero(extent);
+            }
+        }
+        let buffer = self.buffer.expect("the last layer gave the buffer back");
+        (buffer, result.map(|()| merged(self.holes)))
+    }
+}

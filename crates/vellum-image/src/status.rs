@@ -1,0 +1,71 @@
+//! Which layer defines what: the picture that `vellum map` draws and that NBD's block status tells.
+
+use vellum_core::{Extent, State};
+use vellum_engine::{Catalog, Result};
+
+use crate::Image;
+
+/// How much is looked at in one step.
+const STEP: u64 = 4 << 30;
+
+/// An extent, and who says what of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapped {
+    /// Which bytes of the image.
+    pub at: Extent,
+    /// What they are.
+    pub kind: MappedKind,
+    /// Which layer says so: 1 for the image's top layer, 2 for the one below, and so on; 0 if none does.
+    pub depth: usize,
+}
+
+/// What an extent of an image is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MappedKind {
+    /// A layer holds data.
+    Data,
+    /// A layer says that it reads as zeros.
+    Zero,
+    /// No layer defines it: zeros.
+    Nothing,
+}
+
+impl<C: Catalog> Image<C> {
+    /// The map of an extent: what covers a beginning of it, in ascending order, neighbours that are alike merged. Stops after
+    /// about `entries_max` entries; ask again from where it ended.
+    pub async fn map(&self, at: Extent, entries_max: usize) -> Result<Vec<Mapped>> {
+        let at = self.check_range(at)?;
+        let view = self.view();
+        let mut map: Vec<Mapped> = Vec::new();
+        for step in at.chunks(STEP) {
+            let mut found = Vec::new();
+            view.chain
+                .walk(0..view.chain.links().len(), step, |at, state, link| {
+                    found.push(mapped(at, state, link));
+                })
+                .await?;
+            found.sort_unstable_by_key(|entry| entry.at.offset());
+            for entry in found {
+                let full = map.len() >= entries_max.max(1);
+                match map.last_mut() {
+                    Some(last) if (last.kind, last.depth) == (entry.kind, entry.depth) => {
+                        last.at = Extent::between(last.at.offset(), entry.at.end());
+                    }
+                    // The last entry may go on in the next step, so the limit is looked at only when another begins.
+                    _ if full => return Ok(map),
+                    _ => map.push(entry),
+                }
+            }
+        }
+        Ok(map)
+    }
+}
+
+fn mapped(at: Extent, state: State, link: Option<usize>) -> Mapped {
+    let (kind, depth) = match (state, link) {
+        (State::Data, Some(link)) => (MappedKind::Data, link + 1),
+        (State::Zero, Some(link)) => (MappedKind::Zero, link + 1),
+        _ => (MappedKind::Nothing, 0),
+    };
+    Mapped { at, kind, depth }
+}

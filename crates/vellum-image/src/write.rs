@@ -1,0 +1,128 @@
+//! Writing: guarded, and with a copy-up where a unit that is written in part is still inherited.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use vellum_core::Extent;
+use vellum_engine::{
+    Catalog, Durability, Error, ErrorKind, Fill, Guard, Guarded, Head, Missing, Result, Write,
+};
+
+use crate::Image;
+use crate::image::View;
+
+/// How to write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WriteOptions {
+    /// Whether the write survives power loss when it is acknowledged (forced unit access). Else it does after the next
+    /// [`Image::sync`].
+    pub durable: bool,
+}
+
+impl WriteOptions {
+    pub(crate) fn durability(self) -> Durability {
+        if self.durable { Durability::Durable } else { Durability::AtSync }
+    }
+}
+
+impl<C: Catalog> Image<C> {
+    /// Writes. When it returns, every later read sees the bytes, and they survive the death of the process. A write that fails
+    /// may have happened in part, each 512-byte sector old or new. Errors: `Invalid` beyond the end, `ReadOnly`, `NoSpace`,
+    /// `Poisoned` after a failed sync, `OwnershipLost`.
+    pub async fn write(&self, offset: u64, data: Bytes, options: WriteOptions) -> Result<()> {
+        let at = Extent::checked(offset, data.len() as u64).ok_or_else(overflow)?;
+        self.check_range(at)?;
+        if at.is_empty() {
+            return self.view().writer().map(|_| ());
+        }
+        let view = self.view();
+        for piece in self.pieces(&view, at) {
+            let write = Write {
+                offset: piece.offset(),
+                data: data.slice(at.range_of(&piece)),
+                guard: Guard::Edges,
+                durability: options.durability(),
+            };
+            self.write_piece(write).await?;
+        }
+        Ok(())
+    }
+
+    /// One guarded write, again until it is done: the guard fails only when a unit must be filled first, and a writer that
+    /// lost a race against an operation or another copy-up starts over.
+    async fn write_piece(&self, write: Write) -> Result<()> {
+        loop {
+            let (view, missing) = match self.guarded(&write).await? {
+                (_, Guarded::Done) => return Ok(()),
+                (view, Guarded::Missing(missing)) => (view, missing),
+                (view, Guarded::Sealed) => {
+                    self.expect_successor(&view)?;
+                    continue;
+                }
+            };
+            if self.fill_and_write(&view, &write, &missing).await? == Step::Done {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn guarded(&self, write: &Write) -> Result<(Arc<View<C>>, Guarded)> {
+        let piece = write.extent();
+        loop {
+            let pass = self.0.gate.enter().await;
+            let view = self.view();
+            let head = view.writer()?;
+            if head.must_fill_first(piece) {
+                drop(pass);
+                self.fill_objects(&view, piece).await?;
+                continue;
+            }
+            let guard = if view.copies_objects() && piece.offset() < view.chain.parent_limit() {
+                Guard::All
+            } else {
+                Guard::Edges
+            };
+            let guarded = head.write(Write { guard, ..write.clone() }).await?;
+            return Ok((view, guarded));
+        }
+    }
+
+    /// Reads what is missing from below, outside the gate; then, if the image is still what it was, fills and writes in one
+    /// step.
+    async fn fill_and_write(
+        &self,
+        view: &Arc<View<C>>,
+        write: &Write,
+        missing: &Missing,
+    ) -> Result<Step> {
+        let (parts, _budget) = self.parts_for_write(view, write.extent(), missing).await?;
+        let _pass = self.0.gate.enter().await;
+        if self.view().epoch != view.epoch {
+            return Ok(Step::Again);
+        }
+        let fill = Fill { parts, then: Some(write.clone()) };
+        match view.writer()?.fill(fill).await? {
+            Guarded::Done => Ok(Step::Done),
+            Guarded::Missing(_) => Ok(Step::Again),
+            Guarded::Sealed => self.expect_successor(view).map(|()| Step::Again),
+        }
+    }
+
+    /// After `Sealed`: fine if an operation has put another head there, an error if the image was closed.
+    pub(crate) fn expect_successor(&self, view: &View<C>) -> Result<()> {
+        if self.view().epoch != view.epoch {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::OwnershipLost, format!("image {} was closed", view.record.name)))
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Step {
+    Done,
+    Again,
+}
+
+fn overflow() -> Error {
+    Error::new(ErrorKind::Invalid, "the end of the extent overflows")
+}

@@ -1,0 +1,314 @@
+//! Write zeroes and discard.
+//!
+//! Writing zeroes must make every byte read as zero, and hides what lies below. A discard is a hint: what it covers only in
+//! part is left alone, and nothing is ever copied up for it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use vellum_core::{Extent, State};
+use vellum_engine::{
+    Catalog, Durability, Error, ErrorKind, Guarded, Head, Layer, Result, RunToEnd, SetTo,
+};
+
+use crate::Image;
+use crate::chain::{Extents, end_of, load, merged};
+use crate::copy_up::{subtract, whole_units};
+use crate::image::View;
+use crate::write::WriteOptions;
+
+/// How much of an image is looked at in one step, so that a request for a petabyte neither collects without bound nor stands
+/// in the way of an operation.
+const STEP: u64 = 4 << 30;
+/// How many bytes of zeros or of a parent's content are written in one step.
+const WRITE_STEP: u64 = 1 << 20;
+static ZEROS: [u8; WRITE_STEP as usize] = [0; WRITE_STEP as usize];
+
+/// How to write zeroes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ZeroOptions {
+    /// Whether the space must be allocated, so that a later write there cannot fail for lack of it.
+    pub no_hole: bool,
+    /// Whether to refuse (`Unsupported`) rather than be slow: where units would have to be copied up or written out.
+    pub fast: bool,
+    /// Whether the zeros survive power loss when they are acknowledged.
+    pub durable: bool,
+}
+
+/// What a discarded unit reads as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DiscardPolicy {
+    /// Zeros.
+    #[default]
+    Zero,
+    /// What the parent image holds; zeros without a parent.
+    Inherit,
+}
+
+impl<C: Catalog> Image<C> {
+    /// Makes an extent read as zeros. Space is freed unless `no_hole`. Durability and errors are those of
+    /// [`write`](Self::write).
+    pub async fn write_zeroes(&self, at: Extent, options: ZeroOptions) -> Result<()> {
+        let at = self.check_range(at)?;
+        if options.no_hole && options.fast {
+            return Err(slow("zeros that must be allocated are written out"));
+        }
+        if options.no_hole {
+            self.write_zero_bytes(at).await?;
+        } else {
+            let view = self.view();
+            view.writer()?;
+            for piece in self.zero_pieces(&view, at) {
+                self.zero_piece(piece, at, options.fast).await?;
+            }
+        }
+        if options.durable { self.sync().await } else { Ok(()) }
+    }
+
+    /// Tells that the content of an extent is not needed. Whole units read as the policy says afterwards; units (in `copy-up`
+    /// mode, inherited objects) that are covered in part are left alone. With [`DiscardPolicy::Inherit`]:
+    /// `Unsupported` where the engine cannot, `Busy` while the image is being flattened.
+    pub async fn discard(&self, at: Extent, policy: DiscardPolicy, durable: bool) -> Result<()> {
+        let at = self.check_range(at)?;
+        self.view().writer()?;
+        match policy {
+            DiscardPolicy::Zero => self.discard_to_zero(at).await?,
+            DiscardPolicy::Inherit => self.discard_to_parent(at).await?,
+        }
+        if durable { self.sync().await } else { Ok(()) }
+    }
+
+    async fn write_zero_bytes(&self, at: Extent) -> Result<()> {
+        for piece in at.chunks(WRITE_STEP) {
+            let zeros = Bytes::from_static(&ZEROS[..piece.len_usize()]);
+            self.write(piece.offset(), zeros, WriteOptions::default()).await?;
+        }
+        Ok(())
+    }
+
+    /// Pieces that one rule applies to: objects in `copy-up` mode, else large steps.
+    fn zero_pieces(&self, view: &View<C>, at: Extent) -> Box<dyn Iterator<Item = Extent> + Send> {
+        if view.copies_objects() {
+            let limit = view.chain.parent_limit();
+            let geometry = view.record.geometry;
+            let (low, high) = at.split(limit.next_multiple_of(geometry.object_size() * geometry.stripe_count()));
+            return Box::new(
+                geometry.objects(low).map(|object| object.image).chain(high.chunks(STEP)),
+            );
+        }
+        Box::new(at.chunks(STEP))
+    }
+
+    /// Whether the request covers all of the object that `piece` lies in.
+    fn covers_object(view: &View<C>, piece: Extent, request: Extent) -> bool {
+        let geometry = view.record.geometry;
+        geometry.objects(piece).all(|object| {
+            geometry
+                .object_image_extents(object.object, view.size())
+                .all(|extent| request.contains(&extent))
+        })
+    }
+
+    async fn zero_piece(&self, piece: Extent, request: Extent, fast: bool) -> Result<()> {
+        let view = self.view();
+        if view.copies_objects() && !Self::covers_object(&view, piece, request) {
+            let inherited = self.parent_data_under(&view, piece).await?;
+            if !inherited.is_empty() {
+                if fast {
+                    return Err(slow("a part of an inherited object would have to be copied up"));
+                }
+                self.fill_objects(&view, piece).await?;
+            }
+        }
+        let whole = whole_units(piece, view.size(), view.block());
+        for edge in subtract(piece, whole) {
+            self.zero_edge(&view, edge, fast).await?;
+        }
+        self.zero_units(whole).await
+    }
+
+    /// Zeroes a part of a unit, unless the unit reads as zeros anyway.
+    async fn zero_edge(&self, view: &Arc<View<C>>, edge: Extent, fast: bool) -> Result<()> {
+        let all = 0..view.chain.links().len();
+        let data = view.chain.data_in(all, edge).await?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        if fast && !view.chain.undefined_in(0..1, edge).await?.is_empty() {
+            return Err(slow("a part of an inherited unit would have to be copied up"));
+        }
+        self.write_zero_bytes(edge).await
+    }
+
+    /// Sets whole units to zero: those that hold data, and those that something below would show through.
+    async fn zero_units(&self, whole: Extent) -> Result<()> {
+        for step in whole.chunks(STEP) {
+            self.set_where(step, SetTo::Zero, async |view, step| {
+                let mut wanted = Extents::new();
+                for (extent, state) in head_runs(view, step).await? {
+                    match state {
+                        State::Data => wanted.push(extent),
+                        State::Zero => {}
+                        State::Inherited => {
+                            let below = 1..view.chain.links().len();
+                            let data = view.chain.data_in(below, extent).await?;
+                            let units = |piece: &Extent| piece.align_out(view.block()).clip(view.size());
+                            wanted.extend(data.iter().map(units));
+                        }
+                    }
+                }
+                Ok(wanted)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Sets the units that `which` picks, by what the view says, while the image still has that view.
+    async fn set_where(
+        &self,
+        step: Extent,
+        to: SetTo,
+        which: impl AsyncFn(&View<C>, Extent) -> Result<Extents>,
+    ) -> Result<()> {
+        'again: loop {
+            let view = self.view();
+            for extent in merged(which(&view, step).await?) {
+                let _pass = self.0.gate.enter().await;
+                if self.view().epoch != view.epoch {
+                    continue 'again;
+                }
+                match view.writer()?.set(extent, to, Durability::AtSync).await? {
+                    Guarded::Done | Guarded::Missing(_) => {}
+                    Guarded::Sealed => {
+                        self.expect_successor(&view)?;
+                        continue 'again;
+                    }
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    async fn discard_to_zero(&self, at: Extent) -> Result<()> {
+        let view = self.view();
+        for piece in self.zero_pieces(&view, at) {
+            let view = self.view();
+            let whole = whole_units(piece, view.size(), view.block());
+            let spared = if view.copies_objects() && !Self::covers_object(&view, piece, at) {
+                self.parent_data_under(&view, piece).await?
+            } else {
+                Extents::new()
+            };
+            let mut rest = whole;
+            for inherited in spared {
+                self.zero_units(rest.clip(inherited.offset())).await?;
+                rest = rest.split(inherited.end()).1;
+            }
+            self.zero_units(rest).await?;
+        }
+        Ok(())
+    }
+
+    /// The units under `piece` through which the parent image's data shows.
+    async fn parent_data_under(&self, view: &View<C>, piece: Extent) -> Result<Extents> {
+        let own = view.chain.own();
+        let mut units = Extents::new();
+        for through in view.chain.undefined_in(0..own, piece).await? {
+            for data in view.chain.data_in(own..view.chain.links().len(), through).await? {
+                units.push(data.align_out(view.block()).clip(view.size()));
+            }
+        }
+        Ok(merged(units))
+    }
+
+    async fn discard_to_parent(&self, at: Extent) -> Result<()> {
+        let capabilities = self.0.catalog.capabilities();
+        if !capabilities.inherit {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("the {} engine cannot let the parent show through again", capabilities.engine),
+            ));
+        }
+        let _not_flattening = self.0.re_inherit.try_read().map_err(|_| {
+            Error::new(ErrorKind::Busy, "the image is being flattened; stop that, or discard to zero")
+        })?;
+        let view = self.view();
+        for piece in self.zero_pieces(&view, at) {
+            let view = self.view();
+            if view.copies_objects() && !Self::covers_object(&view, piece, at) {
+                continue;
+            }
+            let whole = whole_units(piece, view.size(), view.block());
+            for step in whole.chunks(STEP) {
+                self.inherit_units(step).await?;
+            }
+        }
+        self.reclaim().await
+    }
+
+    /// Lets the parent image show through whole units. Where an older revision of the image itself defines a unit, falling
+    /// through would show that one: there the parent's content is copied.
+    async fn inherit_units(&self, step: Extent) -> Result<()> {
+        let view = self.view();
+        let own = view.chain.own();
+        let free = view.chain.undefined_in(1..own, step).await?;
+        let mut covered = step;
+        for extent in &free {
+            self.copy_from_parent(&view, covered.clip(extent.offset())).await?;
+            covered = covered.split(extent.end()).1;
+            self.set_where(*extent, SetTo::Inherit, async |view, step| {
+                let runs = head_runs(view, step).await?;
+                Ok(runs.into_iter().filter(|(_, state)| state.is_defined()).map(|(at, _)| at).collect())
+            })
+            .await?;
+        }
+        self.copy_from_parent(&view, covered).await
+    }
+
+    async fn copy_from_parent(&self, view: &Arc<View<C>>, at: Extent) -> Result<()> {
+        let parent = view.chain.own()..view.chain.links().len();
+        for piece in at.chunks(WRITE_STEP) {
+            if view.chain.data_in(parent.clone(), piece).await?.is_empty() {
+                self.zero_units(piece).await?;
+            } else {
+                let content = self.read_links(view, parent.clone(), piece).await?.freeze();
+                self.write(piece.offset(), content, WriteOptions::default()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees the space of units that are inherited again, with the gate closed: no read is on its way to it then.
+    async fn reclaim(&self) -> Result<()> {
+        let alone = self.0.operations.clone().lock_owned().await;
+        let Some(head) = self.view().head.clone().filter(Head::wants_reclaim) else { return Ok(()) };
+        head.sync().await?;
+        let gate = self.0.gate.clone();
+        RunToEnd::new(async move {
+            let _closed = gate.close().await;
+            let freed = head.reclaim().await;
+            drop(alone);
+            freed.map(|_| ())
+        })
+        .await
+    }
+}
+
+/// What the head itself says of an extent.
+async fn head_runs<C: Catalog>(view: &View<C>, at: Extent) -> Result<Vec<(Extent, State)>> {
+    let mut found = Vec::new();
+    let mut runs = vellum_core::Runs::new();
+    let mut rest = at;
+    while !rest.is_empty() {
+        load(view.chain.top(), rest, &mut runs).await?;
+        found.extend(runs.iter().map(|run| (run.extent, run.state)));
+        rest = rest.split(end_of(&runs, rest)?).1;
+    }
+    debug_assert!(view.chain.top().size() >= at.end());
+    Ok(found)
+}
+
+fn slow(why: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("cannot be done fast: {why}"))
+}
