@@ -71,7 +71,7 @@ pub trait Head: Clone + Send + Sync + std::fmt::Debug + 'static {
 }
 
 /// A change of an image, ready.
-pub trait Prepared: Send {
+pub trait Prepared: Send + 'static {
     /// The writer it belongs to.
     type Head;
 
