@@ -1,3 +1,77 @@
-//! Workloads and peers that measure Vellum.
+//! `vellum-bench`: the workloads that measure Vellum, against the peers a user would pick instead, in the same run.
+//!
+//! Every figure is a ratio of medians taken side by side, since machines differ and drift; absolute figures are printed only to
+//! be able to doubt the ratios. The client is fio with its NBD engine, for everybody over a Unix socket, with fixed
+//! seeds. Peers are `qemu-nbd` on qcow2 (64 KiB clusters, and sub-clusters: `extended_l2=on,cluster_size=128k`) and
+//! `nbdkit file`. This crate measures processes from outside; it links nothing of Vellum.
 
-fn main() {}
+mod fio;
+mod report;
+mod server;
+mod target;
+mod workload;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use crate::report::Report;
+use crate::target::Bench;
+
+/// Measure Vellum and its peers in one run.
+#[derive(Parser, Debug)]
+struct Arguments {
+    /// The `vellum` to measure, built with --release
+    #[arg(long, default_value = "target/release/vellum")]
+    vellum: PathBuf,
+    /// A directory for images, on the file system to measure (some 20 GiB for the default size)
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Size of the fully written parent, in MiB
+    #[arg(long, default_value_t = 4096)]
+    size_mib: u64,
+    /// How often each cell is measured; the median counts
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Only the workloads whose name contains this
+    #[arg(long)]
+    workload: Option<String>,
+    /// Only the targets whose name contains this
+    #[arg(long)]
+    target: Option<String>,
+    /// Write all samples as JSON to this file
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let vellum = arguments
+        .vellum
+        .canonicalize()
+        .with_context(|| format!("{} is missing; cargo build --release -p vellum-cli", arguments.vellum.display()))?;
+    let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let dir = tempfile::Builder::new().prefix("vellum-bench-").tempdir_in(parent)?;
+    let bench = Bench::prepare(dir.path(), &vellum, arguments.size_mib << 20)?;
+    let mut report = Report::default();
+    let wanted = |name: &str, filter: &Option<String>| filter.as_deref().is_none_or(|part| name.contains(part));
+    for workload in workload::ALL.iter().filter(|workload| wanted(workload.name, &arguments.workload)) {
+        // Rounds outside, targets inside: what drifts, drifts for all of them.
+        for round in 0..arguments.rounds {
+            for target in target::ALL.iter().filter(|target| wanted(target.name(), &arguments.target)) {
+                let sample = bench
+                    .measure(*target, workload, round)
+                    .with_context(|| format!("{} on {}", workload.name, target.name()))?;
+                eprintln!("{:<18} {:<28} {:>9.0} requests/s", workload.name, target.name(), sample.iops);
+                report.add(workload.name, target.name(), sample);
+            }
+        }
+    }
+    print!("{}", report.to_markdown());
+    if let Some(path) = arguments.json {
+        std::fs::write(&path, serde_json::to_string_pretty(&report)?)
+            .with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}

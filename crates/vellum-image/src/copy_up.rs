@@ -74,7 +74,7 @@ impl<C: Catalog> Image<C> {
 
     /// The units of the objects under `piece` that none of the image's own layers from `first` on defines, as far as the
     /// parent image can be seen.
-    pub(crate) async fn parent_units_of_objects(
+    async fn parent_units_of_objects(
         &self,
         view: &View<C>,
         piece: Extent,
@@ -95,10 +95,10 @@ impl<C: Catalog> Image<C> {
     }
 
     /// What these units read as through the layers below the head, as parts to fill.
-    pub(crate) async fn content_of(&self, view: &Arc<View<C>>, units: &[Extent]) -> Result<Vec<Part>> {
+    async fn content_of(&self, view: &View<C>, units: &[Extent]) -> Result<Vec<Part>> {
         let mut parts = Vec::with_capacity(units.len());
         for unit in units {
-            let content = self.read_below(view, *unit).await?.freeze();
+            let content = self.read_below(&view.chain, *unit).await?.freeze();
             split_zeros(*unit, content, view.block(), &mut parts);
         }
         Ok(parts)

@@ -4,7 +4,7 @@
 //! them. The link is cut on the word of that layer's units alone: a last pass finds none through which the parent's data
 //! shows. It may be stopped or die at any point; what was copied stays, and the next flatten goes on from there.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
@@ -60,7 +60,7 @@ impl<C: Catalog> Image<C> {
             filler: tokio::sync::OnceCell::new(),
             options,
             started: Instant::now(),
-            copied: std::sync::atomic::AtomicU64::new(0),
+            copied: AtomicU64::new(0),
         };
         job.set_total(copier.chain.parent_limit());
         // The second pass finds nothing to copy unless a write that was under way during the first one failed.
@@ -102,7 +102,7 @@ struct Copier<'a, C: Catalog> {
     filler: tokio::sync::OnceCell<C::Head>,
     options: FlattenOptions,
     started: Instant,
-    copied: std::sync::atomic::AtomicU64,
+    copied: AtomicU64,
 }
 
 impl<C: Catalog> Copier<'_, C> {
@@ -137,13 +137,7 @@ impl<C: Catalog> Copier<'_, C> {
         self.throttle(piece.length()).await;
         let layer = self.chain.top();
         let units = piece.align_out(layer.unit()).clip(layer.size());
-        let view = Arc::new(View::<C> {
-            epoch: 0,
-            record: self.image.record(),
-            head: None,
-            chain: self.chain.clone(),
-        });
-        let content = self.image.read_below(&view, units).await?.freeze();
+        let content = self.image.read_below(&self.chain, units).await?.freeze();
         let mut parts = Vec::new();
         split_zeros(units, content, layer.unit(), &mut parts);
         self.fill(parts).await?;
@@ -154,15 +148,13 @@ impl<C: Catalog> Copier<'_, C> {
     async fn fill(&self, parts: Vec<Part>) -> Result<()> {
         loop {
             let fill = Fill { parts: parts.clone(), then: None };
-            let guarded = {
-                let _pass = self.image.0.gate.enter().await;
-                let view = self.image.view();
-                if view.record.head == self.bottom {
-                    view.writer()?.fill(fill).await?
-                } else {
-                    drop(_pass);
-                    self.filler().await?.fill(fill).await?
-                }
+            let pass = self.image.0.gate.enter().await;
+            let view = self.image.view();
+            let guarded = if view.record.head == self.bottom {
+                view.writer()?.fill(fill).await?
+            } else {
+                drop(pass);
+                self.filler().await?.fill(fill).await?
             };
             match guarded {
                 Guarded::Done => return Ok(()),
@@ -192,7 +184,7 @@ impl<C: Catalog> Copier<'_, C> {
 
     /// Waits until copying `length` bytes more keeps within the limit.
     async fn throttle(&self, length: u64) {
-        let copied = self.copied.fetch_add(length, std::sync::atomic::Ordering::Relaxed);
+        let copied = self.copied.fetch_add(length, Ordering::Relaxed);
         if let Some(limit) = self.options.bytes_per_second.filter(|limit| *limit > 0) {
             let due = Duration::from_secs_f64(copied as f64 / limit as f64);
             tokio::time::sleep(due.saturating_sub(self.started.elapsed())).await;

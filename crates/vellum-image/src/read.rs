@@ -1,7 +1,6 @@
 //! Reading: what a layer does not define is read from the layer below, and zeros below the last.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use vellum_core::{Buffer, Extent, Runs, State};
@@ -9,7 +8,6 @@ use vellum_engine::{Catalog, Layer, Result, TryRead};
 
 use crate::Image;
 use crate::chain::{Chain, Extents, merged};
-use crate::image::View;
 
 /// A piece of what was read.
 #[derive(Clone, Debug)]
@@ -74,21 +72,21 @@ impl<C: Catalog> Image<C> {
         Ok(pieces)
     }
 
-    /// Reads what lies below the head, outside the gate.
-    pub(crate) async fn read_below(&self, view: &Arc<View<C>>, at: Extent) -> Result<Buffer> {
-        self.read_links(view, 1..view.chain.links().len(), at).await
+    /// Reads what lies below the top of a chain, outside the gate.
+    pub(crate) async fn read_below(&self, chain: &Chain<C::Layer>, at: Extent) -> Result<Buffer> {
+        self.read_links(chain, 1..chain.links().len(), at).await
     }
 
     /// Reads what these layers of the chain show together, outside the gate: they are frozen.
     pub(crate) async fn read_links(
         &self,
-        view: &Arc<View<C>>,
+        chain: &Chain<C::Layer>,
         links: Range<usize>,
         at: Extent,
     ) -> Result<Buffer> {
         let buffer = self.0.buffers.take(at.len_usize());
         let reading = Reading::new(at, buffer, 0..at.len_usize());
-        let (buffer, result) = reading.finish(Ok(()), &view.chain, links).await;
+        let (buffer, result) = reading.finish(Ok(()), chain, links).await;
         result.map(|_| buffer)
     }
 }

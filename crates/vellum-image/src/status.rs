@@ -38,6 +38,7 @@ impl<C: Catalog> Image<C> {
         let view = self.view();
         let mut map: Vec<Mapped> = Vec::new();
         for step in at.chunks(STEP) {
+            tokio::task::yield_now().await; // a petabyte is many steps, and each may find all it needs in memory
             let mut found = Vec::new();
             view.chain
                 .walk(0..view.chain.links().len(), step, |at, state, link| {

@@ -86,17 +86,20 @@ impl<C: Catalog> Image<C> {
         Ok(())
     }
 
-    /// Pieces that one rule applies to: objects in `copy-up` mode, else large steps.
-    fn zero_pieces(&self, view: &View<C>, at: Extent) -> Box<dyn Iterator<Item = Extent> + Send> {
-        if view.copies_objects() {
-            let limit = view.chain.parent_limit();
-            let geometry = view.record.geometry;
-            let (low, high) = at.split(limit.next_multiple_of(geometry.object_size() * geometry.stripe_count()));
-            return Box::new(
-                geometry.objects(low).map(|object| object.image).chain(high.chunks(STEP)),
-            );
-        }
-        Box::new(at.chunks(STEP))
+    /// Pieces that one rule applies to: large steps, but in `copy-up` mode, where an object may be covered in part, the
+    /// pieces of the objects at both ends. Whole object sets in between need no look at each object.
+    fn zero_pieces(&self, view: &View<C>, at: Extent) -> impl Iterator<Item = Extent> + Send + use<C> {
+        let geometry = view.record.geometry;
+        let sets = if view.copies_objects() {
+            let set = geometry.object_size() * geometry.stripe_count();
+            let start = at.offset().next_multiple_of(set).min(at.end());
+            Extent::between(start, (at.end() / set * set).max(start))
+        } else {
+            at
+        };
+        let objects = move |edge: Extent| geometry.objects(edge).map(|object| object.image);
+        let (first, rest) = at.split(sets.offset());
+        objects(first).chain(sets.chunks(STEP)).chain(objects(rest.split(sets.end()).1))
     }
 
     /// Whether the request covers all of the object that `piece` lies in.
@@ -143,6 +146,7 @@ impl<C: Catalog> Image<C> {
     /// Sets whole units to zero: those that hold data, and those that something below would show through.
     async fn zero_units(&self, whole: Extent) -> Result<()> {
         for step in whole.chunks(STEP) {
+            tokio::task::yield_now().await;
             self.set_where(step, SetTo::Zero, async |view, step| {
                 let mut wanted = Extents::new();
                 for (extent, state) in head_runs(view, step).await? {
@@ -272,7 +276,7 @@ impl<C: Catalog> Image<C> {
             if view.chain.data_in(parent.clone(), piece).await?.is_empty() {
                 self.zero_units(piece).await?;
             } else {
-                let content = self.read_links(view, parent.clone(), piece).await?.freeze();
+                let content = self.read_links(&view.chain, parent.clone(), piece).await?.freeze();
                 self.write(piece.offset(), content, WriteOptions::default()).await?;
             }
         }
