@@ -123,7 +123,7 @@ impl<C: Catalog> Copier<'_, C> {
     }
 
     async fn copy(&self, pieces: &[Extent], job: &Job) -> Result<u64> {
-        let mut copies = stream::iter(pieces.iter().map(|piece| self.copy_piece(*piece)))
+        let mut copies = stream::iter(pieces.to_vec()).map(|piece| self.copy_piece(piece))
             .buffer_unordered(self.options.copies.max(1));
         let mut copied = 0;
         while let Some(done) = copies.next().await {

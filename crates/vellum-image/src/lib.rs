@@ -42,3 +42,30 @@ pub use read::Piece;
 pub use status::{Mapped, MappedKind};
 pub use write::WriteOptions;
 pub use zero::{DiscardPolicy, ZeroOptions};
+
+/// Servers spawn these as tasks, so the futures must be `Send` for every engine.
+#[cfg(test)]
+mod send {
+    use vellum_core::{Buffer, Extent, SnapshotName};
+    use vellum_engine::Catalog;
+
+    use crate::{DiscardPolicy, FlattenOptions, Image, Job, WriteOptions, ZeroOptions};
+
+    fn is_send(_: impl Send) {}
+
+    #[expect(dead_code, reason = "that it compiles is the test")]
+    fn the_futures_of_every_verb_are_send<C: Catalog>(image: &Image<C>, name: SnapshotName, job: &Job) {
+        let at = Extent::new(0, 1);
+        is_send(image.read(at, Buffer::from_vec(Vec::new()), 0..0));
+        is_send(image.read_pieces(at));
+        is_send(image.write(0, bytes::Bytes::new(), WriteOptions::default()));
+        is_send(image.write_zeroes(at, ZeroOptions::default()));
+        is_send(image.discard(at, DiscardPolicy::Inherit, false));
+        is_send(image.sync());
+        is_send(image.snapshot(name.clone(), false));
+        is_send(image.remove_snapshot(&name));
+        is_send(image.flatten(FlattenOptions::default(), job));
+        is_send(image.map(at, 1));
+        is_send(image.clone().close());
+    }
+}
