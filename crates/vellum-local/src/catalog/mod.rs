@@ -1,0 +1,25 @@
+//! The catalog on disk: images, layers, snapshots and children of a pool, in one SQLite database.
+//!
+//! [`Database`] owns the connections and the threads they live on; the other modules are statements and the rules they
+//! keep, each a function of an open transaction. Nothing here opens a layer, takes a lock or touches a file of data.
+//!
+//! In reading order: [`schema`] (what is on disk), [`connection`] (how it is opened), [`worker`] (threads, transactions,
+//! two-phase commit), [`failure`] (what an error of SQLite means), [`record`] (rows to records), [`images`],
+//! [`snapshots`], [`children`], [`layers`], [`registry`] (the pool's own row).
+
+pub(crate) mod children;
+pub(crate) mod connection;
+pub(crate) mod failure;
+pub(crate) mod images;
+pub(crate) mod layers;
+pub(crate) mod record;
+pub(crate) mod registry;
+pub(crate) mod schema;
+pub(crate) mod snapshots;
+pub(crate) mod worker;
+
+pub(crate) use failure::{Failure, Outcome};
+pub(crate) use worker::{Database, Undecided};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,238 @@
+//! [`Database`]: the connections, each on a thread of its own, and what runs on them.
+//!
+//! SQLite blocks: on its files, and on other processes. So no runtime thread ever calls it; closures are sent to a thread
+//! that writes or to one that reads, and the answers come back. A closure is one transaction, and once sent it runs
+//! whether or not somebody still waits for the answer.
+//!
+//! ```text
+//!   write:    BEGIN IMMEDIATE -> closure -> COMMIT
+//!   prepare:  BEGIN IMMEDIATE -> closure -> the caller decides, in time -> closure -> COMMIT
+//!                                                      \ dropped, or too late -> ROLLBACK
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc as decision;
+use std::time::Duration;
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot};
+use vellum_engine::{Error, ErrorKind, Result};
+
+use super::connection::{self, Purpose};
+use super::failure::certainly_undone;
+use super::{Failure, Outcome};
+
+/// How many closures may wait for a thread; more callers wait for room.
+const QUEUE_MAX: usize = 64;
+
+/// How long a prepared change may keep the catalog from everybody else.
+const DECISION_WAIT: Duration = Duration::from_secs(30);
+
+type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// The open catalog. Clones share its connections, which close when the last clone is gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Database {
+    /// None where nothing may be written.
+    writer: Option<mpsc::Sender<Job>>,
+    reader: mpsc::Sender<Job>,
+}
+
+impl Database {
+    /// Opens a catalog for reading and writing. `first` runs on the connection that writes before anything else does.
+    pub(crate) async fn open<T: Send + 'static>(
+        path: &Path,
+        first: impl FnOnce(&mut Connection) -> Outcome<T> + Send + 'static,
+    ) -> Result<(Self, T)> {
+        let (writer, value) = spawn(path.to_owned(), Purpose::Write, first).await?;
+        let (reader, ()) = spawn(path.to_owned(), Purpose::Read, |_| Ok(())).await?;
+        Ok((Self { writer: Some(writer), reader }, value))
+    }
+
+    /// Opens a catalog for looking only.
+    pub(crate) async fn open_read_only<T: Send + 'static>(
+        path: &Path,
+        first: impl FnOnce(&mut Connection) -> Outcome<T> + Send + 'static,
+    ) -> Result<(Self, T)> {
+        let (reader, value) = spawn(path.to_owned(), Purpose::ReadOnly, first).await?;
+        Ok((Self { writer: None, reader }, value))
+    }
+
+    /// Runs a closure that looks only, on one consistent state.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        look: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
+    ) -> Result<T> {
+        let (send, answer) = oneshot::channel();
+        let job: Job = Box::new(move |db| {
+            let result = (|| {
+                let transaction = db.transaction()?;
+                look(&transaction)
+            })();
+            let _ = send.send(result.map_err(|failure| failure.into_error(doing)));
+        });
+        run(&self.reader, job, answer).await
+    }
+
+    /// Runs a closure as one durable transaction. If it fails, nothing is changed; if the commit itself fails, the error
+    /// says whether something may have been.
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        change: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
+    ) -> Result<T> {
+        let (send, answer) = oneshot::channel();
+        let job: Job = Box::new(move |db| {
+            let result = begin(db, doing).and_then(|transaction| {
+                let value = change(&transaction).map_err(|failure| failure.into_error(doing))?;
+                commit(transaction, doing)?;
+                Ok(value)
+            });
+            let _ = send.send(result);
+        });
+        run(self.writer()?, job, answer).await
+    }
+
+    /// Begins a transaction, runs a closure in it, and leaves the rest to the caller. Until that is decided, nobody else
+    /// changes this pool's catalog.
+    pub(crate) async fn prepare<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        check: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
+    ) -> Result<(T, Undecided)> {
+        let (send, answer) = oneshot::channel();
+        let (decide, decided) = decision::channel::<Decision>();
+        let job: Job = Box::new(move |db| {
+            let result = begin(db, doing).and_then(|transaction| {
+                let value = check(&transaction).map_err(|failure| failure.into_error(doing))?;
+                Ok((transaction, value))
+            });
+            match result {
+                Err(error) => drop(send.send(Err(error))),
+                Ok((transaction, value)) => {
+                    if send.send(Ok(value)).is_ok()
+                        && let Ok(decision) = decided.recv_timeout(DECISION_WAIT)
+                    {
+                        decision(transaction);
+                    }
+                }
+            }
+        });
+        let value = run(self.writer()?, job, answer).await?;
+        Ok((value, Undecided { decide, doing }))
+    }
+
+    /// Makes certain that a commit which failed without saying how can no longer come true: what is written now takes its
+    /// place in the log.
+    pub(crate) async fn settle(&self) -> Result<()> {
+        self.write("settle what a failed commit left", |db| {
+            db.execute("UPDATE pool SET settled = settled + 1", [])?;
+            Ok(())
+        })
+        .await
+    }
+
+    fn writer(&self) -> Result<&mpsc::Sender<Job>> {
+        self.writer
+            .as_ref()
+            .ok_or_else(|| Error::new(ErrorKind::ReadOnly, "the pool was opened for reading only"))
+    }
+}
+
+/// Ends an open transaction.
+type Decision = Box<dyn FnOnce(Transaction<'_>) + Send>;
+
+/// An open transaction that waits for its caller's decision. Dropped, it is rolled back.
+#[derive(Debug)]
+pub(crate) struct Undecided {
+    decide: decision::Sender<Decision>,
+    doing: &'static str,
+}
+
+impl Undecided {
+    /// Runs the rest of the change and commits. `Busy`, and nothing changed, if it took too long to come here.
+    pub(crate) async fn commit<T: Send + 'static>(
+        self,
+        change: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
+    ) -> Result<T> {
+        let doing = self.doing;
+        let (send, answer) = oneshot::channel();
+        let decision: Decision = Box::new(move |transaction| {
+            let result = change(&transaction)
+                .map_err(|failure| failure.into_error(doing))
+                .and_then(|value| commit(transaction, doing).map(|()| value));
+            let _ = send.send(result);
+        });
+        // A thread that gave up drops the decision unheard, be it before or after it was sent.
+        let _ = self.decide.send(decision);
+        answer.await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "{doing}: prepared more than {} s ago and undone since; try again",
+                    DECISION_WAIT.as_secs()
+                ),
+            ))
+        })
+    }
+}
+
+fn begin<'a>(db: &'a mut Connection, doing: &str) -> Result<Transaction<'a>> {
+    db.transaction_with_behavior(TransactionBehavior::Immediate)
+        .map_err(|error| Failure::from(error).into_error(doing))
+}
+
+fn commit(transaction: Transaction<'_>, doing: &str) -> Result<()> {
+    transaction.commit().map_err(|error| {
+        let undone = certainly_undone(&error);
+        let error = Failure::from(error).into_error(doing);
+        if undone { error } else { error.maybe_done() }
+    })
+}
+
+async fn run<T>(
+    thread: &mpsc::Sender<Job>,
+    job: Job,
+    answer: oneshot::Receiver<Result<T>>,
+) -> Result<T> {
+    let gone = |_| Error::new(ErrorKind::Io, "the catalog's thread has ended; open the pool again");
+    thread.send(job).await.map_err(|_| gone(()))?;
+    answer.await.map_err(|_| gone(()).maybe_done())?
+}
+
+/// Starts a thread, opens a connection on it, and runs `first`. The thread ends, and closes the connection, when the
+/// sender is gone.
+async fn spawn<T: Send + 'static>(
+    path: PathBuf,
+    purpose: Purpose,
+    first: impl FnOnce(&mut Connection) -> Outcome<T> + Send + 'static,
+) -> Result<(mpsc::Sender<Job>, T)> {
+    let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_MAX);
+    let (ready, opened) = oneshot::channel();
+    let body = move || {
+        let result = connection::open(&path, purpose).and_then(|mut db| {
+            let value = first(&mut db)
+                .map_err(|failure| failure.into_error(&format!("open {}", path.display())))?;
+            Ok((db, value))
+        });
+        match result {
+            Err(error) => drop(ready.send(Err(error))),
+            Ok((mut db, value)) => {
+                if ready.send(Ok(value)).is_ok() {
+                    while let Some(job) = queue.blocking_recv() {
+                        job(&mut db);
+                    }
+                }
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("vellum-catalog".to_owned())
+        .spawn(body)
+        .map_err(|error| Error::io("start a thread for the catalog", error))?;
+    let value = opened.await.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Io, "the catalog's thread ended while it opened the pool"))
+    })?;
+    Ok((jobs, value))
+}

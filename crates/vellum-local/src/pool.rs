@@ -1,0 +1,280 @@
+//! [`PoolDirectory`]: the directory of a pool. Which names it has, how it is made, where it may lie.
+//!
+//! ```text
+//! <pool>/
+//!   pool.sqlite            the catalog, with -wal and -shm beside it
+//!   pool.lock              empty; its byte locks say who owns what
+//!   reserve                space to give up, so that a full disk can be emptied
+//!   layers/<layer id>/     the files of a layer, from its first write on
+//!   live/<layer id>.0 .1   the logs of a layer that is being written
+//! ```
+//!
+//! Nothing here looks into the catalog or into a layer.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use vellum_core::Extent;
+use vellum_disk::{Disk, File, FileSystem, OpenMode};
+use vellum_engine::{Error, ErrorKind, Result};
+
+use crate::LayerId;
+
+/// How much a deletion on a full disk may fall back on, in bytes.
+const RESERVE_BYTES: u64 = 16 << 20;
+
+/// The reserve is only rebuilt while this much is left beside it, so that it never fills the disk itself.
+const SPARE_BYTES: u64 = 64 << 20;
+
+/// With less than this the disk counts as full, whatever the errors say.
+const FULL_BYTES: u64 = 1 << 20;
+
+/// A new file system has this in its root directory.
+const HARMLESS: &str = "lost+found";
+
+/// The directory of a pool.
+#[derive(Clone, Debug)]
+pub(crate) struct PoolDirectory<D: Disk> {
+    disk: D,
+    path: PathBuf,
+}
+
+/// What is found where a pool is to be opened or created.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Found {
+    /// No such directory, or one with nothing in it.
+    Nothing,
+    /// A pool, or the beginning of one that a crash left.
+    Pool,
+}
+
+impl<D: Disk> PoolDirectory<D> {
+    /// The pool at an absolute path.
+    pub(crate) fn new(disk: D, path: PathBuf) -> Self {
+        Self { disk, path }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn catalog(&self) -> PathBuf {
+        self.path.join("pool.sqlite")
+    }
+
+    fn lock(&self) -> PathBuf {
+        self.path.join("pool.lock")
+    }
+
+    fn layers(&self) -> PathBuf {
+        self.path.join("layers")
+    }
+
+    fn reserve(&self) -> PathBuf {
+        self.path.join("reserve")
+    }
+
+    pub(crate) fn live(&self) -> PathBuf {
+        self.path.join("live")
+    }
+
+    pub(crate) fn layer(&self, layer: LayerId) -> PathBuf {
+        self.layers().join(layer.to_string())
+    }
+
+    /// Looks what is there. `Invalid` for a directory that holds something else, `Corrupt` for a pool without its catalog.
+    pub(crate) async fn look(&self) -> Result<Found> {
+        let entries = match self.disk.list_dir(&self.path).await {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(error) => return Err(self.failed("look into", error)),
+        };
+        let has = |path: &Path| entries.iter().any(|entry| entry == path);
+        if has(&self.catalog()) {
+            return Ok(Found::Pool);
+        }
+        if has(&self.layers()) && !self.is_empty(&self.layers()).await? {
+            return Err(Error::corrupt(format!(
+                "{} holds layers, and the catalog that says what they are is missing; restore pool.sqlite from a backup",
+                self.path.display()
+            )));
+        }
+        let ours = [self.lock(), self.layers(), self.live(), self.reserve()];
+        let stranger = entries
+            .iter()
+            .find(|entry| !ours.contains(entry) && entry.file_name() != Some(HARMLESS.as_ref()));
+        match stranger {
+            None if has(&self.lock()) => Ok(Found::Pool),
+            None => Ok(Found::Nothing),
+            Some(stranger) => Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "{} is not a pool and not empty (it holds {}); choose another directory",
+                    self.path.display(),
+                    stranger.file_name().unwrap_or_default().display()
+                ),
+            )),
+        }
+    }
+
+    async fn is_empty(&self, directory: &Path) -> Result<bool> {
+        let entries = self.disk.list_dir(directory).await;
+        Ok(entries.map_err(|error| self.failed("look into", error))?.is_empty())
+    }
+
+    /// Makes what is missing of the directory, without the catalog, durably. Idempotent; the directory above must exist.
+    pub(crate) async fn make(&self) -> Result<()> {
+        let failed = |error| self.failed("create", error);
+        if self.make_dir(&self.path).await? {
+            let above = self.path.parent().unwrap_or(&self.path);
+            self.disk.sync_dir(above).await.map_err(failed)?;
+        }
+        self.disk.open(&self.lock(), OpenMode::ReadWriteOrCreate).await.map_err(failed)?;
+        self.make_dir(&self.layers()).await?;
+        self.make_dir(&self.live()).await?;
+        self.disk.sync_dir(&self.path).await.map_err(failed)
+    }
+
+    async fn make_dir(&self, path: &Path) -> Result<bool> {
+        match self.disk.create_dir(path).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(self.failed("create", error)),
+        }
+    }
+
+    /// What the pool lies on. `Unsupported` where locks or caches reach past this machine's kernel.
+    pub(crate) async fn file_system(&self) -> Result<FileSystem> {
+        let file_system = self.disk.file_system(&self.path).await;
+        let file_system =
+            file_system.map_err(|error| self.failed("look at the file system of", error))?;
+        if file_system.local {
+            return Ok(file_system);
+        }
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "{} is on {}, where another machine could change it unseen; put the pool on a local file system",
+                self.path.display(),
+                file_system.name
+            ),
+        ))
+    }
+
+    /// Opens the lock file. `None` if there is none and none can be made.
+    pub(crate) async fn open_lock(&self, look_only: bool) -> Result<Option<D::File>> {
+        let mode = if look_only { OpenMode::Read } else { OpenMode::ReadWrite };
+        match self.disk.open(&self.lock(), mode).await {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if look_only && error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed("open pool.lock of", error)),
+        }
+    }
+
+    /// The inode of a file named `pool.lock` in another directory, if there is one.
+    pub(crate) async fn inode_at(disk: &D, directory: &Path) -> Option<u64> {
+        let file = disk.open(&directory.join("pool.lock"), OpenMode::Read).await.ok()?;
+        Some(file.identity().inode)
+    }
+
+    /// Whether a layer has files.
+    pub(crate) async fn has_files(&self, layer: LayerId) -> Result<bool> {
+        Ok(self.files_of(layer).await?.is_some())
+    }
+
+    /// The files of a layer; `None` if it has no directory.
+    async fn files_of(&self, layer: LayerId) -> Result<Option<Vec<PathBuf>>> {
+        match self.disk.list_dir(&self.layer(layer)).await {
+            Ok(files) => Ok(Some(files)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed("look at a layer of", error)),
+        }
+    }
+
+    /// How many bytes of storage the files of a layer occupy, data and map. Its logs are not counted: they come and go.
+    pub(crate) async fn stored_bytes(&self, layer: LayerId) -> Result<u64> {
+        let mut sum = 0;
+        for path in self.files_of(layer).await?.unwrap_or_default() {
+            let bytes = match self.disk.open(&path, OpenMode::Read).await {
+                Ok(file) => file.allocated().await,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+                Err(error) => Err(error),
+            };
+            sum += bytes.map_err(|error| self.failed("measure a layer of", error))?;
+        }
+        Ok(sum)
+    }
+
+    /// Whether the disk is so full that a deletion may need the reserve.
+    pub(crate) async fn is_full(&self) -> bool {
+        let file_system = self.disk.file_system(&self.path).await;
+        file_system.is_ok_and(|file_system| file_system.available < FULL_BYTES)
+    }
+
+    /// Gives the reserve up. Says whether there was one.
+    pub(crate) async fn give_up_reserve(&self) -> bool {
+        let given = self.disk.remove_file(&self.reserve()).await.is_ok();
+        if given {
+            tracing::warn!(pool = %self.path.display(), "the disk is full: gave up the reserve to delete something");
+        }
+        given
+    }
+
+    /// Makes the reserve if it is missing and there is room for it. Best effort: a pool without one works as well, until
+    /// its disk is full.
+    pub(crate) async fn build_reserve(&self) {
+        let roomy = self.disk.file_system(&self.path).await;
+        if !roomy.is_ok_and(|found| found.available >= RESERVE_BYTES + SPARE_BYTES) {
+            return;
+        }
+        let Ok(file) = self.disk.open(&self.reserve(), OpenMode::Create).await else { return };
+        if let Err(error) = file.allocate(Extent::new(0, RESERVE_BYTES)).await {
+            tracing::debug!(pool = %self.path.display(), %error, "no reserve for a full disk");
+            let _ = self.disk.remove_file(&self.reserve()).await;
+        }
+    }
+
+    /// The layers that have a directory or a log, known to the catalog or not.
+    pub(crate) async fn layers_on_disk(&self) -> Result<Vec<LayerId>> {
+        let mut found = Vec::new();
+        for directory in [self.layers(), self.live()] {
+            let entries = self.disk.list_dir(&directory).await;
+            let entries = entries.map_err(|error| self.failed("look into", error))?;
+            found.extend(entries.iter().filter_map(|path| layer_of_path(path)));
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    fn failed(&self, what: &str, error: io::Error) -> Error {
+        Error::io(format!("{what} the pool {}", self.path.display()), error)
+    }
+}
+
+/// The layer a directory in `layers/` or a log in `live/` belongs to; `None` for files of others.
+fn layer_of_path(path: &Path) -> Option<LayerId> {
+    let name = path.file_name()?.to_str()?;
+    let id = name.strip_suffix(".0").or_else(|| name.strip_suffix(".1")).unwrap_or(name);
+    LayerId::from_hex(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_a_layer_has_count_as_its_files() {
+        let id = LayerId::new(0xab).unwrap();
+        for ours in
+            ["/p/layers/00000000000000ab", "/p/live/00000000000000ab.0", "00000000000000ab.1"]
+        {
+            assert_eq!(layer_of_path(Path::new(ours)), Some(id), "{ours}");
+        }
+        for other in
+            ["/p/live/00000000000000ab.holder", "/p/layers/ab", "/p/live/00000000000000ab.2", "/"]
+        {
+            assert_eq!(layer_of_path(Path::new(other)), None, "{other}");
+        }
+    }
+}
