@@ -1,0 +1,92 @@
+//! An export as a block device: nbdfuse and a loop device, with a file system on top.
+
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::tools;
+
+/// Why no block device can be made here, if so.
+pub fn unavailable() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("needs root for loop devices and mounts".to_owned());
+    }
+    ["/dev/fuse", "/dev/loop-control"].iter().find(|device| !Path::new(device).exists()).map(|device| format!("{device} is missing"))
+}
+
+/// A loop device over a FUSE file over an NBD export. Taken apart when it is dropped.
+#[derive(Debug)]
+pub struct BlockDevice {
+    nbdfuse: Child,
+    file: PathBuf,
+    device: String,
+}
+
+impl BlockDevice {
+    /// Makes a device of an export; `dir` is an empty directory of its own.
+    pub fn attach(uri: &str, dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let file = dir.join("nbd");
+        let mut nbdfuse = tools::command("nbdfuse")?.arg(dir).arg(uri).spawn()?;
+        let started = Instant::now();
+        while !file.exists() {
+            if let Some(status) = nbdfuse.try_wait()? {
+                bail!("nbdfuse ended with {status}");
+            }
+            ensure!(started.elapsed() < Duration::from_secs(20), "nbdfuse has not mounted {}", dir.display());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let path = file.to_str().context("a temporary path is UTF-8")?;
+        let device = tools::ok("losetup", &["--find", "--show", path])?.trim().to_owned();
+        Ok(Self { nbdfuse, file, device })
+    }
+
+    /// The device's path.
+    pub fn path(&self) -> &str {
+        &self.device
+    }
+
+    /// Mounts it, lets `work` use the directory, and unmounts it.
+    pub fn with_mount(&self, point: &Path, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        std::fs::create_dir_all(point)?;
+        let point_text = point.to_str().context("a temporary path is UTF-8")?;
+        tools::ok("mount", &[&self.device, point_text])?;
+        let worked = work(point);
+        let unmounted = tools::ok("umount", &[point_text]);
+        worked?;
+        unmounted.map(|_| ())
+    }
+
+    /// Takes it apart, and reports what goes wrong on the way.
+    pub fn detach(mut self) -> Result<()> {
+        tools::ok("losetup", &["--detach", &self.device])?;
+        self.device.clear();
+        self.unmount_fuse()?;
+        ensure!(self.nbdfuse.wait()?.success(), "nbdfuse failed");
+        Ok(())
+    }
+
+    fn unmount_fuse(&self) -> Result<()> {
+        let dir = self.file.parent().and_then(Path::to_str).context("the directory of the FUSE file")?;
+        // The loop device may hold the file for a moment after it was detached.
+        let started = Instant::now();
+        while let Err(error) = tools::ok("fusermount3", &["-u", dir]) {
+            ensure!(started.elapsed() < Duration::from_secs(20), "unmount {dir}: {error}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for BlockDevice {
+    fn drop(&mut self) {
+        if !self.device.is_empty() {
+            let _ = tools::run("losetup", &["--detach", &self.device]);
+            let _ = self.unmount_fuse();
+            let _ = self.nbdfuse.kill();
+            let _ = self.nbdfuse.wait();
+        }
+    }
+}

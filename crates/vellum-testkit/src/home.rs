@@ -1,0 +1,81 @@
+//! [`Home`]: a home of its own for a test, and commands run in it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+/// A temporary home, and the program under test.
+#[derive(Debug)]
+pub struct Home {
+    dir: TempDir,
+    vellum: PathBuf,
+}
+
+impl Home {
+    /// A new, empty home for this `vellum`.
+    pub fn new(vellum: &str) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("vellum-test-").tempdir()?;
+        Ok(Self { dir, vellum: PathBuf::from(vellum) })
+    }
+
+    /// A directory for the test's own files, beside the home.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A path for a file of the test's own.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The home itself.
+    pub fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
+    /// A command that has not been started, with nothing of the caller's environment that matters.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.vellum);
+        command
+            .env_remove("XDG_DATA_HOME")
+            .env_remove("NOTIFY_SOCKET")
+            .env("VELLUM_HOME", self.home())
+            .env("COLUMNS", "100")
+            .args(arguments);
+        command
+    }
+
+    /// Runs a command to its end, whatever that is.
+    pub fn run(&self, arguments: &[&str]) -> Result<Output> {
+        self.command(arguments).output().with_context(|| format!("run vellum {}", arguments.join(" ")))
+    }
+
+    /// Runs a command that must succeed, and returns what it printed.
+    pub fn ok(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.run(arguments)?;
+        ensure!(
+            output.status.success(),
+            "vellum {} ended with {}: {}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs a command that must fail with this exit code, and returns what it said on standard error.
+    pub fn fails(&self, code: i32, arguments: &[&str]) -> Result<String> {
+        let output = self.run(arguments)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            output.status.code() == Some(code),
+            "vellum {} ended with {}, not {code}: {said}",
+            arguments.join(" "),
+            output.status
+        );
+        ensure!(!said.contains("panicked"), "vellum {} panicked: {said}", arguments.join(" "));
+        Ok(said)
+    }
+}
