@@ -74,7 +74,8 @@ impl BufferPool {
     }
 
     fn give_back(&self, data: Vec<u8>) {
-        let Some(class) = class_of(data.len()).filter(|class| class_size(*class) == data.len()) else {
+        let Some(class) = class_of(data.len()).filter(|class| class_size(*class) == data.len())
+        else {
             return;
         };
         let mut kept = self.0.kept.lock();

@@ -76,7 +76,10 @@ impl Extent {
     /// Whether the two share at least one byte.
     #[inline]
     pub const fn overlaps(&self, other: &Extent) -> bool {
-        self.offset < other.end() && other.offset < self.end() && !self.is_empty() && !other.is_empty()
+        self.offset < other.end()
+            && other.offset < self.end()
+            && !self.is_empty()
+            && !other.is_empty()
     }
 
     /// What the two share; empty if nothing.

@@ -47,7 +47,9 @@ pub enum GeometryError {
     #[error("object size {0} must be a power of two from 4 KiB to 32 MiB")]
     ObjectSize(u64),
     /// The stripe unit does not fit the object size.
-    #[error("stripe unit {unit} must be a multiple of 512 bytes that divides the object size {object_size}")]
+    #[error(
+        "stripe unit {unit} must be a multiple of 512 bytes that divides the object size {object_size}"
+    )]
     StripeUnit {
         /// The stripe unit asked for.
         unit: u64,
@@ -61,8 +63,15 @@ pub enum GeometryError {
 
 impl Geometry {
     /// A checked geometry, all sizes in bytes.
-    pub const fn new(object_size: u64, stripe_unit: u64, stripe_count: u64) -> Result<Self, GeometryError> {
-        if !object_size.is_power_of_two() || object_size < OBJECT_SIZE_MIN || object_size > OBJECT_SIZE_MAX {
+    pub const fn new(
+        object_size: u64,
+        stripe_unit: u64,
+        stripe_count: u64,
+    ) -> Result<Self, GeometryError> {
+        if !object_size.is_power_of_two()
+            || object_size < OBJECT_SIZE_MIN
+            || object_size > OBJECT_SIZE_MAX
+        {
             return Err(GeometryError::ObjectSize(object_size));
         }
         // A divisor of a power of two is one itself, so "multiple of 512" leaves 512, 1024, ...
@@ -127,7 +136,9 @@ impl Geometry {
     pub fn image_offset(&self, object: ObjectNo, offset: u64) -> u64 {
         let (set, turn) = (object.0 / self.stripe_count, object.0 % self.stripe_count);
         let (stripe, in_unit) = (offset / self.stripe_unit, offset % self.stripe_unit);
-        set * self.object_set_size() + (stripe * self.stripe_count + turn) * self.stripe_unit + in_unit
+        set * self.object_set_size()
+            + (stripe * self.stripe_count + turn) * self.stripe_unit
+            + in_unit
     }
 
     /// The pieces of objects that an extent of the image lies in, in ascending order of the image. A piece is as long as
@@ -140,7 +151,8 @@ impl Geometry {
         })
     }
 
-    /// The extents of the image that lie in an object, in the object's order, clipped to the size of the image.
+    /// The extents of the image that lie in an object, in the object's order, clipped to the size of the image. None for
+    /// an object that an image of this size does not have, whatever its number.
     pub fn object_image_extents(
         &self,
         object: ObjectNo,
@@ -148,7 +160,10 @@ impl Geometry {
     ) -> impl Iterator<Item = Extent> + Send + use<> {
         let geometry = *self;
         let piece = self.side_by_side();
-        (0..self.object_size / piece)
+        // Only a number known to be in range goes through the arithmetic below, which a wild one would overflow.
+        let pieces =
+            if object.0 < self.object_count(image_size) { self.object_size / piece } else { 0 };
+        (0..pieces)
             .map(move |number| {
                 Extent::new(geometry.image_offset(object, number * piece), piece).clip(image_size)
             })
@@ -157,7 +172,8 @@ impl Geometry {
 
     /// How many objects an image of this size may have: one more than the highest number.
     pub fn object_count(&self, image_size: u64) -> u64 {
-        let (sets, rest) = (image_size / self.object_set_size(), image_size % self.object_set_size());
+        let (sets, rest) =
+            (image_size / self.object_set_size(), image_size % self.object_set_size());
         // Within the last set the objects take turns, so as many are touched as there are units, up to all of them.
         sets * self.stripe_count + rest.div_ceil(self.stripe_unit).min(self.stripe_count)
     }
@@ -209,8 +225,16 @@ mod tests {
             (sectors, 1536, 1, 512),
             (sectors, 8 * K, 2, 0),
         ] {
-            assert_eq!(geometry.locate(offset), (ObjectNo(object), within), "{geometry:?} at {offset}");
-            assert_eq!(geometry.image_offset(ObjectNo(object), within), offset, "{geometry:?} back");
+            assert_eq!(
+                geometry.locate(offset),
+                (ObjectNo(object), within),
+                "{geometry:?} at {offset}"
+            );
+            assert_eq!(
+                geometry.image_offset(ObjectNo(object), within),
+                offset,
+                "{geometry:?} back"
+            );
         }
     }
 
@@ -247,7 +271,10 @@ mod tests {
             (4 * M, M, 0),
             (4 * M, M, STRIPE_COUNT_MAX + 1),
         ] {
-            assert!(Geometry::new(object_size, unit, count).is_err(), "{object_size} {unit} {count}");
+            assert!(
+                Geometry::new(object_size, unit, count).is_err(),
+                "{object_size} {unit} {count}"
+            );
         }
         assert!(Geometry::new(4 * M, 64 * K, 2).unwrap().accepts_block_size(4096));
         assert!(!Geometry::new(4 * M, 512, 2).unwrap().accepts_block_size(4096));
@@ -261,9 +288,76 @@ mod tests {
         };
         assert_eq!(extents(Geometry::default(), 1, 5 * M), [Extent::new(4 * M, M)]);
         let three = Geometry::new(8 * K, 4 * K, 3).unwrap();
-        assert_eq!(extents(three, 1, 100 * K), [Extent::new(4 * K, 4 * K), Extent::new(16 * K, 4 * K)]);
+        assert_eq!(
+            extents(three, 1, 100 * K),
+            [Extent::new(4 * K, 4 * K), Extent::new(16 * K, 4 * K)]
+        );
         assert_eq!(extents(three, 1, 17 * K), [Extent::new(4 * K, 4 * K), Extent::new(16 * K, K)]);
         assert_eq!(extents(three, 4, 17 * K), []);
+        assert_eq!(extents(three, u64::MAX, IMAGE_SIZE_MAX), []);
+    }
+
+    #[test]
+    fn the_largest_image_overflows_nothing() {
+        let widest = Geometry::new(OBJECT_SIZE_MAX, 512, STRIPE_COUNT_MAX).unwrap();
+        for geometry in [Geometry::default(), Geometry::unstriped(OBJECT_SIZE_MIN).unwrap(), widest]
+        {
+            let last = geometry.object_count(IMAGE_SIZE_MAX) - 1;
+            let (object, within) = geometry.locate(IMAGE_SIZE_MAX - 1);
+            assert!(object.0 <= last, "{geometry:?}");
+            assert_eq!(geometry.image_offset(object, within), IMAGE_SIZE_MAX - 1, "{geometry:?}");
+            assert!(
+                geometry.object_image_extents(ObjectNo(last), IMAGE_SIZE_MAX).next().is_some(),
+                "{geometry:?}"
+            );
+        }
+    }
+
+    /// Fills objects byte by byte, as the definition of striping reads, and says which lies where.
+    fn naive(geometry: Geometry, size: u64) -> Vec<(ObjectNo, u64)> {
+        let mut lies = Vec::new();
+        let mut set = 0;
+        while (lies.len() as u64) < size {
+            let mut filled = vec![0; geometry.stripe_count() as usize];
+            while filled.iter().any(|bytes| *bytes < geometry.object_size()) {
+                for (turn, bytes) in filled.iter_mut().enumerate() {
+                    for _ in 0..geometry.stripe_unit() {
+                        lies.push((ObjectNo(set * geometry.stripe_count() + turn as u64), *bytes));
+                        *bytes += 1;
+                    }
+                }
+            }
+            set += 1;
+        }
+        lies.truncate(size as usize);
+        lies
+    }
+
+    #[test]
+    fn pieces_agree_with_filling_objects_byte_by_byte() {
+        for (object_size, unit, count) in [
+            (4 * K, 4 * K, 1),
+            (4 * K, 512, 1),
+            (4 * K, 512, 3),
+            (8 * K, 2 * K, 2),
+            (4 * K, 4 * K, 5),
+        ] {
+            let geometry = Geometry::new(object_size, unit, count).unwrap();
+            for size in [1, 511, 512, 513, 4 * K, 12 * K + 77, 30 * K, 40 * K + 1] {
+                let naive = naive(geometry, size);
+                let whole = Extent::new(0, size);
+                let pieces: Vec<_> = geometry
+                    .objects(whole)
+                    .flat_map(|piece| {
+                        (0..piece.image.length())
+                            .map(move |byte| (piece.object, piece.offset + byte))
+                    })
+                    .collect();
+                assert!(pieces == naive, "{geometry:?} {size}");
+                let highest = naive.iter().map(|(object, _)| object.0).max().unwrap();
+                assert_eq!(geometry.object_count(size), highest + 1, "{geometry:?} {size}");
+            }
+        }
     }
 
     fn geometries() -> impl Strategy<Value = Geometry> {

@@ -14,7 +14,7 @@ pub mod state;
 
 pub use buffer::{Buffer, BufferPool};
 pub use extent::Extent;
-pub use geometry::{Geometry, GeometryError, ObjectExtent, ObjectNo};
+pub use geometry::{Geometry, GeometryError, IMAGE_SIZE_MAX, ObjectExtent, ObjectNo};
 pub use name::{ImageName, ImageSpec, NameError, PoolName, SnapshotName};
-pub use size::ByteSize;
+pub use size::{ByteSize, SizeError};
 pub use state::{Run, Runs, State};

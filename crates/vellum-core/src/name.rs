@@ -1,4 +1,9 @@
 //! Names of pools, images and snapshots, and how a user writes an image: `[pool/]image[@snap]`.
+//!
+//! A name has 1 to [`NAME_LENGTH_MAX`] bytes of UTF-8: letters of any script, digits, `. _ - + : %`, and spaces inside. It begins with
+//! none of `. - +` and neither begins nor ends with a space. So no name is taken for something else by a shell, a path, a
+//! command line, an NBD export name or a spec, and none needs an escape. RBD allows more (quotes, control characters, a
+//! leading dash); its namespaces, `pool/namespace/image`, are a pool each here, and the spec of one is refused by name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -38,15 +43,16 @@ pub enum NameError {
         character: char,
     },
     /// Three parts, as some write a namespace.
-    #[error("'{0}' has more than one '/'; write [pool/]image[@snap], and give a namespace its own pool")]
+    #[error(
+        "'{0}' has more than one '/'; write [pool/]image[@snap], and give a namespace its own pool"
+    )]
     Namespace(String),
     /// More than one snapshot.
     #[error("'{0}' has more than one '@'; write [pool/]image[@snap]")]
     Snapshots(String),
 }
 
-/// Letters (of any script), digits, `. _ - + : %`, and spaces inside. Nothing a shell, a path, an NBD export name or a spec would
-/// take for something else: no `/`, no `@`, no quotes, no control characters.
+/// The rule at the head of this module.
 fn check(what: &'static str, text: &str) -> Result<String, NameError> {
     if text.is_empty() {
         return Err(NameError::Missing { what, text: text.to_owned() });
@@ -131,12 +137,16 @@ impl FromStr for ImageSpec {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         let (path, snapshot) = match text.split_once('@') {
-            Some((_, snapshot)) if snapshot.contains('@') => return Err(NameError::Snapshots(text.to_owned())),
+            Some((_, snapshot)) if snapshot.contains('@') => {
+                return Err(NameError::Snapshots(text.to_owned()));
+            }
             Some((path, snapshot)) => (path, Some(SnapshotName::new(snapshot)?)),
             None => (text, None),
         };
         let (pool, image) = match path.split_once('/') {
-            Some((_, image)) if image.contains('/') => return Err(NameError::Namespace(text.to_owned())),
+            Some((_, image)) if image.contains('/') => {
+                return Err(NameError::Namespace(text.to_owned()));
+            }
             Some((pool, image)) => (Some(PoolName::new(pool)?), image),
             None => (None, path),
         };
@@ -174,18 +184,41 @@ mod tests {
         assert_eq!(parts("vm"), (None, "vm".into(), None));
         assert_eq!(parts("fast/vm"), (some("fast"), "vm".into(), None));
         assert_eq!(parts("vm@s"), (None, "vm".into(), some("s")));
-        assert_eq!(parts("fast/Debian 12%x:1@2026-11-23.a"), (some("fast"), "Debian 12%x:1".into(), some("2026-11-23.a")));
+        assert_eq!(
+            parts("fast/Debian 12%x:1@2026-11-23.a"),
+            (some("fast"), "Debian 12%x:1".into(), some("2026-11-23.a"))
+        );
     }
 
     #[test]
     fn specs_that_are_refused() {
         for bad in [
-            "", "/", "@", "a/", "/a", "a@", "a@b@c", "a/b/c", "-rf", ".hidden", "a b ", " a", "a\nb", "a\0", "a'b", "a\\b", "+x",
-            "a*", &"x".repeat(129),
+            "",
+            "/",
+            "@",
+            "a/",
+            "/a",
+            "a@",
+            "a@b@c",
+            "a/b/c",
+            "-rf",
+            ".hidden",
+            "a b ",
+            " a",
+            "a\nb",
+            "a\0",
+            "a'b",
+            "a\\b",
+            "+x",
+            "a*",
+            &"x".repeat(129),
         ] {
             assert!(bad.parse::<ImageSpec>().is_err(), "{bad:?}");
         }
-        assert!(matches!("pool/namespace/image".parse::<ImageSpec>(), Err(NameError::Namespace(_))));
+        assert!(matches!(
+            "pool/namespace/image".parse::<ImageSpec>(),
+            Err(NameError::Namespace(_))
+        ));
     }
 
     proptest! {

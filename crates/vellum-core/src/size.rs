@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-const UNITS: [(&str, u32); 6] = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("PiB", 50), ("EiB", 60)];
+const UNITS: [(&str, u32); 6] =
+    [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("PiB", 50), ("EiB", 60)];
 
 /// A number of bytes. Reads `4096`, `4K`, `4KiB`, `1.5G`: units are powers of two, and a bare number counts bytes. Prints
 /// with the largest unit that is exact (`4 MiB`, `1536 MiB`), or with `{:#}` rounded to three digits (`1.5 GiB`).
@@ -14,7 +15,9 @@ pub struct ByteSize(pub u64);
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SizeError {
     /// Not a number with a known unit.
-    #[error("'{0}' is not a size; write bytes, or a number with K, M, G, T, P or E (powers of two), such as 4096, 4K or 1.5G")]
+    #[error(
+        "'{0}' is not a size; write bytes, or a number with K, M, G, T, P or E (powers of two), such as 4096, 4K or 1.5G"
+    )]
     Unreadable(String),
     /// Not a whole number of bytes.
     #[error("'{0}' is not a whole number of bytes")]
@@ -30,18 +33,27 @@ impl FromStr for ByteSize {
     fn from_str(text: &str) -> Result<Self, SizeError> {
         let unreadable = || SizeError::Unreadable(text.to_owned());
         let trimmed = text.trim();
-        let digits_end = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
+        let digits_end =
+            trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
         let (number, unit) = trimmed.split_at(digits_end);
         let shift = shift_of(unit.trim_start()).ok_or_else(unreadable)?;
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if whole.is_empty() || number.ends_with('.') || fraction.contains('.') || fraction.len() > 18 {
+        if whole.is_empty()
+            || number.ends_with('.')
+            || fraction.contains('.')
+            || fraction.len() > 18
+        {
             return Err(unreadable());
         }
         let too_large = || SizeError::TooLarge(text.to_owned());
         let whole: u128 = whole.parse().map_err(|_| too_large())?;
         let scale = 10u128.pow(fraction.len() as u32);
-        let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| unreadable())? };
-        let scaled = whole.checked_mul(scale).and_then(|whole| whole.checked_add(fraction)).ok_or_else(too_large)?;
+        let fraction: u128 =
+            if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| unreadable())? };
+        let scaled = whole
+            .checked_mul(scale)
+            .and_then(|whole| whole.checked_add(fraction))
+            .ok_or_else(too_large)?;
         let bytes = scaled.checked_mul(1 << shift).ok_or_else(too_large)?;
         if !bytes.is_multiple_of(scale) {
             return Err(SizeError::Fraction(text.to_owned()));
@@ -69,12 +81,18 @@ impl fmt::Display for ByteSize {
         };
         let text = match unit {
             None => format!("{} B", self.0),
-            Some((name, shift)) if self.0.is_multiple_of(1 << shift) => format!("{} {name}", self.0 >> shift),
+            Some((name, shift)) if self.0.is_multiple_of(1 << shift) => {
+                format!("{} {name}", self.0 >> shift)
+            }
             Some((name, shift)) => {
                 let value = self.0 as f64 / (1u64 << shift) as f64;
                 let decimals = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
                 let digits = format!("{value:.decimals$}");
-                let digits = if decimals > 0 { digits.trim_end_matches('0').trim_end_matches('.') } else { &digits };
+                let digits = if decimals > 0 {
+                    digits.trim_end_matches('0').trim_end_matches('.')
+                } else {
+                    &digits
+                };
                 format!("{digits} {name}")
             }
         };
@@ -105,7 +123,20 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
         }
-        for bad in ["", "G", "-1", "1.G", ".5G", "1..5", "4KB", "1e3", "0.0001K", "16E", "999999999999999999999999", "4 M M"] {
+        for bad in [
+            "",
+            "G",
+            "-1",
+            "1.G",
+            ".5G",
+            "1..5",
+            "4KB",
+            "1e3",
+            "0.0001K",
+            "16E",
+            "999999999999999999999999",
+            "4 M M",
+        ] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad:?}");
         }
     }

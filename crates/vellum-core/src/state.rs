@@ -121,10 +121,13 @@ mod tests {
         runs.push(Extent::new(10, 0), State::Zero);
         runs.push(Extent::new(10, 5), State::Data);
         runs.push(Extent::new(15, 5), State::Zero);
-        assert_eq!(&runs[..], &[
-            Run { extent: Extent::new(0, 15), state: State::Data },
-            Run { extent: Extent::new(15, 5), state: State::Zero },
-        ]);
+        assert_eq!(
+            &runs[..],
+            &[
+                Run { extent: Extent::new(0, 15), state: State::Data },
+                Run { extent: Extent::new(15, 5), state: State::Zero },
+            ]
+        );
         assert!(runs.any(State::Zero) && !runs.all(State::Data) && !runs.any(State::Inherited));
     }
 }
