@@ -4,6 +4,7 @@
 //! below the first may be computed outside the gate and used for as long as the chain is the image's chain.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 use vellum_core::{Extent, Runs, State};
@@ -12,6 +13,7 @@ use vellum_engine::{
 };
 
 use crate::Pools;
+use crate::resolved::Resolved;
 
 /// Chains deeper than this are refused.
 pub const DEPTH_MAX: usize = 1024;
@@ -35,6 +37,8 @@ pub struct Chain<L> {
     links: Vec<Link<L>>,
     /// How many of them, from the top, are the image's own; the rest is the parent image and what lies below it.
     own: usize,
+    /// Who holds what below the first layer; for deep chains only.
+    resolved: Option<Arc<Resolved>>,
 }
 
 /// Pieces of an extent, in ascending order.
@@ -47,7 +51,17 @@ impl<L: Layer> Chain<L> {
         let mut links = Vec::with_capacity(below.len() + 1);
         links.push(Link { layer: top, limit });
         links.extend(below.iter().cloned());
-        Self { links, own }
+        Self::of(links, own)
+    }
+
+    fn of(links: Vec<Link<L>>, own: usize) -> Self {
+        let resolved = Resolved::for_units(links.iter().map(|link| link.layer.unit()));
+        Self { links, own, resolved }
+    }
+
+    /// Who holds what below the first layer, if this chain is deep enough to remember.
+    pub(crate) fn resolved(&self) -> Option<&Resolved> {
+        self.resolved.as_deref()
     }
 
     /// All layers.
@@ -78,7 +92,7 @@ impl<L: Layer> Chain<L> {
     /// The chain without what lies below the image's own layers.
     #[must_use]
     pub fn without_parent(&self) -> Self {
-        Self { links: self.links[..self.own].to_vec(), own: self.own }
+        Self::of(self.links[..self.own].to_vec(), self.own)
     }
 
     /// The chain with a new layer on top of the one that was.

@@ -7,8 +7,8 @@
 //!
 //! # Reading order
 //!
-//! [`pools`] finds a parent's catalog. [`chain`] opens a chain of layers and [`resolve`](chain) says which of them defines
-//! what. [`gate`] lets I/O pass and operations close it. [`image`] ties them together; the verbs are a file each: `read`, `write`,
+//! [`pools`] finds a parent's catalog. [`chain`] opens a chain of layers and says which of them defines what; `resolved`
+//! remembers that for the frozen part of a deep chain. [`gate`] lets I/O pass and operations close it. [`image`] ties them together; the verbs are a file each: `read`, `write`,
 //! `zero` (write zeroes and discard), `snapshot`, `flatten`, `status`. [`admin`] does what needs no open image: create, clone,
 //! remove.
 //!
@@ -28,6 +28,7 @@ pub mod image;
 pub mod job;
 pub mod pools;
 mod read;
+mod resolved;
 mod snapshot;
 mod status;
 mod write;

@@ -8,6 +8,7 @@ use vellum_engine::{Catalog, Layer, Result, TryRead};
 
 use crate::Image;
 use crate::chain::{Chain, Extents, merged};
+use crate::resolved::Resolved;
 
 /// A piece of what was read.
 #[derive(Clone, Debug)]
@@ -47,6 +48,12 @@ impl<C: Catalog> Image<C> {
         let own = view.chain.own();
         let result = reading.layers(&view.chain, 0..own).await;
         drop(pass);
+        if let Some(resolved) = view.chain.resolved()
+            && result.is_ok()
+            && let Err(error) = resolved.load(&view.chain, at).await
+        {
+            return (reading.into_buffer(), Err(error));
+        }
         reading.finish(result, &view.chain, own..view.chain.links().len()).await
     }
 
@@ -99,7 +106,10 @@ fn try_read_chain<L: Layer>(
 ) -> bool {
     let mut pending: Extents = Extents::from_slice(&[at]);
     let mut runs = Runs::new();
-    for link in chain.links() {
+    for (depth, link) in chain.links().iter().enumerate() {
+        if depth == 1 && let Some(resolved) = chain.resolved() {
+            return try_read_resolved(chain, resolved, at, &pending, buffer, holes);
+        }
         let mut next = Extents::new();
         for extent in pending {
             let (inside, past) = extent.split(link.limit);
@@ -125,10 +135,44 @@ fn try_read_chain<L: Layer>(
         buffer[at.range_of(&extent)].fill(0);
         holes.push(extent);
     }
+    tidy(holes);
+    true
+}
+
+/// Reads what the first layer does not define straight from the layers that hold it.
+fn try_read_resolved<L: Layer>(
+    chain: &Chain<L>,
+    resolved: &Resolved,
+    at: Extent,
+    pending: &[Extent],
+    buffer: &mut [u8],
+    holes: &mut Extents,
+) -> bool {
+    let mut runs = Runs::new();
+    let read = pending.iter().all(|extent| {
+        resolved.visit(*extent, |piece, holder| {
+            let (inside, past) = match holder {
+                Some(holder) => piece.split(chain.links()[holder].limit),
+                None => piece.split(piece.offset()),
+            };
+            if !past.is_empty() {
+                buffer[at.range_of(&past)].fill(0);
+                holes.push(past);
+            }
+            let Some(holder) = holder.filter(|_| !inside.is_empty()) else { return true };
+            let part = &mut buffer[at.range_of(&inside)];
+            chain.links()[holder].layer.try_read(inside, part, &mut runs) == TryRead::Done
+                && runs.all(State::Data)
+        })
+    });
+    tidy(holes);
+    read
+}
+
+fn tidy(holes: &mut Extents) {
     if holes.len() > 1 {
         *holes = merged(std::mem::take(holes));
     }
-    true
 }
 
 fn sort_runs(runs: &Runs, inherited: &mut Extents, zero: &mut Extents) {
@@ -210,7 +254,11 @@ impl Reading {
                 self.zero(extent);
             }
         }
-        let buffer = self.buffer.expect("the last layer gave the buffer back");
-        (buffer, result.map(|()| merged(self.holes)))
+        let holes = std::mem::take(&mut self.holes);
+        (self.into_buffer(), result.map(|()| merged(holes)))
+    }
+
+    fn into_buffer(self) -> Buffer {
+        self.buffer.expect("the last layer gave the buffer back")
     }
 }
