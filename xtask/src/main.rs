@@ -1,3 +1,46 @@
-//! Everything this repository automates.
+//! Everything this repository automates: `cargo xtask COMMAND`.
+//!
+//! [`check`] and [`full_run`] are lists of [`steps`]; what a step does is a module each: [`packages`], [`tidy`] with
+//! [`promises`], [`direction`].
+//! There is no check that only runs elsewhere: `.ci/run` is `cargo xtask test`.
 
-fn main() {}
+mod cargo;
+mod check;
+mod direction;
+mod full_run;
+mod packages;
+mod promises;
+mod steps;
+mod tidy;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  test    install the Debian packages that tests need, run every check, build everything, run every test
+  check   format, tidy, direction of dependencies, clippy, documentation
+  tidy    only what this repository asks of its files, in a second or two";
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    std::env::set_current_dir(root()?).context("enter the root of the repository")?;
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["test"] => full_run::run(),
+        ["check"] => check::run(),
+        ["tidy"] => tidy::run(),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("no such command: '{}'\n\n{USAGE}", arguments.join(" ")),
+    }
+}
+
+fn root() -> Result<PathBuf> {
+    let own = std::env::var_os("CARGO_MANIFEST_DIR").context("run it as `cargo xtask`")?;
+    let root = PathBuf::from(own).parent().map(PathBuf::from);
+    root.context("the root of the repository lies above xtask")
+}
