@@ -12,10 +12,11 @@
 //! Nothing here looks into the catalog or into a layer.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use vellum_core::Extent;
-use vellum_disk::{Disk, File, FileSystem, OpenMode};
+use vellum_disk::{Disk, File, FileIdentity, FileSystem, OpenMode};
 use vellum_engine::{Error, ErrorKind, Result};
 
 use crate::LayerId;
@@ -143,7 +144,7 @@ impl<D: Disk> PoolDirectory<D> {
         }
     }
 
-    /// What the pool lies on. `Unsupported` where locks or caches reach past this machine's kernel.
+    /// What the pool lies on, or would. `Unsupported` where locks or caches reach past this machine's kernel.
     pub(crate) async fn file_system(&self) -> Result<FileSystem> {
         let file_system = self.disk.file_system(&self.path).await;
         let file_system =
@@ -171,10 +172,28 @@ impl<D: Disk> PoolDirectory<D> {
         }
     }
 
-    /// The inode of a file named `pool.lock` in another directory, if there is one.
-    pub(crate) async fn inode_at(disk: &D, directory: &Path) -> Option<u64> {
+    /// Which file the lock file in a directory is, if there is one.
+    pub(crate) async fn lock_identity(disk: &D, directory: &Path) -> Option<FileIdentity> {
         let file = disk.open(&directory.join("pool.lock"), OpenMode::Read).await.ok()?;
-        Some(file.identity().inode)
+        Some(file.identity())
+    }
+
+    /// Makes the file of the catalog, empty, owned by whom the directory belongs to. SQLite makes the files beside it for
+    /// the same owner. It is never opened but through SQLite afterwards: closing it would drop SQLite's locks.
+    pub(crate) async fn make_catalog_file(&self) -> Result<()> {
+        let failed = |error| self.failed("create the catalog of", error);
+        let made = std::fs::OpenOptions::new().write(true).create_new(true).open(self.catalog());
+        match made {
+            Ok(file) if rustix::process::geteuid().is_root() => {
+                let owner = std::fs::metadata(&self.path).map_err(failed)?;
+                std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))
+                    .map_err(failed)?;
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        }
+        self.disk.sync_dir(&self.path).await.map_err(failed)
     }
 
     /// Whether a layer has files.

@@ -230,6 +230,14 @@ pub(crate) fn remove(
     Ok(tidy)
 }
 
+/// The error for an image that children hang on.
+pub(crate) fn has_children(record: &ImageRecord, children: usize) -> Error {
+    Error::new(
+        ErrorKind::HasChildren,
+        format!("image {} has {children} children; flatten or remove them first", record.name),
+    )
+}
+
 /// Cuts the link to the parent image. Says which image of this pool lost an automatic snapshot by it.
 pub(crate) fn cut_parent(
     db: &Connection,

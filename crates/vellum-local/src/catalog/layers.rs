@@ -55,19 +55,10 @@ pub(crate) fn head(db: &Connection, image: ImageNo) -> Outcome<LayerRow> {
     get(db, image, layer_of(key)?)
 }
 
-/// All layers of an image.
-pub(crate) fn of_image(db: &Connection, image: ImageNo) -> Outcome<Vec<LayerId>> {
-    list(db, "SELECT id FROM layers WHERE image = ?1", image)
-}
-
 /// The sealed layers of an image that no snapshot names.
 pub(crate) fn unnamed(db: &Connection, image: ImageNo) -> Outcome<Vec<LayerId>> {
     let sql = "SELECT id FROM layers WHERE image = ?1 AND sealed = 1
                AND NOT EXISTS (SELECT 1 FROM snapshots s WHERE s.layer = layers.id)";
-    list(db, sql, image)
-}
-
-fn list(db: &Connection, sql: &str, image: ImageNo) -> Outcome<Vec<LayerId>> {
     let mut statement = db.prepare_cached(sql)?;
     let rows = statement.query_and_then([image.0], |row| layer_of(row.get(0)?))?;
     rows.collect()

@@ -1,0 +1,212 @@
+//! Opening and creating a pool: what is looked at before anything is trusted.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, TransactionBehavior};
+use vellum_disk::{Disk, File};
+use vellum_engine::{Error, ErrorKind, PoolId, Result};
+
+use crate::catalog::registry::{self, Place, PoolRow};
+use crate::catalog::{Database, Outcome, connection};
+use crate::lock::LockFile;
+use crate::pool::{Found, PoolDirectory};
+use crate::store::StoreOptions;
+
+/// How long an opener waits for another one that is creating the pool.
+const CREATION_WAIT: Duration = Duration::from_secs(10);
+const CREATION_POLL: Duration = Duration::from_millis(20);
+
+/// How a pool is opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// What may be done with it, and whether it must exist.
+    pub mode: Mode,
+    /// What to do with a pool that is a copy of one that is still there.
+    pub copies: Copies,
+    /// How its layers are kept.
+    pub store: StoreOptions,
+}
+
+/// What may be done with a pool that is opened, and whether it must exist. A pool on a read-only file system opens for
+/// reading whatever was asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mode {
+    /// It must exist.
+    #[default]
+    Existing,
+    /// It is created if it does not exist; the directory above must.
+    CreateIfMissing,
+    /// It must exist, and is not written.
+    ReadOnly,
+}
+
+/// What to do with a pool that is a copy of one that is still there. Both have the same id, so that a link to one of them
+/// could mean the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Copies {
+    /// It is refused, with an error that says where the original is.
+    #[default]
+    Refuse,
+    /// It gets a new id. Links between its own images follow; children in other pools stay with the original.
+    GiveNewId,
+}
+
+/// The parts of an open pool.
+pub(crate) struct Opened<D: Disk> {
+    pub directory: PoolDirectory<D>,
+    pub id: PoolId,
+    pub database: Database,
+    pub locks: LockFile<D::File>,
+    pub look_only: bool,
+}
+
+/// Opens the pool at `path`, or creates it.
+pub(crate) async fn open<D: Disk>(
+    disk: D,
+    path: &Path,
+    options: &OpenOptions,
+) -> Result<Opened<D>> {
+    let directory = PoolDirectory::new(disk.clone(), absolute(path)?);
+    let file_system = directory.file_system().await?;
+    let look_only = options.mode == Mode::ReadOnly || file_system.read_only;
+    let create = options.mode == Mode::CreateIfMissing && !look_only;
+    match (directory.look().await?, create) {
+        (Found::Nothing, false) => return Err(no_pool(directory.path())),
+        (_, true) => directory.make().await?,
+        (Found::Pool, false) => {}
+    }
+    let lock_file = directory.open_lock(look_only).await?;
+    let inode = lock_file.as_ref().map(|file| file.identity());
+    let locks = LockFile::new(lock_file);
+    if create {
+        wait_for_creators(&locks).await?;
+    }
+    let place = Place { path: directory.path().to_owned(), inode: inode.map_or(0, |id| id.inode) };
+    let opened = open_catalog(&directory, &place, create, look_only).await;
+    if create {
+        locks.unlock_pool()?;
+    }
+    let (database, row) = opened?;
+    let look_only = look_only || row.look_only;
+    let id = settle_place(&disk, &database, &row, place, look_only, options.copies).await?;
+    Ok(Opened { directory, id, database, locks, look_only })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path)
+        .map_err(|error| Error::io(format!("find the directory {}", path.display()), error))
+}
+
+fn no_pool(path: &Path) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!("there is no pool at {}; create one, or look at the path", path.display()),
+    )
+}
+
+async fn wait_for_creators<F: File>(locks: &LockFile<F>) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + CREATION_WAIT;
+    while !locks.try_lock_pool()? {
+        if tokio::time::Instant::now() > deadline {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "another process has been creating the pool for {} s",
+                    CREATION_WAIT.as_secs()
+                ),
+            ));
+        }
+        tokio::time::sleep(CREATION_POLL).await;
+    }
+    Ok(())
+}
+
+async fn open_catalog<D: Disk>(
+    directory: &PoolDirectory<D>,
+    place: &Place,
+    create: bool,
+    look_only: bool,
+) -> Result<(Database, PoolRow)> {
+    let path = directory.catalog();
+    if look_only {
+        return Database::open_read_only(&path, |db| registry::load(db)).await;
+    }
+    if create {
+        directory.make_catalog_file().await?;
+    } else if !path.exists() {
+        return Err(no_pool(directory.path()));
+    }
+    let place = place.clone();
+    let (database, row) =
+        Database::open(&path, move |db| load_or_create(db, create, &place)).await?;
+    if row.look_only {
+        drop(database);
+        return Database::open_read_only(&path, |db| registry::load(db)).await;
+    }
+    Ok((database, row))
+}
+
+fn load_or_create(db: &mut Connection, create: bool, place: &Place) -> Outcome<PoolRow> {
+    if connection::is_blank(db)? {
+        if !create {
+            return Err(no_pool(&place.path).into());
+        }
+        let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        registry::create(&transaction, random_pool_id(), place)?;
+        transaction.commit()?;
+    }
+    registry::load(db)
+}
+
+fn random_pool_id() -> PoolId {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the kernel gives random numbers");
+    PoolId(bytes)
+}
+
+/// Finds out whether the pool is where it was, was moved, or is a copy; remembers where it is, and answers its id.
+async fn settle_place<D: Disk>(
+    disk: &D,
+    database: &Database,
+    row: &PoolRow,
+    here: Place,
+    look_only: bool,
+    copies: Copies,
+) -> Result<PoolId> {
+    let copied = is_copy(disk, &row.place, &here).await;
+    if copied && (copies == Copies::Refuse || look_only) {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!(
+                "the pool at {} is a copy of the one at {}, and both have id {}; give one of them a new id, or remove it",
+                here.path.display(),
+                row.place.path.display(),
+                row.id
+            ),
+        ));
+    }
+    if row.place == here || look_only {
+        return Ok(row.id);
+    }
+    let id = if copied { random_pool_id() } else { row.id };
+    database
+        .write("remember where the pool is", move |db| {
+            if copied {
+                registry::change_id(db, id)?;
+            }
+            registry::move_to(db, &here)
+        })
+        .await?;
+    Ok(id)
+}
+
+/// Whether the pool that was at `recorded` is still there, and is not the one `here` under another path.
+async fn is_copy<D: Disk>(disk: &D, recorded: &Place, here: &Place) -> bool {
+    if recorded.path == here.path {
+        return false;
+    }
+    let original = PoolDirectory::lock_identity(disk, &recorded.path).await;
+    let this = PoolDirectory::lock_identity(disk, &here.path).await;
+    original.is_some_and(|file| file.inode == recorded.inode) && original != this
+}
