@@ -14,6 +14,7 @@ mod steps;
 mod tidy;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
@@ -24,8 +25,19 @@ usage: cargo xtask COMMAND
   check   format, tidy, direction of dependencies, clippy, documentation
   tidy    only what this repository asks of its files, in a second or two";
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match command(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Its message only: a backtrace leads into this program, not to what failed.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command(arguments: &[String]) -> Result<()> {
     std::env::set_current_dir(root()?).context("enter the root of the repository")?;
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["test"] => full_run::run(),
