@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cargo::run;
 
-/// A program, or the absolute path of a file, and the package that brings it.
+/// A program, or the absolute path of a file, and the package that brings it; several, as `one|other`, where releases of
+/// Debian differ: the first that apt knows is taken.
 pub type Wanted = (&'static str, &'static str);
 
 /// What the tests run. A package is asked for only where its program is not found: a newer one may have come another way.
@@ -16,7 +17,7 @@ pub const FOR_TESTS: &[Wanted] = &[
     ("qemu-img", "qemu-utils"),
     ("nbdkit", "nbdkit"),
     ("nbdinfo", "libnbd-bin"),
-    ("nbdfuse", "nbdfuse"),
+    ("nbdfuse", "nbdfuse|libnbd-bin"),
     ("/usr/lib/python3/dist-packages/nbd.py", "python3-libnbd"),
     ("fio", "fio"),
     ("mkfs.xfs", "xfsprogs"),
@@ -36,7 +37,7 @@ pub fn install_missing(wanted: &[Wanted]) -> Result<()> {
     println!("installing {list}");
     apt_get(&["update"]).with_context(|| format!("to install {list}"))?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
-    arguments.extend(&packages);
+    arguments.extend(packages.iter().map(|package| choose(package, is_known)));
     apt_get(&arguments)?;
     let still = missing(wanted, is_there);
     ensure!(still.is_empty(), "installed, but without the expected program: {}", still.join(" "));
@@ -52,6 +53,18 @@ fn missing(wanted: &[Wanted], is_there: impl Fn(&str) -> bool) -> Vec<&'static s
     packages.sort_unstable();
     packages.dedup();
     packages
+}
+
+/// The first of the alternatives that is known, or else the last, for apt to complain about.
+fn choose<'a>(package: &'a str, is_known: impl Fn(&str) -> bool) -> &'a str {
+    let mut alternatives = package.split('|');
+    let last = alternatives.next_back().unwrap_or(package);
+    alternatives.find(|name| is_known(name)).unwrap_or(last)
+}
+
+fn is_known(package: &str) -> bool {
+    let shown = Command::new("apt-cache").args(["show", package]).output();
+    shown.is_ok_and(|output| output.status.success() && !output.stdout.is_empty())
 }
 
 fn is_there(program: &str) -> bool {
@@ -87,6 +100,13 @@ mod tests {
         let wanted = [("a", "both"), ("b", "both"), ("c", "other"), ("d", "there")];
         assert_eq!(missing(&wanted, |program| program == "d"), ["both", "other"]);
         assert!(missing(&wanted, |_| true).is_empty());
+    }
+
+    #[test]
+    fn the_first_alternative_that_apt_knows_is_taken() {
+        assert_eq!(choose("new|old", |name| name == "new"), "new");
+        assert_eq!(choose("new|old", |name| name == "old"), "old");
+        assert_eq!(choose("one", |_| false), "one");
     }
 
     #[test]
