@@ -32,12 +32,12 @@ pub fn install_missing(wanted: &[Wanted]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    let list = packages.join(" ");
+    let list = chosen(&packages).join(" ");
     ensure!(is_root()?, "as root, run: apt-get install {list}");
     println!("installing {list}");
     apt_get(&["update"]).with_context(|| format!("to install {list}"))?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
-    arguments.extend(packages.iter().map(|package| choose(package, is_known)));
+    arguments.extend(chosen(&packages)); // again: apt knows more by now
     apt_get(&arguments)?;
     let still = missing(wanted, is_there);
     ensure!(still.is_empty(), "installed, but without the expected program: {}", still.join(" "));
@@ -55,8 +55,12 @@ fn missing(wanted: &[Wanted], is_there: impl Fn(&str) -> bool) -> Vec<&'static s
     packages
 }
 
+fn chosen(packages: &[&'static str]) -> Vec<&'static str> {
+    packages.iter().map(|package| choose(package, is_known)).collect()
+}
+
 /// The first of the alternatives that is known, or else the last, for apt to complain about.
-fn choose<'a>(package: &'a str, is_known: impl Fn(&str) -> bool) -> &'a str {
+fn choose(package: &str, is_known: impl Fn(&str) -> bool) -> &str {
     let mut alternatives = package.split('|');
     let last = alternatives.next_back().unwrap_or(package);
     alternatives.find(|name| is_known(name)).unwrap_or(last)
