@@ -1,8 +1,41 @@
 //! The embedded engine: a directory, a SQLite catalog, sparse files.
+//!
+//! Steady-state I/O at the speed of a plain file, no daemon, many processes, and nothing that must be repaired after a
+//! crash. The engine knows layers, units and atomic operations; what a child inherits from its parent is decided above it.
+//!
+//! Two halves meet in [`LocalCatalog`] and [`LocalHead`]:
+//!
+//! - **rows**: `catalog` (SQLite), `pool` (the directory), `lock` (who owns what), `opening`, `removal`;
+//! - **bytes**: [`store`] opens layers; `layer` is an open one, `recovery` how it is opened, `mutation` how it changes, `sync` how
+//!   changes become durable; below them `map` (states in memory), `segment` (data files), `log` (the live log), `ranges`
+//!   (which units are being changed), and `format` (bytes on disk, pure).
+//!
+//! What is on disk is written down in `docs/format.md`.
+#![forbid(unsafe_code)]
 
 mod catalog;
+mod engine;
+mod format;
+mod head;
+mod layer;
 pub mod layer_id;
 mod lock;
+mod log;
+mod map;
+mod mutation;
+mod open_layer;
+mod opening;
 mod pool;
+mod ranges;
+mod recovery;
+mod removal;
+mod segment;
+pub mod store;
+mod sync;
 
+pub use engine::LocalCatalog;
+pub use head::{LocalHead, LocalPrepared};
 pub use layer_id::LayerId;
+pub use open_layer::OpenLayer;
+pub use opening::{Copies, Mode, OpenOptions};
+pub use store::StoreOptions;

@@ -1,0 +1,122 @@
+//! A page of states: eight sectors, each checked by itself, since a power cut may keep some and lose others.
+//!
+//! ```text
+//! sector   0  CRC-32C u32    4  zero u32    8  epoch u64    16  62 words u64, 32 units each, unit 0 in the lowest two bits
+//! ```
+//!
+//! A sector of zeros was never written: all its units are inherited.
+
+use vellum_engine::{Error, Result};
+
+use super::{PAGE, Reader, SECTOR, checksum};
+
+/// Sectors in a page.
+pub(crate) const SECTORS: usize = PAGE / SECTOR;
+/// Words of states in a sector.
+pub(crate) const SECTOR_WORDS: usize = 62;
+/// Words of states in a page.
+pub(crate) const PAGE_WORDS: usize = SECTORS * SECTOR_WORDS;
+/// Units in a word, at two bits each.
+pub(crate) const WORD_UNITS: u64 = 32;
+/// Units in a page: with blocks of 4 KiB, 62 MiB of the image.
+pub(crate) const PAGE_UNITS: u64 = PAGE_WORDS as u64 * WORD_UNITS;
+
+/// Writes the page with this number.
+pub(crate) fn encode(layer: u64, page: u64, epoch: u64, words: &[u64; PAGE_WORDS]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(PAGE);
+    for (number, words) in words.chunks_exact(SECTOR_WORDS).enumerate() {
+        let start = out.len();
+        out.extend([0; 8]);
+        out.extend(epoch.to_le_bytes());
+        words.iter().for_each(|word| out.extend(word.to_le_bytes()));
+        let crc = checksum(layer, place(page, number), &out[start + 4..]);
+        out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+    }
+    out
+}
+
+/// Reads the page with this number. `what` names the file in errors.
+pub(crate) fn decode(what: &str, layer: u64, page: u64, bytes: &[u8; PAGE]) -> Result<[u64; PAGE_WORDS]> {
+    let mut words = [0; PAGE_WORDS];
+    let sectors = bytes.chunks_exact(SECTOR).zip(words.chunks_exact_mut(SECTOR_WORDS));
+    for (number, (sector, words)) in sectors.enumerate() {
+        if sector.iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        let bad = |why: String| {
+            let at = (page + 1) * PAGE as u64 + (number * SECTOR) as u64;
+            Error::corrupt(format!("{what}: the sector of states at {at} {why}"))
+        };
+        let mut reader = Reader(sector);
+        let found = reader.u32();
+        let expected = checksum(layer, place(page, number), &sector[4..]);
+        if found != expected {
+            return Err(bad(format!("has checksum {found:08x}, its bytes make {expected:08x}")));
+        }
+        let (_zero, _epoch) = (reader.u32(), reader.u64());
+        for word in words {
+            *word = reader.u64();
+            // Two bits set in one unit stand for no state.
+            if *word & (*word >> 1) & 0x5555_5555_5555_5555 != 0 {
+                return Err(bad(format!("holds {word:#018x}, which has a state that does not exist")));
+            }
+        }
+    }
+    Ok(words)
+}
+
+/// Where a sector belongs; 0 and 1 are taken by the header.
+fn place(page: u64, sector: usize) -> u64 {
+    (page + 1) * SECTORS as u64 + sector as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words() -> [u64; PAGE_WORDS] {
+        std::array::from_fn(|i| if i % 3 == 0 { 0x5555_aaaa_0001_8000 } else { 0 })
+    }
+
+    fn bytes(page: u64) -> [u8; PAGE] {
+        encode(9, page, 3, &words()).try_into().unwrap()
+    }
+
+    #[test]
+    fn the_layout_is_what_the_picture_says() {
+        assert_eq!((PAGE_UNITS, PAGE_WORDS), (15_872, 496));
+        let bytes = bytes(0);
+        assert_eq!(bytes[8..24], [3, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 1, 0, 0xaa, 0xaa, 0x55, 0x55]);
+        assert_eq!(decode("map", 9, 0, &bytes).unwrap(), words());
+    }
+
+    #[test]
+    fn a_page_that_was_never_written_is_all_inherited_and_sectors_stand_alone() {
+        assert_eq!(decode("map", 9, 5, &[0; PAGE]).unwrap(), [0; PAGE_WORDS]);
+        // Torn: the first half is new, the second was never written.
+        let mut torn = bytes(5);
+        torn[PAGE / 2..].fill(0);
+        let read = decode("map", 9, 5, &torn).unwrap();
+        assert_eq!(read[..PAGE_WORDS / 2], words()[..PAGE_WORDS / 2]);
+        assert!(read[PAGE_WORDS / 2..].iter().all(|word| *word == 0));
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_misplaced_page_is_found() {
+        let good = bytes(5);
+        for bit in 0..PAGE * 8 {
+            let mut bad = good;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode("map", 9, 5, &bad).is_err(), "bit {bit}");
+        }
+        assert!(decode("map", 9, 6, &good).is_err() && decode("map", 8, 5, &good).is_err());
+    }
+
+    #[test]
+    fn a_state_that_does_not_exist_is_damage_even_with_a_good_checksum() {
+        let mut words = words();
+        words[100] = 3;
+        let bytes: [u8; PAGE] = encode(9, 0, 1, &words).try_into().unwrap();
+        assert!(decode("map", 9, 0, &bytes).is_err());
+    }
+}

@@ -1,0 +1,61 @@
+//! The allocation map of a layer in memory: which units are inherited, data or zero.
+//!
+//! [`page`] is a page of states, [`presence`] says which pages exist at all, [`pages`] keeps pages: those that changed since
+//! the last sync are pinned, all others come and go in a cache that all layers share. Nothing here does I/O.
+
+pub(crate) mod page;
+pub(crate) mod pages;
+pub(crate) mod presence;
+
+use vellum_core::Extent;
+
+use crate::format::sector::PAGE_UNITS;
+
+/// How units and pages of a layer relate to bytes of the image.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Units {
+    /// Bytes in the image.
+    pub size: u64,
+    /// Bytes in a unit.
+    pub block: u64,
+}
+
+impl Units {
+    /// The units that an extent touches: the first, and the one after the last.
+    pub(crate) fn span(self, at: Extent) -> (u64, u64) {
+        (at.offset() / self.block, at.end().div_ceil(self.block))
+    }
+
+    /// Whole units around an extent, clipped to the image.
+    pub(crate) fn around(self, at: Extent) -> Extent {
+        at.align_out(self.block).clip(self.size)
+    }
+
+    /// The bytes from one unit up to another, clipped to the image.
+    pub(crate) fn bytes(self, first: u64, end: u64) -> Extent {
+        Extent::between(first.saturating_mul(self.block), end.saturating_mul(self.block).min(self.size))
+    }
+
+    /// Bytes of the image that a page describes.
+    pub(crate) fn page_size(self) -> u64 {
+        PAGE_UNITS * self.block
+    }
+
+    /// Pages that describe the image.
+    pub(crate) fn pages(self) -> u64 {
+        self.size.div_ceil(self.page_size())
+    }
+
+    /// The pieces of an extent that lie in one page each, with the page's number.
+    pub(crate) fn by_page(self, at: Extent) -> impl Iterator<Item = (u64, Extent)> {
+        let (mut rest, page_size) = (at, self.page_size());
+        std::iter::from_fn(move || {
+            (!rest.is_empty()).then(|| {
+                let page = rest.offset() / page_size;
+                let (piece, after) = rest.split((page + 1).saturating_mul(page_size));
+                rest = after;
+                (page, piece)
+            })
+        })
+    }
+}

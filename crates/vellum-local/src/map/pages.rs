@@ -1,0 +1,183 @@
+//! [`Pages`]: the pages of one layer that are in memory.
+//!
+//! A page that changed since the last sync is *pinned*: it stays, and it is the one that everybody sees. All others live in a
+//! cache that the layers of a store share. Bits are set and a page is marked as changed in one step under one lock, so that a
+//! sync which takes the changed pages finds every bit whose log record it is about to drop.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use quick_cache::sync::Cache;
+use vellum_core::{Extent, Runs, State};
+
+use super::Units;
+use super::page::Page;
+use super::presence::Presence;
+use crate::format::sector::PAGE_UNITS;
+
+/// The cache that all layers of a store share: pages by the number of an open layer and their own.
+pub(crate) type PageCache = Cache<(u64, u64), Arc<Page>>;
+
+/// The pages of one layer.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    units: Units,
+    /// Which open layer this is in the cache; not the layer's id, since a layer may be opened anew and start without pages.
+    key: u64,
+    cache: Arc<PageCache>,
+    inner: RwLock<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    presence: Presence,
+    pinned: HashMap<u64, Arc<Page>>,
+    changed: BTreeSet<u64>,
+    /// Raised whenever a page is unpinned: whoever read a page from disk before that may have read what it was.
+    unpinned: u64,
+}
+
+/// Where a page is.
+pub(crate) enum Found {
+    /// Nowhere: it does not exist, and all its units are inherited.
+    Absent,
+    /// In memory.
+    Here(Arc<Page>),
+    /// On disk. [`Pages::loaded`] takes it, with this ticket.
+    OnDisk(Ticket),
+}
+
+/// Tells a page that was read in time from one that may be stale.
+#[derive(Clone, Copy)]
+pub(crate) struct Ticket(u64);
+
+impl Pages {
+    pub(crate) fn new(units: Units, key: u64, cache: Arc<PageCache>, presence: Presence) -> Self {
+        Self { units, key, cache, inner: RwLock::new(Inner { presence, ..Inner::default() }) }
+    }
+
+    pub(crate) fn find(&self, page: u64) -> Found {
+        let inner = self.inner.read();
+        if !inner.presence.has(page) {
+            return Found::Absent;
+        }
+        match inner.pinned.get(&page).cloned().or_else(|| self.cache.get(&(self.key, page))) {
+            Some(page) => Found::Here(page),
+            None => Found::OnDisk(Ticket(inner.unpinned)),
+        }
+    }
+
+    /// Takes a page that was read from disk. `None` if it may be stale: then look again.
+    pub(crate) fn loaded(&self, page: u64, ticket: Ticket, content: Page) -> Option<Arc<Page>> {
+        let inner = self.inner.write();
+        if let Some(pinned) = inner.pinned.get(&page) {
+            return Some(pinned.clone());
+        }
+        if inner.unpinned != ticket.0 {
+            return None;
+        }
+        let content = Arc::new(content);
+        self.cache.insert((self.key, page), content.clone());
+        Some(content)
+    }
+
+    /// Notes that a page now exists on disk.
+    pub(crate) fn exists(&self, page: u64) {
+        self.inner.write().presence.add(page);
+    }
+
+    pub(crate) fn is_present(&self, page: u64) -> bool {
+        self.inner.read().presence.has(page)
+    }
+
+    /// The states of a beginning of `at`, as far as pages are in memory, and up to `runs_max` runs. Returns where it ends.
+    pub(crate) fn states(&self, at: Extent, runs_max: usize, out: &mut Runs) -> u64 {
+        let mut rest = at;
+        while !rest.is_empty() && out.len() < runs_max {
+            let page = rest.offset() / self.units.page_size();
+            let stop = match self.find(page) {
+                Found::Absent => {
+                    let next = self.inner.read().presence.next(page);
+                    let end = next.map_or(u64::MAX, |next| next.saturating_mul(self.units.page_size()));
+                    let (absent, _) = rest.split(end);
+                    out.push(absent, State::Inherited);
+                    absent.end()
+                }
+                Found::Here(content) => {
+                    let (piece, _) = rest.split((page + 1).saturating_mul(self.units.page_size()));
+                    self.runs_in(page, &content, piece, runs_max, out)
+                }
+                Found::OnDisk(_) => return rest.offset(),
+            };
+            rest = rest.split(stop).1;
+        }
+        rest.offset()
+    }
+
+    fn runs_in(&self, page: u64, content: &Page, piece: Extent, runs_max: usize, out: &mut Runs) -> u64 {
+        let base = page * PAGE_UNITS;
+        let (first, end) = self.units.span(piece);
+        let mut stop = piece.offset();
+        content.runs(first - base, end - base, |from, to, state| {
+            let bytes = self.units.bytes(base + from, base + to).intersect(&piece);
+            out.push(bytes, state);
+            stop = bytes.end();
+            out.len() < runs_max
+        });
+        stop
+    }
+
+    /// Sets units and marks their pages as changed, if all those pages are in memory; else says which is missing, and nothing
+    /// has changed.
+    pub(crate) fn change(&self, changes: &[(Extent, State)]) -> Result<(), u64> {
+        let mut inner = self.inner.write();
+        for (at, _) in changes {
+            for (page, _) in self.units.by_page(*at) {
+                if !inner.pinned.contains_key(&page) {
+                    let content = self.cache.get(&(self.key, page)).ok_or(page)?;
+                    inner.pinned.insert(page, content);
+                }
+            }
+        }
+        for (at, state) in changes {
+            for (page, piece) in self.units.by_page(*at) {
+                let base = page * PAGE_UNITS;
+                let (first, end) = self.units.span(piece);
+                inner.pinned[&page].set(first - base, end - base, *state);
+                inner.changed.insert(page);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a page changed since the last sync began.
+    pub(crate) fn has_changes(&self) -> bool {
+        !self.inner.read().changed.is_empty()
+    }
+
+    /// How many pages changed since the last sync began.
+    pub(crate) fn changes(&self) -> usize {
+        self.inner.read().changed.len()
+    }
+
+    /// Takes the set of changed pages, as copies: what changes from now on belongs to the next sync.
+    pub(crate) fn take_changed(&self) -> Vec<(u64, [u64; crate::format::sector::PAGE_WORDS])> {
+        let mut inner = self.inner.write();
+        let changed = std::mem::take(&mut inner.changed);
+        changed.into_iter().map(|page| (page, inner.pinned[&page].words())).collect()
+    }
+
+    /// The copies of these pages are durable: those that did not change again may leave memory.
+    pub(crate) fn synced(&self, pages: impl Iterator<Item = u64>) {
+        let mut inner = self.inner.write();
+        inner.unpinned += 1;
+        for page in pages {
+            if !inner.changed.contains(&page)
+                && let Some(content) = inner.pinned.remove(&page)
+            {
+                self.cache.insert((self.key, page), content);
+            }
+        }
+    }
+}

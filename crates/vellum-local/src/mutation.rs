@@ -1,0 +1,412 @@
+//! Mutations of a layer: guarded write, fill, zero, inherit.
+//!
+//! Each goes the same way, with the units it touches held from the first step to the last:
+//!
+//! 1. Look at the states, and refuse or plan.
+//! 2. Make sure that the pages of the map exist which will change.
+//! 3. Write the data.
+//! 4. Only then change states in memory; a unit that is not data is written whole, since what its file holds is undefined.
+//! 5. Append the change to the live log. Now it survives the death of the process, and is acknowledged.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use vellum_core::{Extent, Runs, State};
+use vellum_disk::{Disk, Durability as OnDisk};
+use vellum_engine::{
+    Content, Durability, Error, ErrorKind, Fill, Guard, Guarded, Missing, Result, SetTo, Write,
+};
+
+use crate::format::live::Record;
+use crate::layer::{Inner, LocalLayer};
+use crate::log::Appended;
+
+/// Extents whose space is still to be freed; more are forgotten, and leak until somebody checks.
+const FREEABLE_MAX: usize = 1 << 16;
+/// The largest block is 1 MiB, so padding is shorter.
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+
+/// A write of data to the file, with zeros around it where a unit is written whole.
+struct DataWrite {
+    offset: u64,
+    parts: Vec<Bytes>,
+}
+
+/// What a mutation is going to do.
+#[derive(Default)]
+struct Plan {
+    writes: Vec<DataWrite>,
+    changes: Vec<(Extent, State)>,
+}
+
+impl<D: Disk> LocalLayer<D> {
+    /// See [`Head::write`](vellum_engine::Head::write). The future must run to its end.
+    pub(crate) async fn write(&self, write: Write) -> Result<Guarded> {
+        let inner = &self.0;
+        let _under_way = inner.mutations.read().await;
+        if inner.role.sealed.load(Ordering::Acquire) {
+            return Ok(Guarded::Sealed);
+        }
+        inner.check_poison()?;
+        let at = inner.check_range(write.extent())?;
+        let units = inner.units.around(at);
+        let _held = inner.ranges.lock(units).await;
+        let states = inner.states_of(units).await?;
+        let missing = inner.missing(&states, at, write.guard);
+        if !missing.is_empty() {
+            return Ok(Guarded::Missing(missing));
+        }
+        let mut plan = Plan::default();
+        inner.plan_write(&mut plan, &states, at, write.data);
+        self.carry_out(plan, write.durability).await?;
+        Ok(Guarded::Done)
+    }
+
+    /// See [`Head::fill`](vellum_engine::Head::fill). The future must run to its end.
+    pub(crate) async fn fill(&self, fill: Fill) -> Result<Guarded> {
+        let inner = &self.0;
+        let _under_way = inner.mutations.read().await;
+        let sealed = inner.role.sealed.load(Ordering::Acquire);
+        if sealed && (fill.then.is_some() || !inner.role.fillable.load(Ordering::Acquire)) {
+            return Ok(Guarded::Sealed);
+        }
+        inner.check_poison()?;
+        let Some(hull) = inner.check_fill(&fill)? else { return Ok(Guarded::Done) };
+        let _held = inner.ranges.lock(hull).await;
+        let durability = fill.then.as_ref().map_or(Durability::AtSync, |write| write.durability);
+        let mut plan = Plan::default();
+        // The write lies over what is filled, so its own units are decided first, by the states they will have.
+        let over = match &fill.then {
+            None => Extent::default(),
+            Some(write) => {
+                let at = write.extent();
+                let units = inner.units.around(at);
+                let states = inner.states_after(&fill, units).await?;
+                let missing = inner.missing(&states, at, Guard::Edges);
+                if !missing.is_empty() {
+                    return Ok(Guarded::Missing(missing));
+                }
+                inner.plan_write(&mut plan, &states, at, write.data.clone());
+                units
+            }
+        };
+        let written_last = std::mem::take(&mut plan.writes);
+        inner.plan_parts(&mut plan, &fill, over).await?;
+        plan.writes.extend(written_last);
+        self.carry_out(plan, durability).await?;
+        Ok(Guarded::Done)
+    }
+
+    /// See [`Head::set`](vellum_engine::Head::set). The future must run to its end.
+    pub(crate) async fn set(&self, at: Extent, to: SetTo, durability: Durability) -> Result<Guarded> {
+        let inner = &self.0;
+        inner.check_whole_units(at)?;
+        // A page at a time, so that a large range neither holds up all writers nor collects without bound.
+        for (page, piece) in inner.units.by_page(at) {
+            let _under_way = inner.mutations.read().await;
+            if inner.role.sealed.load(Ordering::Acquire) {
+                return Ok(Guarded::Sealed);
+            }
+            inner.check_poison()?;
+            if to == SetTo::Inherit && !inner.pages.is_present(page) {
+                continue;
+            }
+            let _held = inner.ranges.lock(piece).await;
+            match to {
+                SetTo::Zero => self.set_zero(piece).await?,
+                SetTo::Inherit => self.set_inherit(piece).await?,
+            }
+        }
+        if durability == Durability::Durable {
+            self.sync().await?;
+        }
+        Ok(Guarded::Done)
+    }
+
+    /// Zeros punch at once: under data a hole is the new content, and the state need not change. It does where a whole page
+    /// becomes zero, so that whoever asks for the map sees it.
+    async fn set_zero(&self, piece: Extent) -> Result<()> {
+        let inner = &self.0;
+        let states = inner.states_of(piece).await?;
+        let whole_page = piece.length() == inner.units.page_size() || piece == Extent::new(0, inner.facts.size);
+        let mut plan = Plan::default();
+        for run in &states {
+            match run.state {
+                State::Data => {
+                    inner.segments.punch(run.extent).await?;
+                    self.note_unsynced(run.extent.length());
+                    if whole_page {
+                        plan.changes.push((run.extent, State::Zero));
+                    }
+                }
+                State::Inherited => plan.changes.push((run.extent, State::Zero)),
+                State::Zero => {}
+            }
+        }
+        self.carry_out(plan, Durability::AtSync).await
+    }
+
+    async fn set_inherit(&self, piece: Extent) -> Result<()> {
+        let inner = &self.0;
+        let states = inner.states_of(piece).await?;
+        let defined: Vec<_> = states.iter().filter(|run| run.state.is_defined()).collect();
+        let plan = Plan {
+            writes: Vec::new(),
+            changes: defined.iter().map(|run| (run.extent, State::Inherited)).collect(),
+        };
+        self.carry_out(plan, Durability::AtSync).await?;
+        let mut freeable = inner.freeable.lock();
+        let data = defined.iter().filter(|run| run.state == State::Data).map(|run| run.extent);
+        let room = FREEABLE_MAX - freeable.len().min(FREEABLE_MAX);
+        freeable.extend(data.take(room));
+        Ok(())
+    }
+
+    /// See [`Head::reclaim`](vellum_engine::Head::reclaim). The future must run to its end.
+    pub(crate) async fn reclaim(&self) -> Result<u64> {
+        let inner = &self.0;
+        let extents = std::mem::take(&mut *inner.freeable.lock());
+        if extents.is_empty() {
+            return Ok(0);
+        }
+        // Durable first: after a power cut the units could be data again, and must find it.
+        self.sync().await?;
+        let _under_way = inner.mutations.read().await;
+        let mut freed = 0;
+        for extent in extents {
+            let _held = inner.ranges.lock(extent).await;
+            for inherited in inner.states_of(extent).await?.in_state(State::Inherited) {
+                inner.segments.punch(inherited).await?;
+                freed += inherited.length();
+            }
+        }
+        Ok(freed)
+    }
+
+    /// Steps two to five.
+    async fn carry_out(&self, plan: Plan, durability: Durability) -> Result<()> {
+        let inner = &self.0;
+        if !plan.writes.is_empty() || !plan.changes.is_empty() {
+            inner.create_files().await?;
+        }
+        inner.create_pages(&plan.changes).await?;
+        // Without a change of states, data that is durable by itself is all there is to a durable write.
+        let by_itself = durability == Durability::Durable && plan.changes.is_empty();
+        let on_disk = if by_itself { OnDisk::Durable } else { OnDisk::AtSync };
+        for write in plan.writes {
+            let length: usize = write.parts.iter().map(Bytes::len).sum();
+            inner.segments.write(write.offset, write.parts, on_disk).await?;
+            self.note_unsynced(length as u64);
+        }
+        if !plan.changes.is_empty() {
+            inner.change(&plan.changes).await?;
+            self.log_changes(&plan.changes).await?;
+        }
+        if durability == Durability::Durable && !by_itself {
+            self.sync().await?;
+        }
+        Ok(())
+    }
+
+    async fn log_changes(&self, changes: &[(Extent, State)]) -> Result<()> {
+        let records: Vec<Record> = changes.iter().map(|(at, state)| self.0.record(*at, *state)).collect();
+        let log = self.0.live_log().await?;
+        if log.append(&records).await? == Appended::Full {
+            return self.sync().await;
+        }
+        if log.is_filling_up() || self.0.pages.changes() > self.0.shared.options.changed_pages_max {
+            self.sync_soon(std::time::Duration::ZERO);
+        }
+        Ok(())
+    }
+
+    fn note_unsynced(&self, bytes: u64) {
+        self.0.unsynced_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.sync_soon(self.0.shared.options.sync_interval);
+    }
+
+    /// Syncs after a while, if the layer is still open then; does nothing if such a sync is on its way.
+    fn sync_soon(&self, after: std::time::Duration) {
+        if self.0.sync_is_due.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let layer = std::sync::Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            if let Some(layer) = layer.upgrade() {
+                layer.sync_is_due.store(false, Ordering::Release);
+                // A failure poisons the layer, and whoever writes or syncs next is told.
+                let _ = LocalLayer(layer).sync().await;
+            }
+        });
+    }
+}
+
+impl<D: Disk> Inner<D> {
+    fn check_range(&self, at: Extent) -> Result<Extent> {
+        if !at.is_empty() && at.end() <= self.facts.size {
+            return Ok(at);
+        }
+        let what = format!("{at} is empty or reaches beyond the end of the image at {}", self.facts.size);
+        Err(Error::new(ErrorKind::Invalid, what))
+    }
+
+    fn check_whole_units(&self, at: Extent) -> Result<()> {
+        if self.check_range(at)? == self.units.around(at) {
+            return Ok(());
+        }
+        let what = format!("{at} does not consist of whole units of {} bytes", self.units.block);
+        Err(Error::new(ErrorKind::Invalid, what))
+    }
+
+    /// All units that a fill touches; `None` if there are none.
+    fn check_fill(&self, fill: &Fill) -> Result<Option<Extent>> {
+        let mut hull: Option<Extent> = None;
+        let mut end = 0;
+        for part in &fill.parts {
+            self.check_whole_units(part.at)?;
+            let fits = match &part.content {
+                Content::Data(data) => data.len() as u64 == part.at.length(),
+                Content::Zero => true,
+            };
+            if part.at.offset() < end || !fits {
+                let what = "the parts of a fill must ascend, and each have as many bytes as its extent";
+                return Err(Error::new(ErrorKind::Invalid, what));
+            }
+            end = part.at.end();
+            hull = Some(Extent::between(hull.map_or(part.at.offset(), |hull| hull.offset()), end));
+        }
+        if let Some(write) = &fill.then {
+            let units = self.units.around(self.check_range(write.extent())?);
+            let hull_so_far = hull.unwrap_or(units);
+            hull = Some(Extent::between(
+                hull_so_far.offset().min(units.offset()),
+                hull_so_far.end().max(units.end()),
+            ));
+        }
+        Ok(hull)
+    }
+
+    /// The inherited units that stand in the way of a write.
+    fn missing(&self, states: &Runs, at: Extent, guard: Guard) -> Missing {
+        let mut missing = Missing::new();
+        for inherited in states.in_state(State::Inherited) {
+            match guard {
+                Guard::All => missing.push(inherited),
+                Guard::Edges => {
+                    for edge in [at.offset(), at.end() - 1] {
+                        let unit = self.units.around(Extent::new(edge, 1));
+                        if inherited.contains(&unit) && !at.contains(&unit) && missing.last() != Some(&unit) {
+                            missing.push(unit);
+                        }
+                    }
+                }
+            }
+        }
+        merge_neighbours(missing)
+    }
+
+    /// Plans a write over units of these states, none of which stands in the way.
+    fn plan_write(&self, plan: &mut Plan, states: &Runs, at: Extent, data: Bytes) {
+        let (mut start, mut end) = (at.offset(), at.end());
+        for run in states.iter().filter(|run| run.state != State::Data) {
+            plan.changes.push((run.extent, State::Data));
+            // A unit that becomes data is written whole.
+            if run.extent.contains(&Extent::new(at.offset(), 1)) {
+                start = self.units.around(Extent::new(at.offset(), 1)).offset();
+            }
+            if run.extent.contains(&Extent::new(at.end() - 1, 1)) {
+                end = self.units.around(Extent::new(at.end() - 1, 1)).end();
+            }
+        }
+        let zeros = |length: u64| Bytes::from_static(&ZEROS[..length as usize]);
+        let parts = [zeros(at.offset() - start), data, zeros(end - at.end())];
+        let parts = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        plan.writes.push(DataWrite { offset: start, parts });
+    }
+
+    /// The states that units will have once the parts of a fill are in place.
+    async fn states_after(&self, fill: &Fill, units: Extent) -> Result<Runs> {
+        let mut after = Runs::new();
+        for run in &self.states_of(units).await? {
+            let mut rest = run.extent;
+            for part in fill.parts.iter().filter(|_| run.state == State::Inherited) {
+                let filled = rest.intersect(&part.at);
+                if filled.is_empty() {
+                    continue;
+                }
+                after.push(rest.clip(filled.offset()), run.state);
+                let state = match part.content {
+                    Content::Data(_) => State::Data,
+                    Content::Zero => State::Zero,
+                };
+                after.push(filled, state);
+                rest = rest.split(filled.end()).1;
+            }
+            after.push(rest, run.state);
+        }
+        Ok(after)
+    }
+
+    /// Plans what a fill does to inherited units; those in `over` get their state from the write that lies over them.
+    async fn plan_parts(&self, plan: &mut Plan, fill: &Fill, over: Extent) -> Result<()> {
+        let decided: Vec<(Extent, State)> = std::mem::take(&mut plan.changes);
+        for part in &fill.parts {
+            for inherited in self.states_of(part.at).await?.in_state(State::Inherited) {
+                let state = match &part.content {
+                    Content::Zero => State::Zero,
+                    Content::Data(data) => {
+                        let parts = vec![data.slice(part.at.range_of(&inherited))];
+                        plan.writes.push(DataWrite { offset: inherited.offset(), parts });
+                        State::Data
+                    }
+                };
+                // Zeros under the write have no state of their own; data does, whoever wrote over it.
+                let outside = state == State::Zero && !over.is_empty();
+                let (before, rest) = if outside { inherited.split(over.offset()) } else { (inherited, Extent::default()) };
+                let after = if outside { rest.split(over.end()).1 } else { rest };
+                plan.changes.extend([before, after].into_iter().filter(|at| !at.is_empty()).map(|at| (at, state)));
+            }
+        }
+        plan.changes.extend(decided);
+        Ok(())
+    }
+
+    /// Makes the pages of some units exist.
+    async fn create_pages(&self, changes: &[(Extent, State)]) -> Result<()> {
+        for (at, _) in changes {
+            for (page, _) in self.units.by_page(*at) {
+                if !self.pages.is_present(page) {
+                    self.create_page(page).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes states in memory, of units whose pages exist.
+    pub(crate) async fn change(&self, changes: &[(Extent, State)]) -> Result<()> {
+        self.create_pages(changes).await?;
+        while let Err(page) = self.pages.change(changes) {
+            self.page(page).await?;
+        }
+        Ok(())
+    }
+
+    fn record(&self, at: Extent, state: State) -> Record {
+        let (first_unit, end) = self.units.span(at);
+        // A mutation changes at most what one call covers; a page at a time where that could be more.
+        Record { first_unit, units: u32::try_from(end - first_unit).unwrap_or(u32::MAX), state }
+    }
+}
+
+fn merge_neighbours(units: Missing) -> Missing {
+    let mut merged = Missing::new();
+    for unit in units {
+        match merged.last_mut() {
+            Some(last) if last.end() == unit.offset() => *last = Extent::between(last.offset(), unit.end()),
+            _ => merged.push(unit),
+        }
+    }
+    merged
+}

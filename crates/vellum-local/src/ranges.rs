@@ -1,0 +1,161 @@
+//! [`Ranges`]: which units mutations are working on.
+//!
+//! Mutations whose units overlap wait for each other, in the order they came; others pass. A guard belongs to the operation,
+//! not to whoever waits for its answer: it lasts until the last byte has landed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use vellum_core::Extent;
+
+/// Extents held by mutations. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ranges(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Disjoint, by offset.
+    held: BTreeMap<u64, Extent>,
+    waiting: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    extent: Extent,
+    granted: oneshot::Sender<RangeGuard>,
+}
+
+impl Ranges {
+    /// Waits until nobody else holds or, having come earlier, waits for a part of the extent.
+    pub(crate) async fn lock(&self, extent: Extent) -> RangeGuard {
+        let waiter = {
+            let mut state = self.0.lock();
+            if state.is_free(extent) && !state.waiting.iter().any(|waiter| waiter.extent.overlaps(&extent)) {
+                return self.hold(&mut state, extent);
+            }
+            let (granted, waiter) = oneshot::channel();
+            state.waiting.push_back(Waiter { extent, granted });
+            waiter
+        };
+        waiter.await.expect("a waiter is granted its range, or is itself gone")
+    }
+
+    fn hold(&self, state: &mut State, extent: Extent) -> RangeGuard {
+        state.held.insert(extent.offset(), extent);
+        RangeGuard { ranges: Some(self.clone()), extent }
+    }
+
+    fn release(&self, extent: Extent) {
+        let mut state = self.0.lock();
+        state.held.remove(&extent.offset());
+        let mut index = 0;
+        while index < state.waiting.len() {
+            let wanted = state.waiting[index].extent;
+            let earlier = state.waiting.iter().take(index).any(|waiter| waiter.extent.overlaps(&wanted));
+            if earlier || !state.is_free(wanted) {
+                index += 1;
+                continue;
+            }
+            let waiter = state.waiting.remove(index).expect("the index is within the queue");
+            let guard = self.hold(&mut state, wanted);
+            if let Err(mut refused) = waiter.granted.send(guard) {
+                // Whoever waited is gone. Its guard must not release what is released here, under the lock.
+                state.held.remove(&wanted.offset());
+                refused.ranges = None;
+            }
+        }
+    }
+}
+
+impl State {
+    fn is_free(&self, extent: Extent) -> bool {
+        // Those held are disjoint, so only the last that begins before the end can reach in.
+        self.held.range(..extent.end()).next_back().is_none_or(|(_, held)| held.end() <= extent.offset())
+    }
+}
+
+/// Holds an extent until it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct RangeGuard {
+    ranges: Option<Ranges>,
+    extent: Extent,
+}
+
+impl Drop for RangeGuard {
+    fn drop(&mut self) {
+        if let Some(ranges) = &self.ranges {
+            ranges.release(self.extent);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use futures::poll;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn disjoint_ranges_pass_and_overlapping_ones_wait_in_order() {
+        let ranges = Ranges::default();
+        let first = ranges.lock(Extent::new(0, 10)).await;
+        let _beside = ranges.lock(Extent::new(10, 10)).await;
+        let mut second = Box::pin(ranges.lock(Extent::new(5, 3)));
+        let mut third = Box::pin(ranges.lock(Extent::new(0, 6)));
+        let mut fourth = Box::pin(ranges.lock(Extent::new(8, 1)));
+        assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending() && poll!(&mut fourth).is_pending());
+        drop(first);
+        let second = second.await;
+        assert!(poll!(&mut third).is_pending(), "the third overlaps the second");
+        drop(fourth.await);
+        drop(second);
+        drop(third.await);
+    }
+
+    #[tokio::test]
+    async fn a_waiter_that_gave_up_holds_up_nobody() {
+        let ranges = Ranges::default();
+        let first = ranges.lock(Extent::new(0, 10)).await;
+        let mut second = Box::pin(ranges.lock(Extent::new(0, 10)));
+        let mut third = Box::pin(ranges.lock(Extent::new(0, 10)));
+        assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending());
+        drop(second);
+        drop(first);
+        drop(third.await);
+        assert!(ranges.0.lock().held.is_empty() && ranges.0.lock().waiting.is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn no_two_hold_the_same_unit() {
+        let ranges = Ranges::default();
+        let units: Arc<Vec<AtomicU64>> = Arc::new((0..64).map(|_| AtomicU64::new(0)).collect());
+        let tasks: Vec<_> = (0..8u64)
+            .map(|task| {
+                let (ranges, units) = (ranges.clone(), units.clone());
+                tokio::spawn(async move {
+                    for round in 0..500u64 {
+                        let start = (task * 7 + round * 13) % 60;
+                        let extent = Extent::new(start, 1 + (round % 4));
+                        let _guard = ranges.lock(extent).await;
+                        for unit in extent.offset()..extent.end() {
+                            assert_eq!(units[unit as usize].fetch_add(1, Ordering::SeqCst), 0);
+                        }
+                        tokio::task::yield_now().await;
+                        for unit in extent.offset()..extent.end() {
+                            units[unit as usize].fetch_sub(1, Ordering::SeqCst);
+                        }
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert!(ranges.0.lock().held.is_empty());
+    }
+}

@@ -1,0 +1,318 @@
+//! Opening a layer: what an earlier owner left is found, judged and, where it counts, taken over.
+//!
+//! | what is found | what happened | what is done |
+//! |---|---|---|
+//! | no map, or a header of zeros | nothing was ever acknowledged | the layer defines nothing |
+//! | a map, no log that counts | closed; or a power cut | the map is the truth |
+//! | a map, logs of this boot, file and epoch | the process died | data is synced, then the logs are replayed |
+//! | a map with the mark of a failed sync | the storage failed | logs are dropped, caches too; a warning says since when |
+//!
+//! Which logs count is decided in [`live::which_count`].
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use vellum_core::Buffer;
+use vellum_disk::{Disk, Durability, File, OpenMode};
+use vellum_engine::{Error, Result};
+
+use crate::format::header::{self, Epoch, Header};
+use crate::format::live::{self, LogHeader, Record};
+use crate::format::{PAGE, SECTOR, sector};
+use crate::layer::{Inner, LocalLayer, Role};
+use crate::log::LOG_SIZE;
+use crate::map::Units;
+use crate::map::pages::Pages;
+use crate::map::presence::Presence;
+use crate::ranges::Ranges;
+use crate::segment::{self, Segments};
+use crate::store::{Access, LayerFacts, Shared};
+use crate::sync::{Live, Syncing};
+
+/// What is on disk of a layer that has files.
+struct OnDisk<F> {
+    map: F,
+    epoch: Epoch,
+    presence: Presence,
+    segments: Vec<u64>,
+}
+
+impl<D: Disk> LocalLayer<D> {
+    /// Opens a layer.
+    pub(crate) async fn open(shared: Arc<Shared<D>>, key: u64, facts: LayerFacts, access: Access) -> Result<Self> {
+        let units = Units { size: facts.size, block: u64::from(facts.block_size) };
+        let found = look(&shared, &facts, units, access).await?;
+        let (map, epoch, presence, present) = match found {
+            Some(found) => (Some(found.map), found.epoch, found.presence, found.segments),
+            None => (None, first_epoch(), Presence::default(), Vec::new()),
+        };
+        let dir = shared.layer_dir(facts.id);
+        let segments = Segments::new(shared.disk.clone(), &dir, facts.size, shared.options.lock_wait);
+        let pages = Pages::new(units, key, shared.cache.clone(), presence);
+        let role = Role {
+            sealed: AtomicBool::new(access != Access::Own),
+            fillable: AtomicBool::new(false),
+            frozen: AtomicBool::new(access != Access::Own),
+            recovered: AtomicBool::new(false),
+        };
+        let map = map.map_or_else(OnceLock::new, OnceLock::from);
+        let layer = Self(Arc::new(Inner {
+            shared,
+            facts,
+            units,
+            pages,
+            segments,
+            ranges: Ranges::default(),
+            map,
+            creating: tokio::sync::Mutex::default(),
+            epoch: Mutex::new(epoch),
+            live: Live::default(),
+            syncing: Syncing::default(),
+            mutations: tokio::sync::RwLock::default(),
+            role,
+            poison: OnceLock::new(),
+            freeable: Mutex::default(),
+            unsynced_bytes: AtomicU64::new(0),
+            sync_is_due: AtomicBool::new(false),
+        }));
+        layer.recover(&present, access).await?;
+        Ok(layer)
+    }
+
+    /// Lets a filler in: whoever reads the layer goes on, and sees what is filled.
+    pub(crate) async fn allow_fills(&self) -> Result<()> {
+        let present = present_segments(&self.0.shared, &self.0.facts).await?;
+        self.take_over(&present).await?;
+        self.0.role.fillable.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    async fn recover(&self, present: &[u64], access: Access) -> Result<()> {
+        let inner = &self.0;
+        let Some(map) = inner.map.get() else {
+            inner.role.fillable.store(access == Access::Fill, Ordering::Release);
+            return Ok(());
+        };
+        let epoch = *inner.epoch.lock();
+        if let Some(failed) = epoch.poisoned {
+            tracing::warn!(
+                layer = %inner.facts.id, image = %inner.facts.image_name, last_good_sync = epoch.last_sync, failed_sync = failed,
+                "an earlier sync failed: what was written between the two times (seconds since 1970) may be missing"
+            );
+            if access != Access::Read {
+                self.take_over(present).await?;
+                for file in inner.segments.files() {
+                    file.drop_cache().await;
+                }
+            }
+        } else {
+            let logs = inner.read_logs().await?;
+            let counting = if logs.iter().all(|(_, records)| records.is_empty()) {
+                Vec::new()
+            } else {
+                live::which_count(&logs, epoch.epoch, map.identity(), |boot| inner.shared.is_this_boot(boot))?
+            };
+            for (_, records) in &counting {
+                inner.replay(records).await?;
+            }
+            if !counting.is_empty() {
+                // The sync that takes the records over must not look like the one that was under way.
+                inner.epoch.lock().epoch = epoch.epoch.wrapping_add(1);
+                inner.role.recovered.store(true, Ordering::Release);
+            }
+            if access != Access::Read {
+                self.take_over(present).await?;
+            }
+        }
+        inner.role.fillable.store(access == Access::Fill, Ordering::Release);
+        Ok(())
+    }
+
+    /// Becomes the one who writes: waits until what an earlier one had in flight has landed, and makes durable what was
+    /// recovered. The first sync clears the mark of a failed one.
+    async fn take_over(&self, present: &[u64]) -> Result<()> {
+        let inner = &self.0;
+        inner.segments.own_existing(present.iter().copied()).await?;
+        let poisoned = inner.epoch.lock().poisoned.is_some();
+        if inner.role.recovered.swap(false, Ordering::AcqRel) || poisoned {
+            inner.segments.distrust();
+            self.sync().await?;
+        }
+        Ok(())
+    }
+}
+
+impl<D: Disk> Inner<D> {
+    /// Both logs, as far as they can be read.
+    async fn read_logs(&self) -> Result<Vec<(LogHeader, Vec<Record>)>> {
+        let mut logs = Vec::new();
+        for which in 0..2 {
+            let path = self.shared.log_path(self.facts.id, which);
+            let file = match self.shared.disk.open(&path, OpenMode::Read).await {
+                Ok(file) => file,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::io(format!("open {}", path.display()), error)),
+            };
+            let failed = |error| Error::io(format!("read {}", path.display()), error);
+            let length = file.length().await.map_err(failed)?.min(LOG_SIZE) as usize;
+            let (bytes, result) = file.read_at(Buffer::from_vec(vec![0; length]), 0..length, 0).await;
+            result.map_err(failed)?;
+            if let Some((sector, records)) = bytes.split_first_chunk::<SECTOR>()
+                && let Some(header) = LogHeader::decode(self.facts.id.number(), sector)
+            {
+                logs.push((header, header.records(records)));
+            }
+        }
+        Ok(logs)
+    }
+
+    /// Applies records in memory. Each sets states absolutely, so that replaying them over a map that has some of them
+    /// already ends in the same states.
+    async fn replay(&self, records: &[Record]) -> Result<()> {
+        for record in records {
+            let end = record.first_unit.saturating_add(u64::from(record.units));
+            let at = self.units.bytes(record.first_unit, end);
+            self.change(&[(at, record.state)]).await?;
+        }
+        Ok(())
+    }
+
+    /// Creates the files of a layer, durably, before its first write. A power cut leaves nothing that counts, or all of it.
+    pub(crate) async fn create_files(&self) -> Result<()> {
+        let _alone = self.creating.lock().await;
+        if self.map.get().is_some() {
+            return Ok(());
+        }
+        let (disk, dir) = (&self.shared.disk, self.shared.layer_dir(self.facts.id));
+        let failed = |error| Error::io(format!("create {}", dir.display()), error);
+        match disk.create_dir(&dir).await {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
+            _ => {}
+        }
+        let map = disk.open(&dir.join("map"), OpenMode::ReadWriteOrCreate).await.map_err(failed)?;
+        map.set_length(map_length(self.units)).await.map_err(failed)?;
+        let page = header::encode(&self.header(), &self.epoch.lock());
+        map.write_at(vec![page.into()], 0, Durability::AtSync).await.map_err(failed)?;
+        map.sync_data().await.map_err(failed)?;
+        disk.sync_dir(&dir).await.map_err(failed)?;
+        disk.sync_dir(&self.shared.layers_dir()).await.map_err(failed)?;
+        let _ = self.map.set(map);
+        Ok(())
+    }
+
+    fn header(&self) -> Header {
+        let mut image = [b'0'; 16];
+        let id = self.facts.image.as_str().as_bytes();
+        let length = id.len().min(image.len());
+        image[..length].copy_from_slice(&id[..length]);
+        Header {
+            layer: self.facts.id.number(),
+            size: self.facts.size,
+            block_size: self.facts.block_size,
+            image,
+            image_name: self.facts.image_name.clone(),
+            below: self.facts.below.clone(),
+        }
+    }
+
+    /// Makes pages exist, with all units inherited, so that a full disk fails the write and not the sync.
+    pub(crate) async fn create_page(&self, page: u64) -> Result<()> {
+        let _alone = self.creating.lock().await;
+        if self.pages.is_present(page) {
+            return Ok(());
+        }
+        let epoch = self.epoch.lock().epoch;
+        let words = [0; sector::PAGE_WORDS];
+        let bytes = sector::encode(self.facts.id.number(), page, epoch, &words);
+        let map = self.map.get().expect("files are created before pages");
+        let at = (page + 1) * PAGE as u64;
+        map.write_at(vec![Bytes::from(bytes)], at, Durability::AtSync)
+            .await
+            .map_err(|error| Error::io(format!("add page {page} to the map of layer {}", self.facts.id), error))?;
+        self.pages.exists(page);
+        Ok(())
+    }
+}
+
+/// Looks at the files of a layer; `None` if it has none that count.
+async fn look<D: Disk>(
+    shared: &Shared<D>,
+    facts: &LayerFacts,
+    units: Units,
+    access: Access,
+) -> Result<Option<OnDisk<D::File>>> {
+    let path = shared.layer_dir(facts.id).join("map");
+    let what = path.display().to_string();
+    let mode = if access == Access::Read { OpenMode::Read } else { OpenMode::ReadWrite };
+    let map = match shared.disk.open(&path, mode).await {
+        Ok(map) => map,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(format!("open {what}"), error)),
+    };
+    let failed = |error| Error::io(format!("read {what}"), error);
+    let length = map.length().await.map_err(failed)?;
+    let (page, result) = match length {
+        // A power cut in the middle of creating it.
+        0..4096 => return Ok(None),
+        _ => map.read_at(Buffer::from_vec(vec![0; PAGE]), 0..PAGE, 0).await,
+    };
+    result.map_err(failed)?;
+    let page: &[u8; PAGE] = page[..].try_into().expect("the buffer is as long as a page");
+    if page.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    let (header, epoch) = header::decode(&what, facts.id.number(), page)?;
+    if (header.size, header.block_size) != (facts.size, facts.block_size) {
+        return Err(Error::corrupt(format!(
+            "{what}: for an image of {} bytes in blocks of {}, but the catalog says {} in blocks of {}",
+            header.size, header.block_size, facts.size, facts.block_size
+        )));
+    }
+    if length < map_length(units) {
+        return Err(Error::corrupt(format!("{what}: has {length} bytes, expected {}", map_length(units))));
+    }
+    let presence = presence(&map, units).await.map_err(failed)?;
+    let segments = present_segments(shared, facts).await?;
+    Ok(Some(OnDisk { map, epoch, presence, segments }))
+}
+
+/// Which pages may exist. A hole in a map file is truly a page that was never written: nobody punches maps.
+async fn presence<F: File>(map: &F, units: Units) -> std::io::Result<Presence> {
+    let mut presence = Presence::default();
+    let mut at = 0;
+    while let Some(extent) = map.next_data(at).await? {
+        presence.add_extent(extent, units.pages());
+        at = extent.end();
+    }
+    Ok(presence)
+}
+
+async fn present_segments<D: Disk>(shared: &Shared<D>, facts: &LayerFacts) -> Result<Vec<u64>> {
+    let dir = shared.layer_dir(facts.id);
+    let files = match shared.disk.list_dir(&dir).await {
+        Ok(files) => files,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io(format!("list {}", dir.display()), error)),
+    };
+    let names = files.iter().filter_map(|path| path.file_name()?.to_str().and_then(segment::number_of));
+    let mut numbers: Vec<u64> = names.filter(|number| *number < facts.size.div_ceil(segment::SEGMENT)).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+fn map_length(units: Units) -> u64 {
+    (units.pages() + 1) * PAGE as u64
+}
+
+/// The epoch of a map that is made now: random, so that a log of an earlier map at the same inode does not continue it.
+fn first_epoch() -> Epoch {
+    Epoch { epoch: crate::layer_id::random_number(), last_sync: now(), poisoned: None }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

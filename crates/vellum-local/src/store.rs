@@ -1,0 +1,207 @@
+//! [`LayerStore`]: the layers of a pool on disk, opened and shared.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use vellum_core::BufferPool;
+use vellum_disk::{BootId, Disk};
+use vellum_engine::{Error, ErrorKind, ImageId, Result, RevisionId};
+
+use crate::LayerId;
+use crate::format::PAGE;
+use crate::layer::{Inner, LocalLayer};
+use crate::map::pages::PageCache;
+
+/// How layers are kept.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// At most this many bytes of clean map pages are kept, for all layers of the pool together.
+    pub map_cache_bytes: usize,
+    /// A layer with more pages of changed states than this (4 KiB each) syncs by itself.
+    pub changed_pages_max: usize,
+    /// What was written is synced after this long, so that a client that never asks does not lose an hour.
+    pub sync_interval: Duration,
+    /// How long opening waits for writes of a killed process to land.
+    pub lock_wait: Duration,
+    /// What happened since the pool was last used, for where that cannot be known: in a container whose boot id is not the
+    /// kernel's.
+    pub after: Option<AfterStop>,
+    /// Where buffers for copies come from.
+    pub buffers: BufferPool,
+}
+
+/// What may have happened to a writer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AfterStop {
+    /// Its process died; the machine went on.
+    ProcessDeath,
+    /// The machine stopped: power cut, crash or reboot.
+    PowerCut,
+}
+
+impl Default for StoreOptions {
+    /// 64 MiB of clean pages, 16 MiB of changed ones a layer, a sync after 5 s, 10 s for writes to land.
+    fn default() -> Self {
+        Self {
+            map_cache_bytes: 64 << 20,
+            changed_pages_max: 4096,
+            sync_interval: Duration::from_secs(5),
+            lock_wait: Duration::from_secs(10),
+            after: None,
+            buffers: BufferPool::default(),
+        }
+    }
+}
+
+/// What the catalog says of a layer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LayerFacts {
+    /// Its id.
+    pub id: LayerId,
+    /// The image it belongs to.
+    pub image: ImageId,
+    /// The revision it defines.
+    pub revision: RevisionId,
+    /// The size of the image at this revision, in bytes.
+    pub size: u64,
+    /// Bytes in a block.
+    pub block_size: u32,
+    /// What lies below, for people and for rebuilding a lost catalog.
+    pub below: String,
+    /// The image's name, likewise.
+    pub image_name: String,
+}
+
+/// What a layer is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Reading: a sealed layer, or a head that nobody owns. Writes nothing.
+    Read,
+    /// The one writer of a head.
+    Own,
+    /// Filling a sealed layer.
+    Fill,
+}
+
+/// The layers of a pool on disk. Clones share it.
+#[derive(Clone)]
+pub struct LayerStore<D: Disk>(Arc<Shared<D>>);
+
+pub(crate) struct Shared<D: Disk> {
+    pub(crate) disk: D,
+    pool: PathBuf,
+    pub(crate) options: StoreOptions,
+    pub(crate) cache: Arc<PageCache>,
+    pub(crate) boot: Option<BootId>,
+    next_key: AtomicU64,
+    open: Mutex<HashMap<LayerId, Weak<Inner<D>>>>,
+}
+
+impl<D: Disk> LayerStore<D> {
+    /// The layers in the directory of a pool.
+    pub async fn open(disk: D, pool: PathBuf, options: StoreOptions) -> Result<Self> {
+        let boot = disk.boot_id().await.map_err(|error| Error::io("read the boot id", error))?;
+        let cache = Arc::new(PageCache::new((options.map_cache_bytes / PAGE).max(64)));
+        Ok(Self(Arc::new(Shared {
+            disk,
+            pool,
+            options,
+            cache,
+            boot,
+            next_key: AtomicU64::new(0),
+            open: Mutex::default(),
+        })))
+    }
+
+    /// Opens a layer. One that is frozen is shared by all that read it in this process, and by who fills it; one that is owned
+    /// is always opened anew, as the last owner left it.
+    pub async fn layer(&self, facts: LayerFacts, access: Access) -> Result<LocalLayer<D>> {
+        let id = facts.id;
+        let shared = self.0.open.lock().get(&id).and_then(Weak::upgrade);
+        if let Some(layer) = shared.filter(|layer| access != Access::Own && layer.is_frozen()) {
+            let layer = LocalLayer(layer);
+            if access == Access::Fill {
+                layer.allow_fills().await?;
+            }
+            return Ok(layer);
+        }
+        let key = self.0.next_key.fetch_add(1, Ordering::Relaxed);
+        let layer = LocalLayer::open(self.0.clone(), key, facts, access).await?;
+        let mut open = self.0.open.lock();
+        open.retain(|_, layer| layer.strong_count() > 0);
+        open.insert(id, Arc::downgrade(&layer.0));
+        Ok(layer)
+    }
+
+    /// Removes the files of a layer: their names, since whoever has them open goes on reading. Idempotent.
+    pub async fn remove_files(&self, id: LayerId) -> Result<()> {
+        let (dir, disk) = (self.0.layer_dir(id), &self.0.disk);
+        for path in [self.0.log_path(id, 0), self.0.log_path(id, 1)] {
+            ignore_missing(disk.remove_file(&path).await, &path)?;
+        }
+        match disk.list_dir(&dir).await {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::io(format!("list {}", dir.display()), error)),
+            Ok(files) => {
+                for path in files {
+                    ignore_missing(disk.remove_file(&path).await, &path)?;
+                }
+            }
+        }
+        ignore_missing(disk.remove_dir(&dir).await, &dir)
+    }
+}
+
+impl<D: Disk> Shared<D> {
+    pub(crate) fn layers_dir(&self) -> PathBuf {
+        self.pool.join("layers")
+    }
+
+    pub(crate) fn layer_dir(&self, id: LayerId) -> PathBuf {
+        self.layers_dir().join(id.to_string())
+    }
+
+    pub(crate) fn log_path(&self, id: LayerId, which: usize) -> PathBuf {
+        self.pool.join("live").join(format!("{id}.{which}"))
+    }
+
+    /// Whether a log of this boot is of now. `Busy` asks what happened where that cannot be known.
+    pub(crate) fn is_this_boot(&self, boot: Option<BootId>) -> Result<bool> {
+        match (boot, self.boot, self.options.after) {
+            (Some(then), Some(now), _) => Ok(then == now),
+            (.., Some(AfterStop::ProcessDeath)) => Ok(true),
+            (.., Some(AfterStop::PowerCut)) => Ok(false),
+            (.., None) => Err(Error::new(
+                ErrorKind::Busy,
+                "a writer of this layer stopped without closing it, and the boot id of the kernel cannot be read here: was the \
+                 machine restarted since, or did only the process end? Set VELLUM_AFTER to power-cut or to process-death",
+            )),
+        }
+    }
+}
+
+impl<D: Disk> fmt::Debug for LayerStore<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LayerStore({})", self.0.pool.display())
+    }
+}
+
+impl<D: Disk> fmt::Debug for Shared<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Shared({})", self.pool.display())
+    }
+}
+
+fn ignore_missing(result: std::io::Result<()>, path: &Path) -> Result<()> {
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(format!("remove {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}

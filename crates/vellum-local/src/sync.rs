@@ -1,0 +1,267 @@
+//! Sync: making what was acknowledged survive a power cut.
+//!
+//! One at a time for a layer; whoever comes while one runs waits for the next, which serves all who wait. In exactly this order:
+//!
+//! 1. *Freeze*: begin the other live log (its header says epoch + 1), let new changes go there, take the set of changed pages and
+//!    **copy** them, take the set of files written.
+//! 2. `fdatasync` those files.
+//! 3. Write the copies to the map, then the epoch.
+//! 4. `fdatasync` the map. The old log no longer counts.
+//!
+//! The copy comes before the first `fdatasync`: a page that was copied after it could say data of a block whose data that
+//! `fdatasync` did not cover. What a crash leaves, by the last step that was begun:
+//!
+//! | begun | power cut leaves | death of the process leaves |
+//! |---|---|---|
+//! | 1 | the map of the last sync | that map and the old log; the new one behind it |
+//! | 2 | the same; more data than the map says is harmless | the same |
+//! | 3 | sectors of the map, old or new, both true: the data of the new ones is durable | until the epoch is written the old log and the new one, which set the same states again; then the new one |
+//! | 4 | the same, or all of it | the new log |
+//!
+//! A failed `fdatasync` is never repeated: the kernel has forgotten which pages are missing. It *poisons* the layer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use vellum_disk::{Disk, Durability, File, OpenMode};
+use vellum_engine::{Error, Result};
+
+use crate::format::header::{self, Epoch};
+use crate::format::live::LogHeader;
+use crate::format::{PAGE, sector};
+use crate::layer::{Inner, LocalLayer};
+use crate::log::{LOG_SIZE, Log};
+use crate::recovery::now;
+
+/// Neighbouring pages that are written at once.
+const PAGES_AT_ONCE: usize = 256;
+
+/// Who waits for a sync.
+#[derive(Debug, Default)]
+pub(crate) struct Syncing(Mutex<Queue>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    running: bool,
+    waiting: Vec<oneshot::Sender<Result<()>>>,
+}
+
+/// The two live logs, one of which takes records.
+#[derive(Debug)]
+pub(crate) struct Live<F: File> {
+    current: Mutex<Option<Log<F>>>,
+    files: tokio::sync::Mutex<Files<F>>,
+}
+
+#[derive(Debug)]
+struct Files<F: File> {
+    /// Both files, once they were made.
+    both: Option<[F; 2]>,
+    /// Which of them takes records.
+    which: usize,
+    /// The log that did before, until its last batch has landed.
+    previous: Option<Log<F>>,
+}
+
+impl<F: File> Default for Live<F> {
+    fn default() -> Self {
+        Self {
+            current: Mutex::default(),
+            files: tokio::sync::Mutex::new(Files { both: None, which: 0, previous: None }),
+        }
+    }
+}
+
+impl<F: File> Live<F> {
+    /// The log that takes records, if one was begun.
+    pub(crate) fn current(&self) -> Option<Log<F>> {
+        self.current.lock().clone()
+    }
+}
+
+impl<D: Disk> LocalLayer<D> {
+    /// Makes durable what was acknowledged before the call.
+    pub(crate) async fn sync(&self) -> Result<()> {
+        self.0.check_poison()?;
+        if !self.0.wants_sync() {
+            return Ok(());
+        }
+        let (send, done) = oneshot::channel();
+        let drive = {
+            let mut queue = self.0.syncing.0.lock();
+            queue.waiting.push(send);
+            !std::mem::replace(&mut queue.running, true)
+        };
+        if drive {
+            tokio::spawn(drive_syncs(self.0.clone()));
+        }
+        done.await.unwrap_or_else(|_| {
+            Err(Error::new(vellum_engine::ErrorKind::Io, "the program is ending, and the sync with it").maybe_done())
+        })
+    }
+}
+
+/// Runs syncs for as long as somebody waits for one.
+async fn drive_syncs<D: Disk>(layer: Arc<Inner<D>>) {
+    loop {
+        let waiting = {
+            let mut queue = layer.syncing.0.lock();
+            if queue.waiting.is_empty() {
+                queue.running = false;
+                return;
+            }
+            std::mem::take(&mut queue.waiting)
+        };
+        let result = match layer.check_poison() {
+            Ok(()) => layer.sync_once().await,
+            poisoned => poisoned,
+        };
+        for waiter in waiting {
+            let _ = waiter.send(result.clone());
+        }
+    }
+}
+
+impl<D: Disk> Inner<D> {
+    fn wants_sync(&self) -> bool {
+        let marked = self.epoch.lock().poisoned.is_some() && self.map.get().is_some();
+        marked || self.segments.is_unsynced() || self.pages.has_changes() || self.syncing.0.lock().running
+    }
+
+    async fn sync_once(&self) -> Result<()> {
+        let epoch = *self.epoch.lock();
+        let publishes = self.pages.has_changes() || epoch.poisoned.is_some();
+        let next = Epoch { epoch: epoch.epoch.wrapping_add(1), last_sync: now(), poisoned: None };
+        let no_log_begins = if publishes { self.switch_logs(next.epoch).await? } else { None };
+        let pages = if publishes { self.pages.take_changed() } else { Vec::new() };
+        self.unsynced_bytes.store(0, Ordering::Relaxed);
+        for file in self.segments.take_unsynced() {
+            if let Err(error) = file.sync_data().await {
+                return Err(self.poison("sync data", error).await);
+            }
+        }
+        if publishes && let Err((doing, error)) = self.publish(&pages, &next).await {
+            return Err(self.poison(doing, error).await);
+        }
+        drop(no_log_begins);
+        Ok(())
+    }
+
+    /// Writes copies of pages and the epoch to the map, durably.
+    async fn publish(
+        &self,
+        pages: &[(u64, [u64; sector::PAGE_WORDS])],
+        next: &Epoch,
+    ) -> Result<(), (&'static str, std::io::Error)> {
+        let Some(map) = self.map.get() else { return Ok(()) };
+        let layer = self.facts.id.number();
+        for run in pages.chunk_by(|(page, _), (next, _)| page + 1 == *next) {
+            for run in run.chunks(PAGES_AT_ONCE) {
+                let encode = |(page, words): &(u64, _)| Bytes::from(sector::encode(layer, *page, next.epoch, words));
+                let at = (run[0].0 + 1) * PAGE as u64;
+                map.write_at(run.iter().map(encode).collect(), at, Durability::AtSync)
+                    .await
+                    .map_err(|error| ("write the map", error))?;
+            }
+        }
+        let epoch = header::encode_epoch(layer, next);
+        map.write_at(vec![epoch.into()], header::EPOCH_AT, Durability::AtSync)
+            .await
+            .map_err(|error| ("write the epoch", error))?;
+        map.sync_data().await.map_err(|error| ("sync the map", error))?;
+        *self.epoch.lock() = *next;
+        self.pages.synced(pages.iter().map(|(page, _)| *page));
+        Ok(())
+    }
+
+    /// Poisons the layer. Before anybody is told, what would be believed of it is taken away: the logs, which run ahead of what is
+    /// on the medium; and the map gets a mark for whoever opens it next.
+    async fn poison(&self, doing: &str, error: std::io::Error) -> Error {
+        let error = Error::io(format!("{doing} of layer {}", self.facts.id), error).maybe_done();
+        let epoch = *self.epoch.lock();
+        tracing::error!(
+            layer = %self.facts.id, image = %self.facts.image_name, last_good_sync = epoch.last_sync, error = %error.chain(),
+            "a sync failed: the image takes no writes until it is opened again, and what was written since the last good sync \
+             may be missing"
+        );
+        let _ = self.poison.set(error.clone());
+        for which in 0..2 {
+            let _ = self.shared.disk.remove_file(&self.shared.log_path(self.facts.id, which)).await;
+        }
+        if let Some(map) = self.map.get() {
+            let mark = header::encode_epoch(self.facts.id.number(), &Epoch { poisoned: Some(now()), ..epoch });
+            let _ = map.write_at(vec![mark.into()], header::EPOCH_AT, Durability::Durable).await;
+        }
+        error
+    }
+
+    /// Lets changes go to the other log from now on. Where no log was begun yet, the answer keeps one from beginning until the
+    /// epoch is written, since it would continue the old one.
+    async fn switch_logs(&self, epoch: u64) -> Result<Option<tokio::sync::MutexGuard<'_, Files<D::File>>>> {
+        let mut files = self.live.files.lock().await;
+        if self.live.current().is_none() {
+            return Ok(Some(files));
+        }
+        if let Some(previous) = files.previous.take() {
+            // Its last batch could land on top of the new header.
+            previous.drain().await;
+        }
+        let which = 1 - files.which;
+        let file = files.both.as_ref().expect("a log that takes records has files")[which].clone();
+        let log = Log::begin(file, self.log_header(epoch)).await?;
+        files.previous = self.live.current.lock().replace(log);
+        files.which = which;
+        Ok(None)
+    }
+
+    /// The log that takes records; begins it if this is the first record since the layer was opened or unsealed.
+    pub(crate) async fn live_log(&self) -> Result<Log<D::File>> {
+        if let Some(log) = self.live.current() {
+            return Ok(log);
+        }
+        let mut files = self.live.files.lock().await;
+        if let Some(log) = self.live.current() {
+            return Ok(log);
+        }
+        let both = [self.log_file(0).await?, self.log_file(1).await?];
+        let epoch = self.epoch.lock().epoch;
+        let log = Log::begin(both[0].clone(), self.log_header(epoch)).await?;
+        *files = Files { both: Some(both), which: 0, previous: None };
+        *self.live.current.lock() = Some(log.clone());
+        Ok(log)
+    }
+
+    /// A log file, all of it written, so that appending cannot run out of space.
+    async fn log_file(&self, which: usize) -> Result<D::File> {
+        let path = self.shared.log_path(self.facts.id, which);
+        let failed = |error| Error::io(format!("create {}", path.display()), error);
+        let file = self.shared.disk.open(&path, OpenMode::ReadWriteOrCreate).await.map_err(failed)?;
+        // Zeros over what an earlier owner left: two logs that both look valid would be one too many.
+        let zeros = Bytes::from(vec![0; LOG_SIZE as usize]);
+        file.write_at(vec![zeros], 0, Durability::AtSync).await.map_err(failed)?;
+        Ok(file)
+    }
+
+    fn log_header(&self, epoch: u64) -> LogHeader {
+        let map = self.map.get().expect("files are created before logs").identity();
+        let nonce = crate::layer_id::random_number();
+        LogHeader { layer: self.facts.id.number(), boot: self.shared.boot, map, epoch, nonce }
+    }
+
+    /// Removes the logs: everything is in the map. What cannot be removed does not count any more, or will be replayed to the
+    /// same states.
+    pub(crate) async fn drop_logs(&self) {
+        let mut files = self.live.files.lock().await;
+        let had = self.live.current.lock().take().is_some();
+        *files = Files { both: None, which: 0, previous: None };
+        if !had {
+            return;
+        }
+        for which in 0..2 {
+            let _ = self.shared.disk.remove_file(&self.shared.log_path(self.facts.id, which)).await;
+        }
+    }
+}
