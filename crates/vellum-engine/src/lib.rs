@@ -23,7 +23,9 @@
 //! - **Order.** Mutations whose extents overlap take effect one after the other; the rest may run side by side.
 
 pub mod catalog;
+pub mod count;
 pub mod error;
+pub mod fault;
 pub mod head;
 pub mod layer;
 pub mod record;
