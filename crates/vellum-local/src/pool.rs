@@ -146,7 +146,13 @@ impl<D: Disk> PoolDirectory<D> {
 
     /// What the pool lies on, or would. `Unsupported` where locks or caches reach past this machine's kernel.
     pub(crate) async fn file_system(&self) -> Result<FileSystem> {
-        let file_system = self.disk.file_system(&self.path).await;
+        let mut file_system = self.disk.file_system(&self.path).await;
+        if let (Err(error), Some(above)) = (&file_system, self.path.parent())
+            && error.kind() == io::ErrorKind::NotFound
+        {
+            // A pool that is still to be made will be where its parent directory is.
+            file_system = self.disk.file_system(above).await;
+        }
         let file_system =
             file_system.map_err(|error| self.failed("look at the file system of", error))?;
         if file_system.local {

@@ -1,0 +1,371 @@
+//! The table of layering rules, one behaviour a test, in both modes.
+
+use vellum_core::{Extent, Geometry};
+use vellum_engine::count::Operation;
+use vellum_engine::{Catalog, ErrorKind, Layering};
+use vellum_image::image::Open;
+use vellum_image::{
+    CloneOptions, CreateOptions, DiscardPolicy, FlattenOptions, Job, MappedKind, ZeroOptions, admin,
+};
+
+use crate::fixture::*;
+
+const SIZE: u64 = 1 << 20;
+const OBJECT: u64 = 64 << 10;
+
+#[tokio::test]
+async fn a_child_reads_its_parent_until_it_writes_and_the_parent_never_changes() {
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        let fixture = Fixture::new().await;
+        let (mut content, child) = fixture.child(SIZE, layering).await;
+        let golden = content.clone();
+        assert!(read_all(&child).await == content);
+        for (offset, length) in [(0, 4096), (5000, 3), (70_000, 9000), (SIZE - 5, 5), (300_000, 200_000)] {
+            let data = pattern(Extent::new(offset, length), 99);
+            write(&child, offset, &data).await.unwrap();
+            content[offset as usize..][..data.len()].copy_from_slice(&data);
+            assert!(read_all(&child).await == content, "{layering:?} at {offset}");
+        }
+        assert!(read_all(&fixture.open_snapshot("gold", "s").await).await == golden);
+        assert!(read_all(&fixture.open("gold").await).await == golden);
+    }
+}
+
+#[tokio::test]
+async fn an_aligned_write_to_a_fresh_sparse_clone_reads_nothing_and_stores_one_block() {
+    let fixture = Fixture::new().await;
+    let (_, child) = fixture.child(SIZE, Layering::Sparse).await;
+    fixture.counts.reset();
+    write(&child, 8192, &[1; 4096]).await.unwrap();
+    assert_eq!(fixture.counts.calls(Operation::Read) + fixture.counts.calls(Operation::TryRead), 0);
+    assert_eq!((own_data(&child).await, child.copy_ups()), (BLOCK, 0));
+}
+
+#[tokio::test]
+async fn the_same_write_in_copy_up_mode_stores_one_object() {
+    let fixture = Fixture::new().await;
+    let (_, child) = fixture.child(SIZE, Layering::CopyUp).await;
+    write(&child, 8192, &[1; 4096]).await.unwrap();
+    assert_eq!(own_data(&child).await, OBJECT);
+    write(&child, OBJECT - 10, &[1; 20]).await.unwrap();
+    assert_eq!((own_data(&child).await, child.copy_ups()), (2 * OBJECT, 2));
+    write(&child, 12_345, &[1; 7]).await.unwrap();
+    assert_eq!((own_data(&child).await, child.copy_ups()), (2 * OBJECT, 2));
+}
+
+#[tokio::test]
+async fn a_partial_write_copies_up_its_edges_only() {
+    let fixture = Fixture::new().await;
+    let (_, child) = fixture.child(SIZE, Layering::Sparse).await;
+    write(&child, 4096 + 100, &[1; 3 * 4096]).await.unwrap();
+    assert_eq!(own_data(&child).await, 4 * BLOCK);
+    let read_bytes = fixture.counts.bytes(Operation::Read);
+    assert!(read_bytes <= 2 * BLOCK, "{read_bytes} bytes were read from below");
+}
+
+#[tokio::test]
+async fn an_own_snapshot_does_not_bring_back_copies_of_objects() {
+    let fixture = Fixture::new().await;
+    let (_, child) = fixture.child(SIZE, Layering::CopyUp).await;
+    write(&child, 0, &[1; 10]).await.unwrap();
+    child.snapshot(snapshot_name("s1"), false).await.unwrap();
+    assert_eq!(own_data(&child).await, 0);
+    write(&child, 4096, &[2; 4096]).await.unwrap();
+    assert_eq!(own_data(&child).await, BLOCK, "the object is the image's own already");
+    write(&child, OBJECT, &[2; 4096]).await.unwrap();
+    assert_eq!(own_data(&child).await, BLOCK + OBJECT, "this one is still the parent's");
+}
+
+#[tokio::test]
+async fn parts_of_the_parent_that_are_zero_take_no_data_on_copy_up() {
+    let fixture = Fixture::new().await;
+    fixture.create("gold", SIZE, CreateOptions::default()).await;
+    let gold = fixture.open("gold").await;
+    write(&gold, 0, &[5; 4096]).await.unwrap();
+    gold.snapshot(snapshot_name("s"), false).await.unwrap();
+    gold.close().await.unwrap();
+    fixture.clone("gold", "s", "child", mode(Layering::CopyUp)).await;
+    let child = fixture.open("child").await;
+    write(&child, 2 * OBJECT + 5, &[1; 10]).await.unwrap();
+    assert_eq!(own_data(&child).await, BLOCK, "an object that the parent does not have is not copied up");
+}
+
+#[tokio::test]
+async fn writing_zeroes_hides_the_parent_and_stores_nothing() {
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        let fixture = Fixture::new().await;
+        let (mut content, child) = fixture.child(SIZE, layering).await;
+        child.write_zeroes(Extent::new(OBJECT, 2 * OBJECT), ZeroOptions::default()).await.unwrap();
+        content[OBJECT as usize..][..2 * OBJECT as usize].fill(0);
+        assert!(read_all(&child).await == content);
+        assert_eq!(own_data(&child).await, 0);
+    }
+}
+
+#[tokio::test]
+async fn writing_zeroes_at_any_alignment_zeroes_exactly_that() {
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        for (offset, length) in [(1, 1), (4095, 2), (100, 8192), (OBJECT - 1, 2), (SIZE - 4097, 4097), (3, SIZE - 7)] {
+            let fixture = Fixture::new().await;
+            let (mut content, child) = fixture.child(SIZE, layering).await;
+            child.write_zeroes(Extent::new(offset, length), ZeroOptions::default()).await.unwrap();
+            content[offset as usize..][..length as usize].fill(0);
+            assert!(read_all(&child).await == content, "{layering:?} {offset}+{length}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn fast_zero_refuses_what_needs_a_copy_up_and_changes_nothing() {
+    let fast = ZeroOptions { fast: true, ..ZeroOptions::default() };
+    let cases = [(Layering::Sparse, Extent::new(100, 8192)), (Layering::CopyUp, Extent::new(4096, 4096))];
+    for (layering, at) in cases {
+        let fixture = Fixture::new().await;
+        let (content, child) = fixture.child(SIZE, layering).await;
+        let error = child.write_zeroes(at, fast).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(read(&child, Extent::new(0, 4096)).await == content[..4096]);
+        child.write_zeroes(Extent::new(0, OBJECT), fast).await.unwrap();
+        assert_eq!(read(&child, Extent::new(0, 4096)).await, [0; 4096]);
+    }
+}
+
+#[tokio::test]
+async fn zeroes_with_no_hole_are_data() {
+    let fixture = Fixture::new().await;
+    let (_, child) = fixture.child(SIZE, Layering::Sparse).await;
+    let no_hole = ZeroOptions { no_hole: true, ..ZeroOptions::default() };
+    child.write_zeroes(Extent::new(0, 8192), no_hole).await.unwrap();
+    assert_eq!(own_data(&child).await, 8192);
+    assert_eq!(read(&child, Extent::new(0, 8192)).await, [0; 8192]);
+}
+
+#[tokio::test]
+async fn zeroes_over_nothing_leave_no_tombstones() {
+    let fixture = Fixture::new().await;
+    fixture.create("gold", 1 << 50, CreateOptions::default()).await;
+    let gold = fixture.open("gold").await;
+    write(&gold, 1 << 40, &[5; 4096]).await.unwrap();
+    gold.snapshot(snapshot_name("s"), false).await.unwrap();
+    fixture.clone("gold", "s", "child", CloneOptions::default()).await;
+    let child = fixture.open("child").await;
+    let all = Extent::new(0, 1 << 50);
+    child.discard(all, DiscardPolicy::Zero, false).await.unwrap();
+    let map = child.map(all, 100).await.unwrap();
+    let zero: Vec<_> = map.iter().filter(|entry| entry.kind == MappedKind::Zero).map(|entry| entry.at).collect();
+    assert_eq!(zero, [Extent::new(1 << 40, 4096)]);
+    assert_eq!(map.last().unwrap().at.end(), 1 << 50);
+}
+
+#[tokio::test]
+async fn a_whole_inherited_object_discarded_reads_zeros_or_the_parent_as_the_policy_says() {
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        let fixture = Fixture::new().await;
+        let (content, child) = fixture.child(SIZE, layering).await;
+        let object = Extent::new(OBJECT, OBJECT);
+        let parent = &content[OBJECT as usize..2 * OBJECT as usize];
+        child.discard(object, DiscardPolicy::Zero, false).await.unwrap();
+        assert!(read(&child, object).await.iter().all(|byte| *byte == 0));
+        child.discard(object, DiscardPolicy::Inherit, false).await.unwrap();
+        assert!(read(&child, object).await == parent);
+        write(&child, OBJECT + 17, &[9; 5000]).await.unwrap();
+        child.discard(object, DiscardPolicy::Inherit, true).await.unwrap();
+        assert!(read(&child, object).await == parent);
+        assert_eq!(own_data(&child).await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_partial_discard_of_an_inherited_unit_copies_nothing_up() {
+    for (layering, at) in
+        [(Layering::Sparse, Extent::new(100, 3000)), (Layering::CopyUp, Extent::new(4096, 8192))]
+    {
+        let fixture = Fixture::new().await;
+        let (content, child) = fixture.child(SIZE, layering).await;
+        child.discard(at, DiscardPolicy::Zero, false).await.unwrap();
+        child.discard(at, DiscardPolicy::Inherit, false).await.unwrap();
+        assert_eq!((own_data(&child).await, child.copy_ups()), (0, 0));
+        assert!(read_all(&child).await == content);
+    }
+}
+
+#[tokio::test]
+async fn discard_to_the_parent_shows_the_parent_even_where_an_own_snapshot_lies_between() {
+    let fixture = Fixture::new().await;
+    let (content, child) = fixture.child(SIZE, Layering::Sparse).await;
+    write(&child, 0, &[1; 8192]).await.unwrap();
+    child.snapshot(snapshot_name("s1"), false).await.unwrap();
+    write(&child, 4096, &[2; 8192]).await.unwrap();
+    let at = Extent::new(0, 16384);
+    child.discard(at, DiscardPolicy::Inherit, false).await.unwrap();
+    assert!(read(&child, at).await == content[..16384]);
+    let snapshot = fixture.open_snapshot("child", "s1").await;
+    assert_eq!(read(&snapshot, Extent::new(0, 8192)).await, [1; 8192]);
+}
+
+#[tokio::test]
+async fn snapshots_keep_what_was_and_go_on_reading_it_after_everything_changed() {
+    let fixture = Fixture::new().await;
+    let (content, child) = fixture.child(SIZE, Layering::Sparse).await;
+    let mut states = vec![content];
+    for round in 0..8u8 {
+        child.snapshot(snapshot_name(&format!("s{round}")), false).await.unwrap();
+        let mut now = states.last().unwrap().clone();
+        let (offset, length) = (usize::from(round) * 50_000, 60_000);
+        now[offset..offset + length].fill(round + 1);
+        write(&child, offset as u64, &vec![round + 1; length]).await.unwrap();
+        states.push(now);
+    }
+    child.write_zeroes(Extent::new(0, SIZE), ZeroOptions::default()).await.unwrap();
+    for round in 0..8usize {
+        let snapshot = fixture.open_snapshot("child", &format!("s{round}")).await;
+        assert!(read_all(&snapshot).await == states[round], "snapshot {round}");
+    }
+}
+
+#[tokio::test]
+async fn a_clone_may_differ_from_its_parent_in_object_size_block_size_and_striping() {
+    let geometries = [
+        Geometry::new(16 << 10, 4096, 3).unwrap(),
+        Geometry::new(1 << 20, 64 << 10, 16).unwrap(),
+        Geometry::unstriped(4096).unwrap(),
+    ];
+    for geometry in geometries {
+        for (layering, block_size) in [(Layering::Sparse, 4096), (Layering::CopyUp, 512), (Layering::Sparse, 512)] {
+            let fixture = Fixture::new().await;
+            let size = SIZE - 1234;
+            let mut content = fixture.golden("gold", size).await;
+            let options = CloneOptions {
+                geometry: Some(geometry),
+                layering: Some(layering),
+                block_size: Some(block_size),
+                ..CloneOptions::default()
+            };
+            fixture.clone("gold", "s", "child", options).await;
+            let child = fixture.open("child").await;
+            for (offset, length) in [(3, 70_000), (500_001, 511), (size - 3, 3)] {
+                let data = pattern(Extent::new(offset, length), 3);
+                write(&child, offset, &data).await.unwrap();
+                content[offset as usize..][..data.len()].copy_from_slice(&data);
+            }
+            assert!(read_all(&child).await == content, "{geometry:?} {layering:?} {block_size}");
+            child.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+            assert!(read_all(&child).await == content, "flattened {geometry:?} {layering:?} {block_size}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_chain_of_clones_reads_through_to_its_end() {
+    let fixture = Fixture::new().await;
+    let mut content = fixture.golden("i0", SIZE).await;
+    for depth in 1..=20u64 {
+        let (parent, name) = (format!("i{}", depth - 1), format!("i{depth}"));
+        fixture.clone(&parent, "s", &name, CloneOptions::default()).await;
+        let image = fixture.open(&name).await;
+        let offset = depth * 40_000;
+        let data = pattern(Extent::new(offset, 5000), depth);
+        write(&image, offset, &data).await.unwrap();
+        content[offset as usize..][..5000].copy_from_slice(&data);
+        image.snapshot(snapshot_name("s"), false).await.unwrap();
+        assert!(read_all(&image).await == content, "depth {depth}");
+        image.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_chain_deeper_than_the_limit_is_refused() {
+    let fixture = Fixture::new().await;
+    fixture.create("i", 4096, CreateOptions::default()).await;
+    let image = fixture.open("i").await;
+    let mut layers = 1;
+    let refused = loop {
+        // Each layer holds something, or removing names would take it out.
+        write(&image, 0, &[1]).await.unwrap();
+        match image.snapshot(snapshot_name(&format!("s{layers}")), false).await {
+            Ok(_) => layers += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((layers, refused.kind()), (vellum_image::chain::DEPTH_MAX, ErrorKind::Invalid));
+    image.close().await.unwrap();
+    let last = format!("s{}", layers - 1);
+    fixture.clone("i", &last, "child", CloneOptions::default()).await;
+    let child = fixture.open("child").await;
+    assert_eq!(child.depth(), vellum_image::chain::DEPTH_MAX);
+    assert_eq!(read(&child, Extent::new(0, 2)).await, [1, 0]);
+    let error = child.snapshot(snapshot_name("s"), false).await.unwrap_err();
+    assert!(error.chain().contains("flatten"), "{error:?}");
+}
+
+#[tokio::test]
+async fn flatten_makes_an_image_and_all_its_snapshots_independent() {
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        let fixture = Fixture::new().await;
+        let (content, child) = fixture.child(SIZE, layering).await;
+        write(&child, 100, &[1; 100]).await.unwrap();
+        let at_s1 = read_all(&child).await;
+        child.snapshot(snapshot_name("s1"), false).await.unwrap();
+        child.write_zeroes(Extent::new(0, 2 * OBJECT), ZeroOptions::default()).await.unwrap();
+        let head = read_all(&child).await;
+        let gold = fixture.catalog.find(&image_name("gold")).await.unwrap();
+        assert_eq!(
+            admin::remove(&fixture.pools, &fixture.catalog, &gold.id).await.unwrap_err().kind(),
+            ErrorKind::HasChildren
+        );
+        let record = child.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+        assert!(record.parent().is_none());
+        admin::remove(&fixture.pools, &fixture.catalog, &gold.id).await.unwrap();
+        assert!(read_all(&child).await == head);
+        assert!(read_all(&fixture.open_snapshot("child", "s1").await).await == at_s1);
+        child.close().await.unwrap();
+        let reopened = fixture.open("child").await;
+        assert!(read_all(&reopened).await == head);
+        assert!(content != head);
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_flatten_goes_on_where_it_was() {
+    let fixture = Fixture::new().await;
+    let (content, child) = fixture.child(SIZE, Layering::Sparse).await;
+    let job = Job::default();
+    job.stop();
+    let error = child.flatten(FlattenOptions::default(), &job).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Stopped);
+    assert!(child.record().parent().is_some());
+    child.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+    assert!(child.record().parent().is_none());
+    assert!(read_all(&child).await == content);
+}
+
+#[tokio::test]
+async fn a_snapshot_with_children_is_not_removed_and_an_automatic_one_goes_with_its_last_child() {
+    let fixture = Fixture::new().await;
+    fixture.create("gold", SIZE, CreateOptions::default()).await;
+    let gold = fixture.open("gold").await;
+    gold.snapshot(snapshot_name("auto"), true).await.unwrap();
+    fixture.clone("gold", "auto", "child", CloneOptions::default()).await;
+    let error = gold.remove_snapshot(&snapshot_name("auto")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HasChildren);
+    let child = fixture.catalog.find(&image_name("child")).await.unwrap();
+    admin::remove(&fixture.pools, &fixture.catalog, &child.id).await.unwrap();
+    let record = fixture.catalog.find(&image_name("gold")).await.unwrap();
+    assert!(record.snapshots.is_empty(), "{:?}", record.snapshots);
+}
+
+#[tokio::test]
+async fn requests_beyond_the_end_and_writes_to_snapshots_are_refused() {
+    let fixture = Fixture::new().await;
+    let (_, child) = fixture.child(SIZE, Layering::Sparse).await;
+    assert_eq!(write(&child, SIZE - 1, &[0; 2]).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(write(&child, u64::MAX, &[0; 2]).await.unwrap_err().kind(), ErrorKind::Invalid);
+    let snapshot = fixture.open_snapshot("gold", "s").await;
+    assert_eq!(write(&snapshot, 0, &[0; 2]).await.unwrap_err().kind(), ErrorKind::ReadOnly);
+    assert_eq!(
+        snapshot.write_zeroes(Extent::new(0, 1), ZeroOptions::default()).await.unwrap_err().kind(),
+        ErrorKind::ReadOnly
+    );
+    assert_eq!(fixture.open_as("child", Open::Own).await.unwrap_err().kind(), ErrorKind::InUse);
+    assert_eq!(fixture.open_as("nobody", Open::Own).await.unwrap_err().kind(), ErrorKind::NotFound);
+}
