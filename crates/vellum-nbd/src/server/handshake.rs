@@ -1,0 +1,84 @@
+//! A negotiation on a connection: reads options, asks the exports, writes answers.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::export::{Export, Exports, OpenError};
+use crate::proto::option::{self, About, Agreed, Asked, Negotiation, OPTION_HEADER, OptionHeader};
+use crate::server::Shared;
+
+/// An export that a client uses, and how it talks about it.
+type Begun<E> = Option<(Arc<<E as Exports>::Export>, Agreed)>;
+
+/// Negotiates until an export is used, or the client has had enough (`None`).
+pub(super) async fn negotiate<E: Exports>(
+    server: &Shared<E>,
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> io::Result<Begun<E>> {
+    writer.write_all(&option::hello()).await?;
+    let mut negotiation = Negotiation::new(reader.read_u32().await?).map_err(broken)?;
+    for _ in 0..server.limits.options_max {
+        let mut header = [0; OPTION_HEADER];
+        reader.read_exact(&mut header).await?;
+        let header = OptionHeader::decode(&header).map_err(broken)?;
+        let mut data = vec![0; header.length as usize];
+        reader.read_exact(&mut data).await?;
+        match negotiation.take(header.option, &data) {
+            Asked::Answer(answer) => writer.write_all(&answer).await?,
+            Asked::End(answer) => {
+                writer.write_all(&answer).await?;
+                return Ok(None);
+            }
+            Asked::List => {
+                let answer = match server.exports.list().await {
+                    Ok(exports) => option::list(&exports[..exports.len().min(server.limits.listed_max)]),
+                    Err(why) => option::refuse(About::List, &why),
+                };
+                writer.write_all(&answer).await?;
+            }
+            Asked::Contexts { name, set, contexts } => {
+                let answer = match server.exports.info(&name).await {
+                    Ok(_) => option::contexts(set, &contexts),
+                    Err(why) => option::refuse(About::Contexts { set }, &why),
+                };
+                if set {
+                    negotiation.set_contexts(name, contexts);
+                }
+                writer.write_all(&answer).await?;
+            }
+            Asked::Info { name, go: false, wanted } => {
+                let answer = match server.exports.info(&name).await {
+                    Ok(info) => negotiation.describe(false, &name, &wanted, &info),
+                    Err(why) => option::refuse(About::Info { go: false }, &why),
+                };
+                writer.write_all(&answer).await?;
+            }
+            Asked::Info { name, go: true, wanted } => match server.exports.open(&name).await {
+                Ok(export) => {
+                    let answer = negotiation.describe(true, &name, &wanted, &export.info());
+                    writer.write_all(&answer).await?;
+                    return Ok(Some((export, negotiation.agreed(&name))));
+                }
+                Err(why) => writer.write_all(&option::refuse(About::Info { go: true }, &why)).await?,
+            },
+            Asked::ExportName(name) => {
+                // This option has no refusal but to hang up.
+                let export = server.exports.open(&name).await.map_err(refused)?;
+                writer.write_all(&negotiation.begin(&export.info())).await?;
+                return Ok(Some((export, negotiation.agreed(&name))));
+            }
+        }
+    }
+    Err(io::Error::other(format!("more than {} options", server.limits.options_max)))
+}
+
+fn broken(why: option::Broken) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+fn refused(why: OpenError) -> io::Error {
+    io::Error::other(why)
+}

@@ -1,0 +1,150 @@
+//! [`Server`]: connections, their limits, and their end.
+//!
+//! A connection is a task that reads and one that writes. Requests run side by side in tasks of their own, and are answered in
+//! whatever order they end; a read that need not wait is answered where it was parsed. What was started is never
+//! cancelled because its connection died.
+
+mod handshake;
+mod listener;
+mod reader;
+mod writer;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vellum_core::BufferPool;
+
+use crate::export::Exports;
+
+/// What clients can drive, and how far.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections at once; more wait to be accepted.
+    pub connections_max: usize,
+    /// Requests of one connection that are under way or whose replies are not sent yet. At the limit no more are read.
+    pub requests_max: usize,
+    /// Bytes of payload of one connection that are in memory at once.
+    pub connection_bytes_max: usize,
+    /// Bytes of payload of all connections together.
+    pub bytes_max: usize,
+    /// Options in one negotiation.
+    pub options_max: usize,
+    /// How long a negotiation may take.
+    pub handshake_max: Duration,
+    /// Entries of a list of exports.
+    pub listed_max: usize,
+    /// Descriptors in a reply of block status, for each context.
+    pub descriptors_max: usize,
+}
+
+impl Default for Limits {
+    /// 1,024 connections of 128 requests; 64 MiB for one of them and 512 MiB for all.
+    fn default() -> Self {
+        Self {
+            connections_max: 1024,
+            requests_max: 128,
+            connection_bytes_max: 64 << 20,
+            bytes_max: 512 << 20,
+            options_max: 256,
+            handshake_max: Duration::from_secs(30),
+            listed_max: 10_000,
+            descriptors_max: 4096,
+        }
+    }
+}
+
+/// A server of exports on any number of sockets. Clones are the same server.
+pub struct Server<E: Exports>(Arc<Shared<E>>);
+
+impl<E: Exports> Clone for Server<E> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<E: Exports> fmt::Debug for Server<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Server({} tasks)", self.0.tasks.len())
+    }
+}
+
+struct Shared<E> {
+    exports: E,
+    limits: Limits,
+    buffers: BufferPool,
+    connections: Arc<Semaphore>,
+    /// Payload in memory, in units of [`BYTES_UNIT`].
+    bytes: Arc<Semaphore>,
+    ending: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Payload is counted in these units, so that 512 MiB are few enough permits.
+const BYTES_UNIT: usize = 4096;
+
+impl<E: Exports> Server<E> {
+    /// A server that does not listen yet.
+    pub fn new(exports: E, limits: Limits, buffers: BufferPool) -> Self {
+        let connections = Arc::new(Semaphore::new(limits.connections_max));
+        let bytes = Arc::new(Semaphore::new(limits.bytes_max / BYTES_UNIT));
+        let (ending, tasks) = (CancellationToken::new(), TaskTracker::new());
+        Self(Arc::new(Shared { exports, limits, buffers, connections, bytes, ending, tasks }))
+    }
+
+    /// What it offers.
+    pub fn exports(&self) -> &E {
+        &self.0.exports
+    }
+
+    /// Listens on a Unix socket of mode 0600. A socket that a dead server left is replaced; one that somebody listens on is
+    /// `AddrInUse`.
+    pub fn listen_unix(&self, path: &Path) -> std::io::Result<()> {
+        let listener = listener::bind_unix(path)?;
+        self.0.tasks.spawn(listener::accept_unix(self.clone(), listener));
+        Ok(())
+    }
+
+    /// Listens on TCP, and says on which address: the port may have been 0.
+    pub async fn listen_tcp(&self, address: SocketAddr) -> std::io::Result<SocketAddr> {
+        let listener = tokio::net::TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        self.0.tasks.spawn(listener::accept_tcp(self.clone(), listener));
+        Ok(address)
+    }
+
+    /// Serves one connection to its end.
+    pub async fn serve(
+        &self,
+        mut reader: impl AsyncRead + Unpin + Send,
+        mut writer: impl AsyncWrite + Unpin + Send + 'static,
+    ) {
+        let negotiate = handshake::negotiate(&self.0, &mut reader, &mut writer);
+        let negotiated = tokio::select! {
+            () = self.0.ending.cancelled() => return,
+            negotiated = tokio::time::timeout(self.0.limits.handshake_max, negotiate) => negotiated,
+        };
+        match negotiated {
+            Ok(Ok(Some((export, agreed)))) => {
+                reader::transmit(&self.0, export, agreed, reader, writer).await;
+            }
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a negotiation broke off"),
+            Err(_) => tracing::debug!("a negotiation took too long"),
+        }
+    }
+
+    /// Takes no more connections and requests, lets what is under way end and be answered, and waits for that up to a
+    /// deadline. Says whether everything ended in time.
+    pub async fn shutdown(&self, deadline: Duration) -> bool {
+        self.0.ending.cancel();
+        self.0.tasks.close();
+        tokio::time::timeout(deadline, self.0.tasks.wait()).await.is_ok()
+    }
+}

@@ -1,0 +1,274 @@
+//! The task that reads requests, and what becomes of them.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use vellum_core::{Buffer, Extent};
+
+use crate::export::{Export, Exports, ZeroFlags};
+use crate::proto::error::{Errno, NbdError};
+use crate::proto::option::Agreed;
+use crate::proto::reply::{self, Pieces};
+use crate::proto::request::{Command, Request, flag};
+use crate::proto::validate::validate;
+use crate::server::writer::{Holds, Reply, write_replies};
+use crate::server::{BYTES_UNIT, Shared};
+
+/// What is read from the socket at once: many small requests, or a piece of a payload.
+const READ_AT_ONCE: usize = 256 << 10;
+/// A read is answered where it was parsed only up to this size, lest a large one delays what comes behind it.
+const INLINE_MAX: u64 = 128 << 10;
+
+/// A connection that uses an export.
+struct Connection<X> {
+    export: Arc<X>,
+    agreed: Arc<Agreed>,
+    size: u64,
+    read_only: bool,
+    descriptors_max: usize,
+    replies: UnboundedSender<Reply>,
+    requests: Arc<Semaphore>,
+    bytes: [Arc<Semaphore>; 2],
+    bytes_max: usize,
+    buffers: vellum_core::BufferPool,
+}
+
+/// Reads and answers requests until the client leaves or the server ends, and all that was started has been answered.
+pub(super) async fn transmit<E: Exports>(
+    server: &Shared<E>,
+    export: Arc<E::Export>,
+    agreed: Agreed,
+    reader: impl AsyncRead + Unpin,
+    writer: impl AsyncWrite + Unpin + Send + 'static,
+) {
+    let (replies, queue) = unbounded_channel();
+    let writing = server.tasks.spawn(write_replies(writer, queue));
+    let info = export.info();
+    let limits = &server.limits;
+    let connection = Connection {
+        export,
+        agreed: Arc::new(agreed),
+        size: info.size,
+        read_only: info.read_only,
+        descriptors_max: limits.descriptors_max,
+        replies,
+        requests: Arc::new(Semaphore::new(limits.requests_max)),
+        bytes: [Arc::new(Semaphore::new(limits.connection_bytes_max / BYTES_UNIT)), server.bytes.clone()],
+        bytes_max: limits.connection_bytes_max.min(limits.bytes_max) / BYTES_UNIT,
+        buffers: server.buffers.clone(),
+    };
+    let mut input = Input { reader, buffer: BytesMut::with_capacity(READ_AT_ONCE) };
+    tokio::select! {
+        () = server.ending.cancelled() => {}
+        result = connection.take_requests(&mut input, server) => {
+            if let Err(error) = result {
+                tracing::debug!(%error, "a connection broke off");
+            }
+        }
+    }
+    drop(connection);
+    // The writer ends when the last request under way has been answered, or found nobody to answer.
+    if let Ok(Err(error)) = writing.await {
+        tracing::debug!(%error, "replies could not be sent");
+    }
+}
+
+/// What came from the socket and was not taken yet.
+struct Input<R> {
+    reader: R,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> Input<R> {
+    /// The next request; `None` when the client hung up between two.
+    async fn request(&mut self, extended: bool) -> io::Result<Option<Request>> {
+        loop {
+            if let Some(request) = Request::decode(extended, &self.buffer) {
+                let request = request.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                let _ = self.buffer.split_to(Request::header_length(extended));
+                return Ok(Some(request));
+            }
+            self.buffer.reserve(READ_AT_ONCE);
+            if self.reader.read_buf(&mut self.buffer).await? == 0 {
+                return if self.buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            }
+        }
+    }
+
+    /// Fills a payload: first from what is here already, then straight from the socket.
+    async fn payload(&mut self, payload: &mut [u8]) -> io::Result<()> {
+        let here = self.buffer.len().min(payload.len());
+        payload[..here].copy_from_slice(&self.buffer.split_to(here));
+        self.reader.read_exact(&mut payload[here..]).await.map(|_| ())
+    }
+
+    /// Takes a payload that nobody wants, without keeping it.
+    async fn skip(&mut self, mut length: u64) -> io::Result<()> {
+        loop {
+            let here = (self.buffer.len() as u64).min(length);
+            let _ = self.buffer.split_to(here as usize);
+            length -= here;
+            if length == 0 {
+                return Ok(());
+            }
+            self.buffer.reserve(READ_AT_ONCE);
+            if self.reader.read_buf(&mut self.buffer).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+}
+
+impl<X: Export> Connection<X> {
+    async fn take_requests<E: Exports<Export = X>>(
+        &self,
+        input: &mut Input<impl AsyncRead + Unpin>,
+        server: &Shared<E>,
+    ) -> io::Result<()> {
+        loop {
+            let permit = self.requests.clone().acquire_owned().await.map_err(io::Error::other)?;
+            let Some(request) = input.request(self.agreed.extended).await? else { return Ok(()) };
+            if request.command == Command::Disconnect {
+                return Ok(());
+            }
+            let mut holds = Holds { request: Some(permit), bytes: None };
+            let payload = request.payload_length(self.agreed.extended);
+            let at = match validate(&request, &self.agreed, self.size, self.read_only) {
+                Ok(at) => at,
+                Err(error) => {
+                    input.skip(payload).await?;
+                    self.answer(reply::failed(&self.agreed, &request, &error), holds);
+                    continue;
+                }
+            };
+            // Only reads and writes move data, and both are at most 32 MiB by now.
+            if matches!(request.command, Command::Read | Command::Write) {
+                holds.bytes = Some(self.reserve(at.len_usize()).await?);
+            }
+            let data = if request.command == Command::Write {
+                let mut buffer = self.buffers.take(at.len_usize());
+                input.payload(&mut buffer).await?;
+                Some(buffer.freeze())
+            } else {
+                None
+            };
+            match self.read_at_once(&request, at) {
+                Some(pieces) => self.answer(pieces, holds),
+                None => self.start(server, request, at, data, holds),
+            }
+        }
+    }
+
+    /// Waits for room for a payload, in this connection and in the server.
+    async fn reserve(&self, length: usize) -> io::Result<[OwnedSemaphorePermit; 2]> {
+        let units = length.div_ceil(BYTES_UNIT).min(self.bytes_max) as u32;
+        let [own, all] = self.bytes.clone().map(|bytes| bytes.acquire_many_owned(units));
+        Ok([own.await.map_err(io::Error::other)?, all.await.map_err(io::Error::other)?])
+    }
+
+    fn read_at_once(&self, request: &Request, at: Extent) -> Option<Pieces> {
+        if request.command != Command::Read || at.length() > INLINE_MAX {
+            return None;
+        }
+        let mut buffer: Buffer = self.buffers.take(at.len_usize());
+        let read = self.export.try_read(at, &mut buffer);
+        read.then(|| reply::data(&self.agreed, request, buffer.freeze()))
+    }
+
+    /// Carries a request out in a task of its own, which outlives the connection.
+    fn start<E: Exports<Export = X>>(
+        &self,
+        server: &Shared<E>,
+        request: Request,
+        at: Extent,
+        data: Option<Bytes>,
+        holds: Holds,
+    ) {
+        let (export, agreed, replies) = (self.export.clone(), self.agreed.clone(), self.replies.clone());
+        let descriptors_max = self.descriptors_max;
+        server.tasks.spawn(async move {
+            let pieces = match carry_out(&*export, &agreed, &request, at, data, descriptors_max).await {
+                Ok(pieces) => pieces,
+                Err(error) => reply::failed(&agreed, &request, &error),
+            };
+            // A connection that is gone is not waiting for it.
+            let _ = replies.send(Reply { pieces, holds });
+        });
+    }
+
+    fn answer(&self, pieces: Pieces, holds: Holds) {
+        let _ = self.replies.send(Reply { pieces, holds });
+    }
+}
+
+async fn carry_out<X: Export>(
+    export: &X,
+    agreed: &Agreed,
+    request: &Request,
+    at: Extent,
+    data: Option<Bytes>,
+    descriptors_max: usize,
+) -> Result<Pieces, NbdError> {
+    let has = |flag: u16| request.flags & flag != 0;
+    let fua = has(flag::FUA);
+    match request.command {
+        Command::Read => return read(export, agreed, request, at).await,
+        Command::BlockStatus => {
+            let max = if has(flag::REQ_ONE) { 1 } else { descriptors_max };
+            return block_status(export, agreed, request, at, max).await;
+        }
+        Command::Write => export.write(at.offset(), data.unwrap_or_default(), fua).await?,
+        Command::Flush => export.flush().await?,
+        Command::Trim => export.trim(at, fua).await?,
+        Command::WriteZeroes => {
+            let flags = ZeroFlags { no_hole: has(flag::NO_HOLE), fast: has(flag::FAST_ZERO), fua };
+            export.write_zeroes(at, flags).await?;
+        }
+        Command::Cache => export.cache(at).await?,
+        Command::Disconnect | Command::Unknown(_) => {
+            return Err(NbdError::new(Errno::Invalid, "not a command to carry out"));
+        }
+    }
+    Ok(reply::done(agreed, request))
+}
+
+async fn read<X: Export>(export: &X, agreed: &Agreed, request: &Request, at: Extent) -> Result<Pieces, NbdError> {
+    let pieces = export.read(at).await?;
+    if agreed.structured && request.flags & flag::DF == 0 {
+        return Ok(reply::pieces(agreed, request, &pieces));
+    }
+    if let [piece] = &pieces[..]
+        && let Some(data) = &piece.data
+    {
+        return Ok(reply::data(agreed, request, data.clone()));
+    }
+    // One chunk, or no chunks at all: holes are sent as the zeros they are.
+    let mut whole = vec![0; at.len_usize()];
+    for piece in &pieces {
+        if let Some(data) = &piece.data {
+            whole[at.range_of(&piece.at)].copy_from_slice(data);
+        }
+    }
+    Ok(reply::data(agreed, request, whole.into()))
+}
+
+async fn block_status<X: Export>(
+    export: &X,
+    agreed: &Agreed,
+    request: &Request,
+    at: Extent,
+    max: usize,
+) -> Result<Pieces, NbdError> {
+    // A compact reply has 32-bit lengths.
+    let at = if agreed.extended { at } else { Extent::new(at.offset(), at.length().min(u64::from(u32::MAX))) };
+    let mut status = Vec::new();
+    for context in &agreed.contexts {
+        let descriptors = export.block_status(at, *context, max).await?;
+        status.push((*context, descriptors));
+    }
+    Ok(reply::block_status(agreed, request, &status))
+}
