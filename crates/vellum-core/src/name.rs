@@ -1,9 +1,10 @@
 //! Names of pools, images and snapshots, and how a user writes an image: `[pool/]image[@snap]`.
 //!
 //! A name has 1 to [`NAME_LENGTH_MAX`] bytes of UTF-8: letters of any script, digits, `. _ - + : %`, and spaces inside. It begins with
-//! none of `. - +` and neither begins nor ends with a space. So no name is taken for something else by a shell, a path, a
-//! command line, an NBD export name or a spec, and none needs an escape. RBD allows more (quotes, control characters, a
-//! leading dash); its namespaces, `pool/namespace/image`, are a pool each here, and the spec of one is refused by name.
+//! none of `. - +` and neither begins nor ends with a space. So nothing in it is taken for something else by a spec, a path, an
+//! NBD export name or the reader of an option; a space is quoted in a shell and encoded in a URI, as everywhere. RBD allows
+//! more (quotes, control characters, a leading dash); its namespaces, `pool/namespace/image`, are a pool each here, and the
+//! spec of one is refused with words of its own.
 
 use std::fmt;
 use std::str::FromStr;
