@@ -30,8 +30,9 @@ pub trait Catalog: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// Creates an image whose units are all inherited; a clone is a create with a parent. Costs the same for any size.
     ///
     /// If the parent lives in this pool, the child enters its list in the same step, and the call fails with `NotFound` if
-    /// the parent's revision is no longer there. A parent in another pool must have been [attached](Self::attach) before.
-    /// Errors: `Exists`, `Invalid` (size, geometry or block size outside [`Capabilities`]), `NotFound`, `NoSpace`.
+    /// no snapshot names the parent's revision (any more). A parent in another pool must have been [attached](Self::attach)
+    /// before. Errors: `Exists` (the name, or the id), `Invalid` (size, geometry or block size outside [`Capabilities`], an
+    /// overlap beyond the end of either image), `NotFound`, `NoSpace`.
     fn create(&self, new: NewImage) -> impl Future<Output = Result<ImageRecord>> + Send;
 
     /// An id that no image of this pool has or had, for [`NewImage::id`].
@@ -59,10 +60,11 @@ pub trait Catalog: Clone + Send + Sync + std::fmt::Debug + 'static {
         change: Change,
     ) -> impl Future<Output = Result<ImageRecord>> + Send;
 
-    /// Removes an image with all it holds, if its record is still at version `at`. `HasChildren` if a revision of it is in
-    /// the list of a parent, `InUse` if it is owned or open. The entry in its parent's list goes in the same step if the
-    /// parent lives in this pool; elsewhere the caller [detaches](Self::detach) it afterwards. An automatic snapshot
-    /// that loses its last child goes too.
+    /// Removes an image with all it holds, if its record is still at version `at`, else `Conflict`. `HasChildren` if children
+    /// hang on a revision of it; `InUse` while it is owned, its head is open for reading, or a revision is being filled. The
+    /// entry in its parent's list goes in the same step if the parent lives in this pool; elsewhere the caller
+    /// [detaches](Self::detach) it afterwards. An automatic snapshot that loses its last child goes too. Whoever has a sealed
+    /// revision open reads what it read before, or `NotFound`.
     fn remove(&self, id: &ImageId, at: Version) -> impl Future<Output = Result<()>> + Send;
 
     /// Enters a child in the list of a sealed revision. Idempotent. `NotFound` if no snapshot names the revision.
@@ -73,7 +75,8 @@ pub trait Catalog: Clone + Send + Sync + std::fmt::Debug + 'static {
         child: &ChildRef,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// Takes a child from the list of a revision; with its last child an automatic snapshot goes. Idempotent.
+    /// Takes a child from the list of a revision; with its last child an automatic snapshot goes, which changes the record.
+    /// Idempotent.
     fn detach(
         &self,
         image: &ImageId,
@@ -82,7 +85,7 @@ pub trait Catalog: Clone + Send + Sync + std::fmt::Debug + 'static {
     ) -> impl Future<Output = Result<()>> + Send;
 
     /// The children listed for an image, with the revision each hangs on. An entry may be stale: the list of the parent is
-    /// written first on attach and last on detach, so whoever must know asks the child.
+    /// written first on attach and last on detach, so whoever must know asks the child. `NotFound` if there is no such image.
     fn children(
         &self,
         image: &ImageId,
@@ -94,8 +97,8 @@ pub trait Catalog: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// Finishes or undoes one piece of it. Idempotent.
     fn resume(&self, pending: &Pending) -> impl Future<Output = Result<()>> + Send;
 
-    /// Opens a sealed revision. Shared: the same revision opened twice in a process costs its memory once. Takes no lock.
-    /// `Invalid` for the head.
+    /// Opens a sealed revision. Shared: the same revision opened twice in a process costs its memory once. Takes no lock, and
+    /// sees what a [`filler`](Self::filler) defines meanwhile. `Invalid` for the head, `NotFound` for what the image lacks.
     fn layer(
         &self,
         image: &ImageId,
@@ -112,7 +115,7 @@ pub trait Catalog: Clone + Send + Sync + std::fmt::Debug + 'static {
 
     /// A head for a *sealed* revision that takes [`Head::fill`] and [`Head::sync`] only, and answers
     /// [`Guarded::Sealed`](crate::Guarded::Sealed) to all else. What the revision reads as must not change: it is for
-    /// copying up what the revision inherits anyway. `InUse` if another process fills it.
+    /// copying up what the revision inherits anyway. `InUse` if somebody else fills it, `Invalid` for the head.
     fn filler(
         &self,
         image: &ImageId,
@@ -160,12 +163,13 @@ pub struct NewParent {
 /// A change of an image's record that needs no ownership.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Change {
-    /// Gives the image another name. `Exists` if it is taken.
+    /// Gives the image another name. `Exists` if another image has it.
     Rename(ImageName),
     /// Takes a snapshot's name away. `HasChildren` if children hang on its revision. The revision stays for as long as newer
     /// revisions inherit from it.
     RemoveSnapshot(SnapshotId),
-    /// Gives a snapshot another name, which also makes an automatic one a kept one. `Exists` if it is taken.
+    /// Gives a snapshot another name, which also makes an automatic one a kept one. `Exists` if another snapshot of the image
+    /// has it.
     RenameSnapshot(SnapshotId, SnapshotName),
     /// Sets (or, with `None`, removes) a key of [`ImageRecord::meta`].
     Meta(String, Option<String>),

@@ -9,8 +9,8 @@ use vellum_core::{Buffer, Extent, ImageName, Runs};
 
 use crate::head::{Committed, Fill, Guarded, HeadChange, Prepared, SetTo, Write};
 use crate::{
-    Capabilities, Catalog, Change, ChildRef, Content, Durability, Head, ImageId, ImageRecord, Known,
-    Layer, NewImage, Ownership, Pending, PoolId, Result, RevisionId, TryRead, Version,
+    Capabilities, Catalog, Change, ChildRef, Content, Durability, Head, ImageId, ImageRecord,
+    Known, Layer, NewImage, Ownership, Pending, PoolId, Result, RevisionId, TryRead, Version,
 };
 
 /// What is counted.

@@ -10,8 +10,9 @@ use vellum_core::{Buffer, Extent, ImageName, Runs};
 
 use crate::head::{Committed, Fill, Guarded, HeadChange, Prepared, SetTo, Write};
 use crate::{
-    Capabilities, Catalog, Change, ChildRef, Durability, Error, ErrorKind, Head, ImageId, ImageRecord,
-    Known, Layer, NewImage, Ownership, Pending, PoolId, Result, RevisionId, TryRead, Version,
+    Capabilities, Catalog, Change, ChildRef, Durability, Error, ErrorKind, Head, ImageId,
+    ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Result, RevisionId, TryRead,
+    Version,
 };
 
 /// Where something can be made to happen.

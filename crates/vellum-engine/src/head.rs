@@ -29,27 +29,36 @@ pub trait Head: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// snapshots are sealed layers.
     fn must_fill_first(&self, at: Extent) -> bool;
 
-    /// Writes if the guard allows, else changes nothing and says which units are missing. The units become data.
+    /// Writes if the guard allows, else changes nothing and says which units are missing. The units become data; what a unit
+    /// that was zero holds beside the write is zeros. `Invalid` for no bytes, or bytes beyond the end of the image.
     fn write(&self, write: Write) -> impl Future<Output = Result<Guarded>> + Send;
 
     /// Defines inherited units, then applies a write, in one atomic step: units of the parts that are defined by now are
     /// left as they are, so a filler that lost a race does no harm. The write is applied to all units it covers; one
-    /// that it covers partly must be defined or lie in a part, else [`Guarded::Missing`] and nothing changed.
+    /// that it covers partly must be defined or lie in a part, else [`Guarded::Missing`] and nothing changed. `Invalid`,
+    /// and nothing changed, if the parts are not as [`Fill`] says. To fill with nothing is done at once.
     fn fill(&self, fill: Fill) -> impl Future<Output = Result<Guarded>> + Send;
 
-    /// Sets whole units to zero or to inherited. `at` is aligned to units, but for the end of the image. Never `Missing`.
+    /// Sets whole units to zero or to inherited. `at` is aligned to units, but for the end of the image; else `Invalid`. Never
+    /// `Missing`. Each unit changes in one step; a long extent may be worked through in pieces.
     ///
     /// To zero: units read as zeros at once and their space is freed; one that is data may stay data and be punched.
     /// To inherit: `Unsupported` where [`Capabilities::inherit`](crate::Capabilities::inherit) says so. The space is
     /// freed by a later call of [`reclaim`](Self::reclaim), since a read may be on its way.
-    fn set(&self, at: Extent, to: SetTo, durability: Durability) -> impl Future<Output = Result<Guarded>> + Send;
+    fn set(
+        &self,
+        at: Extent,
+        to: SetTo,
+        durability: Durability,
+    ) -> impl Future<Output = Result<Guarded>> + Send;
 
     /// Frees the space of units that were set to inherit, after making their states durable. Called while no read is on its
     /// way to this head. Returns the bytes freed.
     fn reclaim(&self) -> impl Future<Output = Result<u64>> + Send;
 
     /// Makes every change that was acknowledged before the call durable. After a failure the head is poisoned: no mutation
-    /// and no sync succeeds any more, and what was acknowledged since the last good sync may be lost.
+    /// and no sync succeeds any more, and what was acknowledged since the last good sync may be lost. Once the head was
+    /// sealed or closed there is nothing left to sync.
     fn sync(&self) -> impl Future<Output = Result<()>> + Send;
 
     /// About how many bytes the next [`sync`](Self::sync) would have to make durable.
@@ -59,14 +68,16 @@ pub trait Head: Clone + Send + Sync + std::fmt::Debug + 'static {
     fn wants_reclaim(&self) -> bool;
 
     /// Does all that is slow for a change of the image: checks, waits for the catalog, prepares an empty revision. I/O goes
-    /// on meanwhile. Dropping what it returns undoes it.
+    /// on meanwhile. Dropping what it returns undoes it. `Exists` for a snapshot whose name is taken; `Invalid` for a head that
+    /// does not own the image: one that fills a sealed revision, was closed, or has a successor.
     fn prepare(&self, change: HeadChange) -> impl Future<Output = Result<Self::Prepared>> + Send;
 
-    /// Whether the image is still owned. Once lost, it stays lost, and every mutation fails with `OwnershipLost`.
+    /// Whether the image is still owned by this head. Once lost, it stays lost. Every mutation then answers `Sealed` if the
+    /// head gave the ownership up itself, to a successor or by [`close`](Self::close), and else fails with `OwnershipLost`.
     fn ownership(&self) -> Ownership;
 
-    /// Syncs and gives the ownership up. Other clones answer `Sealed` from then on. Also after a failure the ownership is
-    /// given up.
+    /// Syncs and gives the ownership up. Other clones answer `Sealed` from then on, and can still be read through
+    /// [`layer`](Self::layer). Also after a failure the ownership is given up.
     fn close(self) -> impl Future<Output = Result<()>> + Send;
 }
 
@@ -101,7 +112,8 @@ pub enum HeadChange {
         auto: bool,
     },
     /// Cuts the link to the parent image: whatever still is inherited through it reads as zeros from then on. The caller has
-    /// looked at the units. The child leaves its parent's list in the same step if both live in this pool.
+    /// looked at the units, and has synced what it filled into sealed revisions. The child leaves its parent's list in the
+    /// same step if both live in this pool. The head goes on; there is no successor.
     CutParent,
 }
 
@@ -137,7 +149,8 @@ pub enum Guard {
 /// Inherited units to define, and what to write into them.
 #[derive(Clone, Debug)]
 pub struct Fill {
-    /// In ascending order, each aligned to units, but for the end of the image; they do not overlap.
+    /// In ascending order, each aligned to units, but for the end of the image; they do not overlap. One with data has as many
+    /// bytes as its extent.
     pub parts: Vec<Part>,
     /// A write to apply in the same step. Its own guard is not looked at.
     pub then: Option<Write>,

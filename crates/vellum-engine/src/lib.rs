@@ -28,19 +28,21 @@ pub mod error;
 pub mod fault;
 pub mod head;
 pub mod layer;
+pub mod memory;
 pub mod record;
 pub mod run_to_end;
 
-pub use catalog::{Capabilities, Catalog, Change, AtomicSpan, NewImage, NewParent, Pending, Snapshots};
+pub use catalog::{
+    AtomicSpan, Capabilities, Catalog, Change, NewImage, NewParent, Pending, Snapshots,
+};
 pub use error::{Error, ErrorKind, Happened, Result};
 pub use head::{
-    Committed,
-    Content, Durability, Fill, Guard, Guarded, Head, HeadChange, Missing, Ownership, Part, Prepared, SetTo,
-    Write,
+    Committed, Content, Durability, Fill, Guard, Guarded, Head, HeadChange, Missing, Ownership,
+    Part, Prepared, SetTo, Write,
 };
 pub use layer::{Known, Layer, TryRead};
 pub use record::{
-    Below, ChildRef, ImageId, ImageRecord, Layering, ParentLink, PoolId, Revision, RevisionId, SnapshotId,
-    SnapshotRecord, Version,
+    Below, ChildRef, ImageId, ImageRecord, Layering, ParentLink, PoolId, Revision, RevisionId,
+    SnapshotId, SnapshotRecord, Version,
 };
 pub use run_to_end::RunToEnd;

@@ -33,7 +33,10 @@ impl std::str::FromStr for PoolId {
             return Err(bad());
         }
         for (byte, pair) in id.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            *byte = digit(pair[0]).zip(digit(pair[1])).map(|(high, low)| high << 4 | low).ok_or_else(bad)?;
+            *byte = digit(pair[0])
+                .zip(digit(pair[1]))
+                .map(|(high, low)| high << 4 | low)
+                .ok_or_else(bad)?;
         }
         Ok(PoolId(id))
     }
