@@ -47,23 +47,33 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let vellum = arguments
-        .vellum
-        .canonicalize()
-        .with_context(|| format!("{} is missing; cargo build --release -p vellum-cli", arguments.vellum.display()))?;
+    let vellum = arguments.vellum.canonicalize().with_context(|| {
+        format!("{} is missing; cargo build --release -p vellum-cli", arguments.vellum.display())
+    })?;
     let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     let dir = tempfile::Builder::new().prefix("vellum-bench-").tempdir_in(parent)?;
     let bench = Bench::prepare(dir.path(), &vellum, arguments.size_mib << 20)?;
     let mut report = Report::default();
-    let wanted = |name: &str, filter: &Option<String>| filter.as_deref().is_none_or(|part| name.contains(part));
-    for workload in workload::ALL.iter().filter(|workload| wanted(workload.name, &arguments.workload)) {
+    let wanted = |name: &str, filter: &Option<String>| {
+        filter.as_deref().is_none_or(|part| name.contains(part))
+    };
+    for workload in
+        workload::ALL.iter().filter(|workload| wanted(workload.name, &arguments.workload))
+    {
         // Rounds outside, targets inside: what drifts, drifts for all of them.
         for round in 0..arguments.rounds {
-            for target in target::ALL.iter().filter(|target| wanted(target.name(), &arguments.target)) {
+            for target in
+                target::ALL.iter().filter(|target| wanted(target.name(), &arguments.target))
+            {
                 let sample = bench
                     .measure(*target, workload, round)
                     .with_context(|| format!("{} on {}", workload.name, target.name()))?;
-                eprintln!("{:<18} {:<28} {:>9.0} requests/s", workload.name, target.name(), sample.iops);
+                eprintln!(
+                    "{:<18} {:<28} {:>9.0} requests/s",
+                    workload.name,
+                    target.name(),
+                    sample.iops
+                );
                 report.add(workload.name, target.name(), sample);
             }
         }

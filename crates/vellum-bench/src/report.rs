@@ -39,18 +39,25 @@ impl Report {
             out.push_str(&text);
             out.push('\n');
         };
-        line(&mut out, "| workload | target | requests/s | lowest | highest | mean us | p99 us |".into());
+        line(
+            &mut out,
+            "| workload | target | requests/s | lowest | highest | mean us | p99 us |".into(),
+        );
         line(&mut out, "|---|---|---|---|---|---|---|".into());
         for (workload, targets) in &self.samples {
             for (target, samples) in targets {
                 let iops: Vec<f64> = samples.iter().map(|sample| sample.iops).collect();
                 let mean = median(samples.iter().map(|sample| sample.mean_us).collect());
                 let p99 = median(samples.iter().map(|sample| sample.p99_us).collect());
-                let (low, high) = iops.iter().fold((f64::MAX, 0f64), |(low, high), x| (low.min(*x), high.max(*x)));
+                let (low, high) = iops
+                    .iter()
+                    .fold((f64::MAX, 0f64), |(low, high), x| (low.min(*x), high.max(*x)));
                 let middle = median(iops);
                 line(
                     &mut out,
-                    format!("| {workload} | {target} | {middle:.0} | {low:.0} | {high:.0} | {mean:.0} | {p99:.0} |"),
+                    format!(
+                        "| {workload} | {target} | {middle:.0} | {low:.0} | {high:.0} | {mean:.0} | {p99:.0} |"
+                    ),
                 );
             }
         }
@@ -58,8 +65,12 @@ impl Report {
         line(&mut out, "|---|---|---|".into());
         for (workload, targets) in &self.samples {
             for (over, under) in RATIOS {
-                if let (Some(over_samples), Some(under_samples)) = (targets.get(*over), targets.get(*under)) {
-                    let iops = |samples: &[Sample]| median(samples.iter().map(|sample| sample.iops).collect());
+                if let (Some(over_samples), Some(under_samples)) =
+                    (targets.get(*over), targets.get(*under))
+                {
+                    let iops = |samples: &[Sample]| {
+                        median(samples.iter().map(|sample| sample.iops).collect())
+                    };
                     let ratio = iops(over_samples) / iops(under_samples);
                     let _ = writeln!(out, "| {workload} | {over} / {under} | {ratio:.2} |");
                 }

@@ -94,9 +94,15 @@ impl Bench {
         let name = format!("{}-{}-{round}", target.name, workload.name);
         let socket = self.dir.join("nbd.sock");
         let (server, export) = match target.who {
-            Who::VellumSparse => self.serve_vellum(&name, target.shape, "sparse", workload, &socket)?,
-            Who::VellumCopyUp => self.serve_vellum(&name, target.shape, "copy-up", workload, &socket)?,
-            Who::Qcow2 => self.serve_qcow2(&name, target.shape, "cluster_size=64k", workload, &socket)?,
+            Who::VellumSparse => {
+                self.serve_vellum(&name, target.shape, "sparse", workload, &socket)?
+            }
+            Who::VellumCopyUp => {
+                self.serve_vellum(&name, target.shape, "copy-up", workload, &socket)?
+            }
+            Who::Qcow2 => {
+                self.serve_qcow2(&name, target.shape, "cluster_size=64k", workload, &socket)?
+            }
             Who::Qcow2Subclusters => {
                 let options = "extended_l2=on,cluster_size=128k";
                 self.serve_qcow2(&name, target.shape, options, workload, &socket)?
@@ -175,14 +181,25 @@ impl Bench {
         };
         let mut command = Command::new("qemu-nbd");
         command
-            .args(["--persistent", "--shared=8", "--format=qcow2", "--cache=writeback", "--discard=unmap"])
+            .args([
+                "--persistent",
+                "--shared=8",
+                "--format=qcow2",
+                "--cache=writeback",
+                "--discard=unmap",
+            ])
             .arg("--socket")
             .arg(socket)
             .arg(file);
         Ok((Server::start(&mut command, socket)?, String::new()))
     }
 
-    fn serve_nbdkit(&self, name: &str, workload: &Workload, socket: &Path) -> Result<(Server, String)> {
+    fn serve_nbdkit(
+        &self,
+        name: &str,
+        workload: &Workload,
+        socket: &Path,
+    ) -> Result<(Server, String)> {
         let file = if workload.writes() {
             let file = self.dir.join(format!("{name}.raw"));
             run(Command::new("cp").arg("--sparse=never").arg(self.raw()).arg(&file))?;

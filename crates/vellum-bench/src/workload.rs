@@ -30,10 +30,46 @@ const SEQUENTIAL_TOTAL: u64 = 2 << 30;
 
 /// All workloads.
 pub const ALL: &[Workload] = &[
-    Workload { name: "randwrite-4k-qd32", pattern: "randwrite", block: 4096, depth: 32, total: RANDOM_TOTAL },
-    Workload { name: "randwrite-4k-qd1", pattern: "randwrite", block: 4096, depth: 1, total: RANDOM_TOTAL_ONE },
-    Workload { name: "randread-4k-qd32", pattern: "randread", block: 4096, depth: 32, total: 8 * RANDOM_TOTAL },
-    Workload { name: "randread-4k-qd1", pattern: "randread", block: 4096, depth: 1, total: RANDOM_TOTAL },
-    Workload { name: "seqread-1m-qd4", pattern: "read", block: 1 << 20, depth: 4, total: SEQUENTIAL_TOTAL },
-    Workload { name: "seqwrite-1m-qd4", pattern: "write", block: 1 << 20, depth: 4, total: SEQUENTIAL_TOTAL },
+    Workload {
+        name: "randwrite-4k-qd32",
+        pattern: "randwrite",
+        block: 4096,
+        depth: 32,
+        total: RANDOM_TOTAL,
+    },
+    Workload {
+        name: "randwrite-4k-qd1",
+        pattern: "randwrite",
+        block: 4096,
+        depth: 1,
+        total: RANDOM_TOTAL_ONE,
+    },
+    Workload {
+        name: "randread-4k-qd32",
+        pattern: "randread",
+        block: 4096,
+        depth: 32,
+        total: 8 * RANDOM_TOTAL,
+    },
+    Workload {
+        name: "randread-4k-qd1",
+        pattern: "randread",
+        block: 4096,
+        depth: 1,
+        total: RANDOM_TOTAL,
+    },
+    Workload {
+        name: "seqread-1m-qd4",
+        pattern: "read",
+        block: 1 << 20,
+        depth: 4,
+        total: SEQUENTIAL_TOTAL,
+    },
+    Workload {
+        name: "seqwrite-1m-qd4",
+        pattern: "write",
+        block: 1 << 20,
+        depth: 4,
+        total: SEQUENTIAL_TOTAL,
+    },
 ];

@@ -13,7 +13,10 @@ pub fn unavailable() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("needs root for loop devices and mounts".to_owned());
     }
-    ["/dev/fuse", "/dev/loop-control"].iter().find(|device| !Path::new(device).exists()).map(|device| format!("{device} is missing"))
+    ["/dev/fuse", "/dev/loop-control"]
+        .iter()
+        .find(|device| !Path::new(device).exists())
+        .map(|device| format!("{device} is missing"))
 }
 
 /// A loop device over a FUSE file over an NBD export. Taken apart when it is dropped.
@@ -35,7 +38,11 @@ impl BlockDevice {
             if let Some(status) = nbdfuse.try_wait()? {
                 bail!("nbdfuse ended with {status}");
             }
-            ensure!(started.elapsed() < Duration::from_secs(20), "nbdfuse has not mounted {}", dir.display());
+            ensure!(
+                started.elapsed() < Duration::from_secs(20),
+                "nbdfuse has not mounted {}",
+                dir.display()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
         let path = file.to_str().context("a temporary path is UTF-8")?;
@@ -69,7 +76,8 @@ impl BlockDevice {
     }
 
     fn unmount_fuse(&self) -> Result<()> {
-        let dir = self.file.parent().and_then(Path::to_str).context("the directory of the FUSE file")?;
+        let dir =
+            self.file.parent().and_then(Path::to_str).context("the directory of the FUSE file")?;
         // The loop device may hold the file for a moment after it was detached.
         let started = Instant::now();
         while let Err(error) = tools::ok("fusermount3", &["-u", dir]) {

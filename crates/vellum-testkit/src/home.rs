@@ -49,7 +49,9 @@ impl Home {
 
     /// Runs a command to its end, whatever that is.
     pub fn run(&self, arguments: &[&str]) -> Result<Output> {
-        self.command(arguments).output().with_context(|| format!("run vellum {}", arguments.join(" ")))
+        self.command(arguments)
+            .output()
+            .with_context(|| format!("run vellum {}", arguments.join(" ")))
     }
 
     /// Runs a command that must succeed, and returns what it printed.

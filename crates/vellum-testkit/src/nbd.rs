@@ -59,10 +59,14 @@ pub struct Reply {
 impl Client {
     /// Connects to an export by `NBD_OPT_EXPORT_NAME`.
     pub fn connect(socket: &Path, export: &str) -> Result<Self> {
-        let mut stream = UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
+        let mut stream = UnixStream::connect(socket)
+            .with_context(|| format!("connect to {}", socket.display()))?;
         let mut hello = [0; 18];
         stream.read_exact(&mut hello)?;
-        ensure!(hello[..8] == NBD_MAGIC.to_be_bytes() && hello[8..16] == OPTION_MAGIC.to_be_bytes(), "not an NBD server");
+        ensure!(
+            hello[..8] == NBD_MAGIC.to_be_bytes() && hello[8..16] == OPTION_MAGIC.to_be_bytes(),
+            "not an NBD server"
+        );
         let mut out = FIXED_NEWSTYLE_NO_ZEROES.to_be_bytes().to_vec();
         out.extend(OPTION_MAGIC.to_be_bytes());
         out.extend(OPT_EXPORT_NAME.to_be_bytes());
@@ -86,7 +90,13 @@ impl Client {
     }
 
     /// Sends a request and returns its cookie.
-    pub fn send(&mut self, command: Command, offset: u64, length: u32, payload: &[u8]) -> io::Result<u64> {
+    pub fn send(
+        &mut self,
+        command: Command,
+        offset: u64,
+        length: u32,
+        payload: &[u8],
+    ) -> io::Result<u64> {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         let mut out = Vec::with_capacity(28 + payload.len());
@@ -111,7 +121,9 @@ impl Client {
         ensure!(header[..4] == SIMPLE_REPLY_MAGIC.to_be_bytes(), "not a simple reply");
         let error = u32::from_be_bytes(header[4..8].try_into()?);
         let cookie = u64::from_be_bytes(header[8..].try_into()?);
-        let Some(length) = self.waiting.remove(&cookie) else { bail!("an answer to {cookie}, which was not asked") };
+        let Some(length) = self.waiting.remove(&cookie) else {
+            bail!("an answer to {cookie}, which was not asked")
+        };
         let mut data = vec![0; if error == 0 { length } else { 0 }];
         self.stream.read_exact(&mut data)?;
         Ok(Reply { cookie, error, data })

@@ -30,9 +30,11 @@ impl Serve {
         let socket = home.file("nbd.sock");
         let path = socket.to_str().context("a temporary path is UTF-8")?.to_owned();
         let mut command = home.command(&["serve", "--socket", &path]);
-        let mut child = command.args(arguments).stdout(Stdio::piped()).spawn().context("start vellum serve")?;
+        let mut child =
+            command.args(arguments).stdout(Stdio::piped()).spawn().context("start vellum serve")?;
         let mut ready = String::new();
-        BufReader::new(child.stdout.take().context("its standard output is a pipe")?).read_line(&mut ready)?;
+        BufReader::new(child.stdout.take().context("its standard output is a pipe")?)
+            .read_line(&mut ready)?;
         let serve = Self { child, socket };
         ensure!(!ready.is_empty(), "vellum serve ended before it was ready");
         Ok(serve)
@@ -62,7 +64,8 @@ impl Serve {
 
     /// Asks it to drain, and waits for its end.
     pub fn terminate(mut self) -> Result<ExitStatus> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+        let pid =
+            i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
         kill_process(pid, Signal::TERM)?;
         let asked = Instant::now();
         loop {

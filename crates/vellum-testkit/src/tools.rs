@@ -24,13 +24,18 @@ const PACKAGES: &[(&str, &str)] = &[
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(extra).map(|dir| dir.join(program)).find(|file| file.is_file())
+    std::env::split_paths(&path)
+        .chain(extra)
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
 }
 
 /// A command for a program that must be there.
 pub fn command(program: &str) -> Result<Command> {
-    let package = PACKAGES.iter().find(|(name, _)| *name == program).map_or("?", |(_, package)| package);
-    let path = find(program).with_context(|| format!("{program} is missing: apt-get install {package}"))?;
+    let package =
+        PACKAGES.iter().find(|(name, _)| *name == program).map_or("?", |(_, package)| package);
+    let path = find(program)
+        .with_context(|| format!("{program} is missing: apt-get install {package}"))?;
     Ok(Command::new(path))
 }
 

@@ -1,1 +1,36 @@
-//! Vellum as a library: home, pools, images by name, serving, live operations
+//! Vellum as a library: a home with pools, images by name, operations on images that another process holds, and serving.
+//!
+//! ```no_run
+//! # async fn example() -> vellum::Result<()> {
+//! use vellum::{HomeOptions, Vellum};
+//!
+//! let vellum = Vellum::open(HomeOptions::default()).await?;
+//! vellum.create_snapshot(&"golden@v1".parse().unwrap()).await?;
+//! vellum.clone_image(&"golden@v1".parse().unwrap(), &"vm-1".parse().unwrap(), Default::default()).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The layering rules are in `vellum-image`, the bytes in `vellum-local`, the protocol in `vellum-nbd`; this crate names things
+//! and brings them together. [`home`] is where pools are known, [`vellum`] what can be done by name, [`report`] what can be
+//! told about it, [`control`] how a process asks the one that holds an image, [`exports`] images as NBD exports, [`serve`] a
+//! serving process.
+#![forbid(unsafe_code)]
+
+pub mod control;
+pub mod exports;
+pub mod home;
+pub mod report;
+pub mod serve;
+pub mod vellum;
+
+pub use vellum_engine::{Error, ErrorKind, Result};
+
+pub use home::HomeOptions;
+pub use serve::{ServeOptions, Serving};
+pub use vellum::{Located, Reading, Vellum};
+
+/// The catalog of a pool. One engine so far; with a second one this becomes an enum over both.
+pub type Catalog = vellum_local::LocalCatalog<vellum_disk::RealDisk>;
+/// An open image.
+pub type Image = vellum_image::Image<Catalog>;

@@ -1,0 +1,228 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use vellum_core::{ByteSize, ImageName, ImageSpec, PoolName};
+use vellum_engine::Layering;
+
+use crate::commands::{bench, export, import, serve};
+use crate::output::Format;
+
+/// Writable copies of disk images in O(1)
+#[derive(Parser, Debug)]
+#[command(name = "vellum", version, max_term_width = 100, propagate_version = true)]
+pub struct Arguments {
+    /// Where pools are known and the default pool lies [default: /var/lib/vellum for root, $XDG_DATA_HOME/vellum for others]
+    #[arg(long, global = true, env = "VELLUM_HOME", value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// How answers are printed
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub format: Format,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// A command.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Create, list and remove pools
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Create an empty image
+    Create {
+        /// [pool/]image
+        spec: ImageSpec,
+        /// Its size, such as 10G
+        #[arg(long, short)]
+        size: ByteSize,
+        #[command(flatten)]
+        shape: Shape,
+    },
+    /// Make an image from a raw or qcow2 file
+    Import(import::Arguments),
+    /// Write an image or a snapshot to a file
+    Export(export::Arguments),
+    /// List images
+    Ls {
+        /// Only those of this pool
+        pool: Option<PoolName>,
+    },
+    /// Show an image
+    Info {
+        /// [pool/]image[@snap]
+        spec: ImageSpec,
+    },
+    /// Draw parents, snapshots and children
+    Tree {
+        /// Only what hangs on this image
+        spec: Option<ImageSpec>,
+    },
+    /// Show what images store
+    Du {
+        /// Only this image
+        spec: Option<ImageSpec>,
+    },
+    /// Show which layer defines what
+    Map {
+        /// [pool/]image[@snap]
+        spec: ImageSpec,
+    },
+    /// Create, list and remove snapshots
+    #[command(subcommand)]
+    Snap(SnapCommand),
+    /// Make a writable copy of a snapshot, in O(1)
+    Clone {
+        /// [pool/]image[@snap]; without a snapshot one is taken for it
+        parent: ImageSpec,
+        /// [pool/]image
+        child: ImageSpec,
+        /// Make this many, named CHILD-0001 and so on
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        count: Option<u32>,
+        #[command(flatten)]
+        shape: Shape,
+    },
+    /// List the children of an image or a snapshot
+    Children {
+        /// [pool/]image[@snap]
+        spec: ImageSpec,
+    },
+    /// Copy up what is inherited from the parent, then cut the link
+    Flatten {
+        /// [pool/]image
+        spec: ImageSpec,
+        /// Copy at most this much a second
+        #[arg(long, value_name = "SIZE")]
+        rate: Option<ByteSize>,
+    },
+    /// Give up the content of a range
+    Discard {
+        /// [pool/]image
+        spec: ImageSpec,
+        /// Where it begins
+        #[arg(long)]
+        offset: ByteSize,
+        /// How much
+        #[arg(long)]
+        length: ByteSize,
+        /// What whole units read as afterwards
+        #[arg(long, value_enum, default_value_t)]
+        to: DiscardTo,
+    },
+    /// Give an image another name
+    Rename {
+        /// [pool/]image
+        spec: ImageSpec,
+        /// The new name, in the same pool
+        name: ImageName,
+    },
+    /// Remove an image with its snapshots
+    Rm {
+        /// [pool/]image
+        spec: ImageSpec,
+    },
+    /// Offer images over NBD
+    Serve(serve::Arguments),
+    /// Measure an image
+    Bench(bench::Arguments),
+    /// Print a completion script
+    Completions {
+        /// For this shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man {
+        /// Write one page for each command to this directory instead
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// What is done to pools.
+#[derive(Subcommand, Debug)]
+pub enum PoolCommand {
+    /// Create a pool, or make an existing one known to this home
+    Create {
+        /// Its name in this home
+        name: PoolName,
+        /// Its directory
+        #[arg(long, value_name = "DIR")]
+        path: PathBuf,
+    },
+    /// List pools
+    Ls,
+    /// Forget a pool; what is in its directory stays
+    Rm {
+        /// Its name in this home
+        name: PoolName,
+    },
+}
+
+/// What is done to snapshots.
+#[derive(Subcommand, Debug)]
+pub enum SnapCommand {
+    /// Freeze an image under a name, in O(1), also while it is in use
+    Create {
+        /// [pool/]image@snap
+        spec: ImageSpec,
+    },
+    /// List the snapshots of an image
+    Ls {
+        /// [pool/]image
+        spec: ImageSpec,
+    },
+    /// Remove a snapshot
+    Rm {
+        /// [pool/]image@snap
+        spec: ImageSpec,
+    },
+}
+
+/// How an image is laid out.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Shape {
+    /// What is taken from the parent at once: the block, or the whole object
+    #[arg(long, value_enum)]
+    pub layering: Option<LayeringArgument>,
+    /// Bytes in an object, 4K to 32M [default: 4M, or the parent's]
+    #[arg(long, value_name = "SIZE")]
+    pub object_size: Option<ByteSize>,
+    /// Bytes in a block, the unit of sparse layering [default: 4K, or the parent's]
+    #[arg(long, value_name = "SIZE")]
+    pub block_size: Option<ByteSize>,
+    /// Bytes that lie together in an object
+    #[arg(long, value_name = "SIZE", requires = "stripe_count")]
+    pub stripe_unit: Option<ByteSize>,
+    /// Objects that take turns
+    #[arg(long, value_name = "N", requires = "stripe_unit")]
+    pub stripe_count: Option<u64>,
+}
+
+/// `--layering`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum LayeringArgument {
+    /// The block
+    Sparse,
+    /// The whole object
+    CopyUp,
+}
+
+impl From<LayeringArgument> for Layering {
+    fn from(argument: LayeringArgument) -> Self {
+        match argument {
+            LayeringArgument::Sparse => Layering::Sparse,
+            LayeringArgument::CopyUp => Layering::CopyUp,
+        }
+    }
+}
+
+/// `--to`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum DiscardTo {
+    /// Zeros
+    #[default]
+    Zero,
+    /// What the parent holds
+    Parent,
+}

@@ -1,0 +1,132 @@
+//! The commands, a file for each that has more than a line.
+
+pub mod bench;
+mod clone;
+mod du;
+pub mod export;
+pub mod import;
+mod info;
+mod list;
+mod manual;
+mod map;
+mod pool;
+pub mod serve;
+mod tree;
+
+use vellum::{HomeOptions, Vellum};
+use vellum_core::{Extent, Geometry, ImageSpec};
+use vellum_engine::Layering;
+use vellum_image::{CreateOptions, DiscardPolicy, FlattenOptions};
+
+use crate::args::{Arguments, Command, DiscardTo, Shape, SnapCommand};
+use crate::failure::{Failure, Result};
+use crate::output::Output;
+use crate::progress;
+
+/// Runs a command.
+pub fn run(arguments: Arguments, output: &mut Output) -> Result {
+    match arguments.command {
+        Command::Completions { shell } => return manual::completions(shell, output),
+        Command::Man { dir } => return manual::man(dir.as_deref(), output),
+        _ => {}
+    }
+    serve::log_to_stderr();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers())
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(async {
+        let vellum = Vellum::open(HomeOptions { home: arguments.home }).await?;
+        run_command(&vellum, arguments.command, output).await
+    });
+    // What still runs belongs to nobody any more; its threads need not be waited for.
+    runtime.shutdown_background();
+    result
+}
+
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8))
+}
+
+async fn run_command(vellum: &Vellum, command: Command, output: &mut Output) -> Result {
+    match command {
+        Command::Pool(command) => pool::run(vellum, command, output).await,
+        Command::Create { spec, size, shape } => {
+            vellum.create(&spec, size.0, create_options(&shape)?).await?;
+            Ok(())
+        }
+        Command::Import(arguments) => import::run(vellum, arguments).await,
+        Command::Export(arguments) => export::run(vellum, arguments).await,
+        Command::Ls { pool } => list::images(vellum, pool.as_ref(), output).await,
+        Command::Info { spec } => info::run(vellum, &spec, output).await,
+        Command::Tree { spec } => tree::run(vellum, spec.as_ref(), output).await,
+        Command::Du { spec } => du::run(vellum, spec.as_ref(), output).await,
+        Command::Map { spec } => map::run(vellum, &spec, output).await,
+        Command::Snap(SnapCommand::Create { spec }) => Ok(vellum.create_snapshot(&spec).await?),
+        Command::Snap(SnapCommand::Ls { spec }) => list::snapshots(vellum, &spec, output).await,
+        Command::Snap(SnapCommand::Rm { spec }) => Ok(vellum.remove_snapshot(&spec).await?),
+        Command::Clone { parent, child, count, shape } => {
+            clone::run(vellum, &parent, &child, count, &shape).await
+        }
+        Command::Children { spec } => list::children(vellum, &spec, output).await,
+        Command::Flatten { spec, rate } => flatten(vellum, &spec, rate.map(|rate| rate.0)).await,
+        Command::Discard { spec, offset, length, to } => {
+            let at = Extent::checked(offset.0, length.0)
+                .ok_or_else(|| Failure::usage("offset and length together are too large"))?;
+            let policy = match to {
+                DiscardTo::Zero => DiscardPolicy::Zero,
+                DiscardTo::Parent => DiscardPolicy::Inherit,
+            };
+            Ok(vellum.discard(&spec, at, policy).await?)
+        }
+        Command::Rename { spec, name } => Ok(vellum.rename(&spec, &name).await?),
+        Command::Rm { spec } => Ok(vellum.remove(&spec).await?),
+        Command::Serve(arguments) => serve::run(vellum, arguments, output).await,
+        Command::Bench(arguments) => bench::run(vellum, arguments, output).await,
+        Command::Completions { .. } | Command::Man { .. } => Ok(()),
+    }
+}
+
+async fn flatten(vellum: &Vellum, spec: &ImageSpec, rate: Option<u64>) -> Result {
+    let bar = progress::bytes("flatten", Some(0));
+    let options = FlattenOptions { bytes_per_second: rate, ..FlattenOptions::default() };
+    let progress = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    vellum.flatten(spec, options, progress).await?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// What an image is created with, from what was typed.
+fn create_options(shape: &Shape) -> Result<CreateOptions> {
+    let usual = CreateOptions::default();
+    Ok(CreateOptions {
+        geometry: geometry(shape, usual.geometry)?.unwrap_or(usual.geometry),
+        layering: shape.layering.map_or(usual.layering, Layering::from),
+        block_size: block_size(shape)?.unwrap_or(usual.block_size),
+        meta: usual.meta,
+    })
+}
+
+/// The geometry that was typed, if one was; what was not typed of it is as in `usual`.
+fn geometry(shape: &Shape, usual: Geometry) -> Result<Option<Geometry>> {
+    if shape.object_size.is_none() && shape.stripe_unit.is_none() {
+        return Ok(None);
+    }
+    let object_size = shape.object_size.map_or(usual.object_size(), |size| size.0);
+    let unit = shape.stripe_unit.map_or(object_size, |unit| unit.0);
+    let geometry = Geometry::new(object_size, unit, shape.stripe_count.unwrap_or(1));
+    geometry.map(Some).map_err(|error| Failure::usage(error.to_string()))
+}
+
+fn block_size(shape: &Shape) -> Result<Option<u32>> {
+    shape
+        .block_size
+        .map(|size| {
+            u32::try_from(size.0)
+                .map_err(|_| Failure::usage(format!("a block of {size} is too large")))
+        })
+        .transpose()
+}

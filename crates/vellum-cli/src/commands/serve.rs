@@ -1,0 +1,93 @@
+//! `vellum serve`.
+
+use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use vellum::{ServeOptions, Vellum};
+use vellum_core::ImageSpec;
+
+use crate::failure::{Failure, Result};
+use crate::output::Output;
+
+/// `vellum serve ...`
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Listen on this Unix socket [default: vellum.sock in the home, unless --listen is given]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Listen on this TCP address
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<SocketAddr>,
+    /// Allow --listen beyond loopback, where anybody can connect
+    #[arg(long)]
+    insecure: bool,
+    /// Offer everything for reading only
+    #[arg(long)]
+    read_only: bool,
+    /// After SIGTERM, wait at most this many seconds for requests under way
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    drain_timeout: u64,
+    /// Only these images; all of every pool if none is named
+    specs: Vec<ImageSpec>,
+}
+
+/// Logs warnings to standard error, or what `VELLUM_LOG` asks for.
+pub fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VELLUM_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub async fn run(vellum: &Vellum, arguments: Arguments, output: &mut Output) -> Result {
+    let usual = || vellum.home().join("vellum.sock");
+    let socket = arguments.socket.or_else(|| arguments.listen.is_none().then(usual));
+    let options = ServeOptions {
+        socket: socket.clone(),
+        listen: arguments.listen,
+        insecure: arguments.insecure,
+        read_only: arguments.read_only,
+        specs: arguments.specs,
+        ..ServeOptions::default()
+    };
+    // Before the ready line, so that a signal right after it is not missed.
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let serving = vellum.serve(options).await?;
+    let places = [
+        socket.map(|path| path.display().to_string()),
+        serving.listening.map(|address| address.to_string()),
+    ];
+    let places: Vec<String> = places.into_iter().flatten().collect();
+    output.line(&format!(
+        "ready: serving {} on {}",
+        vellum.home().display(),
+        places.join(" and ")
+    ))?;
+    output.finish()?;
+    tell_service_manager("READY=1");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tell_service_manager("STOPPING=1");
+    if serving.shutdown(Duration::from_secs(arguments.drain_timeout)).await {
+        return Ok(());
+    }
+    Err(Failure::Other(anyhow::anyhow!(
+        "not everything ended and was synced within {} s",
+        arguments.drain_timeout
+    )))
+}
+
+/// sd_notify(3): a datagram to the socket that the service manager names, if there is one.
+fn tell_service_manager(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    if let Ok(socket) = UnixDatagram::unbound() {
+        let _ = socket.send_to(state.as_bytes(), path);
+    }
+}

@@ -1,0 +1,116 @@
+//! [`Failure`]: what a command ends with when it does not succeed.
+
+use vellum_engine::{Error, ErrorKind};
+
+/// The request was understood and failed.
+pub const FAILED: u8 = 1;
+/// The command line makes no sense.
+pub const USAGE: u8 = 2;
+/// No such pool, image or snapshot.
+pub const NOT_FOUND: u8 = 3;
+/// The name is taken.
+pub const EXISTS: u8 = 4;
+/// Somebody uses it, or has children of it.
+pub const IN_USE: u8 = 5;
+/// Stored bytes are not what they must be.
+pub const CORRUPT: u8 = 6;
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The library says so.
+    Library(Error),
+    /// The command line asks for something that makes no sense.
+    Usage(String),
+    /// Files, pipes and formats on this side of the library.
+    Other(anyhow::Error),
+}
+
+/// The result of a command.
+pub type Result<T = ()> = std::result::Result<T, Failure>;
+
+impl Failure {
+    /// A usage error.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::Usage(message.into())
+    }
+
+    /// The whole chain of causes, on one line.
+    pub fn message(&self) -> String {
+        match self {
+            Failure::Library(error) => error.chain(),
+            Failure::Usage(message) => message.clone(),
+            Failure::Other(error) => format!("{error:#}"),
+        }
+    }
+
+    /// What the user could do.
+    pub fn hint(&self) -> Option<&'static str> {
+        let Failure::Library(error) = self else { return None };
+        match error.kind() {
+            ErrorKind::NotFound => Some(
+                "`vellum ls` lists the images of this home; --home or VELLUM_HOME names another",
+            ),
+            ErrorKind::Exists => Some("choose another name, or remove the image with `vellum rm`"),
+            ErrorKind::InUse => {
+                Some("disconnect its clients, or stop the `vellum serve` that holds it")
+            }
+            ErrorKind::HasChildren => {
+                Some("`vellum children` lists them; remove them, or `vellum flatten` each")
+            }
+            ErrorKind::NoSpace => Some(
+                "remove images or snapshots that are no longer needed, or free space on the file system",
+            ),
+            ErrorKind::Poisoned => {
+                Some("a sync failed; check the disk, then close and open the image again")
+            }
+            ErrorKind::Busy => Some("try again in a moment"),
+            _ => None,
+        }
+    }
+
+    /// What the process ends with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Usage(_) => USAGE,
+            Failure::Other(_) => FAILED,
+            Failure::Library(error) => match error.kind() {
+                ErrorKind::NotFound => NOT_FOUND,
+                ErrorKind::Exists => EXISTS,
+                ErrorKind::InUse | ErrorKind::HasChildren => IN_USE,
+                ErrorKind::Corrupt => CORRUPT,
+                _ => FAILED,
+            },
+        }
+    }
+
+    /// Whether whoever read our output has gone, which is their right.
+    pub fn is_closed_pipe(&self) -> bool {
+        let Failure::Other(error) = self else { return false };
+        error
+            .chain()
+            .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+            .any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Library(error)
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        match error.downcast::<Error>() {
+            Ok(error) => Failure::Library(error),
+            Err(error) => Failure::Other(error),
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Failure::Other(error.into())
+    }
+}

@@ -1,0 +1,205 @@
+//! The home: where pools are known by name, and the pool `default` lies.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{ErrorKind as Io, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use vellum_core::PoolName;
+use vellum_engine::{Error, ErrorKind, Result};
+
+/// The pool of images that are named without one.
+pub const DEFAULT_POOL: &str = "default";
+const CONFIG: &str = "vellum.toml";
+
+/// Where the home is.
+#[derive(Clone, Debug, Default)]
+pub struct HomeOptions {
+    /// The home; else `$VELLUM_HOME`, else `/var/lib/vellum` for root, `$XDG_DATA_HOME/vellum` for others.
+    pub home: Option<PathBuf>,
+}
+
+/// `vellum.toml`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    #[serde(default)]
+    pools: BTreeMap<String, PoolConfig>,
+}
+
+/// What is known of a pool.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolConfig {
+    /// Its directory.
+    pub path: PathBuf,
+}
+
+/// A home directory.
+#[derive(Clone, Debug)]
+pub struct Home {
+    path: PathBuf,
+}
+
+impl Home {
+    /// Finds the home, and creates its directory if it is not there.
+    pub fn open(options: &HomeOptions) -> Result<Self> {
+        let path = options.home.clone().map_or_else(usual_home, Ok)?;
+        let path = std::path::absolute(&path).map_err(|error| failed("find", &path, error))?;
+        fs::create_dir_all(&path).map_err(|error| failed("create the home", &path, error))?;
+        Ok(Self { path })
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The pools by name; `default` is always among them.
+    pub fn pools(&self) -> Result<BTreeMap<PoolName, PoolConfig>> {
+        let mut pools = BTreeMap::new();
+        for (name, config) in self.read()?.pools {
+            let name = PoolName::new(&name).map_err(|error| {
+                Error::new(ErrorKind::Invalid, format!("{}: {error}", self.config().display()))
+            })?;
+            pools.insert(name, config);
+        }
+        let default = PoolName::new(DEFAULT_POOL).expect("a good name");
+        let path = self.path.join("pools").join(DEFAULT_POOL);
+        pools.entry(default).or_insert(PoolConfig { path });
+        Ok(pools)
+    }
+
+    /// Makes a pool known. `Exists` if the name is taken.
+    pub fn add_pool(&self, name: &PoolName, pool: PoolConfig) -> Result<()> {
+        self.change(|config| {
+            if config.pools.contains_key(name.as_str()) {
+                return Err(Error::new(
+                    ErrorKind::Exists,
+                    format!("a pool {name} is known already"),
+                ));
+            }
+            config.pools.insert(name.to_string(), pool);
+            Ok(())
+        })
+    }
+
+    /// Forgets a pool. What is in its directory stays.
+    pub fn forget_pool(&self, name: &PoolName) -> Result<()> {
+        self.change(|config| match config.pools.remove(name.as_str()) {
+            Some(_) => Ok(()),
+            None if name.as_str() == DEFAULT_POOL => Err(Error::new(
+                ErrorKind::Invalid,
+                "the pool default belongs to its home and cannot be forgotten",
+            )),
+            None => Err(no_pool(self, name)),
+        })
+    }
+
+    fn config(&self) -> PathBuf {
+        self.path.join(CONFIG)
+    }
+
+    fn read(&self) -> Result<Config> {
+        let path = self.config();
+        match fs::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text).map_err(|error| {
+                Error::new(ErrorKind::Invalid, format!("{} cannot be understood", path.display()))
+                    .with_source(error)
+            }),
+            Err(error) if error.kind() == Io::NotFound => Ok(Config::default()),
+            Err(error) => Err(failed("read", &path, error)),
+        }
+    }
+
+    /// Changes the file as a whole, alone, and durably: a new one takes the old one's name.
+    fn change(&self, change: impl FnOnce(&mut Config) -> Result<()>) -> Result<()> {
+        let path = self.config();
+        let io = |error| failed("write", &path, error);
+        let lock = fs::File::create(self.path.join("vellum.toml.lock")).map_err(io)?;
+        lock.lock().map_err(io)?;
+        let mut config = self.read()?;
+        change(&mut config)?;
+        let text = toml::to_string(&config).map_err(|error| {
+            Error::new(ErrorKind::Invalid, "write the list of pools").with_source(error)
+        })?;
+        let new = self.path.join("vellum.toml.new");
+        let mut file = fs::File::create(&new).map_err(io)?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
+        fs::rename(&new, &path).map_err(io)?;
+        fs::File::open(&self.path).and_then(|dir| dir.sync_all()).map_err(io)
+    }
+}
+
+/// That no pool has this name here.
+pub(crate) fn no_pool(home: &Home, name: &PoolName) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!("the home {} knows no pool {name}", home.path().display()),
+    )
+}
+
+fn usual_home() -> Result<PathBuf> {
+    let variable =
+        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(home) = variable("VELLUM_HOME") {
+        return Ok(home);
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/vellum"));
+    }
+    variable("XDG_DATA_HOME")
+        .or_else(|| variable("HOME").map(|home| home.join(".local/share")))
+        .map(|data| data.join("vellum"))
+        .ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, "there is no HOME; say --home DIR or set VELLUM_HOME")
+        })
+}
+
+fn failed(doing: &str, path: &Path, error: std::io::Error) -> Error {
+    Error::io(format!("{doing} {}", path.display()), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> PoolName {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn pools_are_remembered_and_forgotten_and_default_is_always_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(&HomeOptions { home: Some(dir.path().join("home")) }).unwrap();
+        assert_eq!(
+            home.pools().unwrap().keys().map(PoolName::as_str).collect::<Vec<_>>(),
+            ["default"]
+        );
+        let pool = PoolConfig { path: "/somewhere".into() };
+        home.add_pool(&name("fast"), pool.clone()).unwrap();
+        assert_eq!(
+            home.add_pool(&name("fast"), pool.clone()).unwrap_err().kind(),
+            ErrorKind::Exists
+        );
+        assert_eq!(home.pools().unwrap()[&name("fast")], pool);
+        home.forget_pool(&name("fast")).unwrap();
+        assert_eq!(home.forget_pool(&name("fast")).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(home.forget_pool(&name("default")).unwrap_err().kind(), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn a_file_that_makes_no_sense_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("vellum.toml"), "[pools.x]\ndirectory = 3\n").unwrap();
+        let error = Home::open(&HomeOptions { home: Some(dir.path().into()) })
+            .unwrap()
+            .pools()
+            .unwrap_err();
+        assert!(
+            error.kind() == ErrorKind::Invalid && error.to_string().contains("vellum.toml"),
+            "{error:?}"
+        );
+    }
+}

@@ -1,0 +1,161 @@
+//! A serving process: NBD sockets, the control socket, and a drain at the end.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::UnixListener;
+use vellum_core::ImageSpec;
+use vellum_engine::{Error, ErrorKind, Result};
+use vellum_nbd::{Limits, Server};
+
+use crate::exports::{ExportOptions, ImageExports};
+use crate::{Vellum, control};
+
+/// What to serve, and where.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// A Unix socket for NBD.
+    pub socket: Option<PathBuf>,
+    /// An address for NBD over TCP.
+    pub listen: Option<SocketAddr>,
+    /// Whether to listen beyond loopback, where anybody can connect.
+    pub insecure: bool,
+    /// Whether no export takes writes.
+    pub read_only: bool,
+    /// The images to offer; all of the home if there are none.
+    pub specs: Vec<ImageSpec>,
+    /// How long an image is kept after its last connection.
+    pub grace: Duration,
+    /// What clients can drive, and how far.
+    pub limits: Limits,
+}
+
+impl Default for ServeOptions {
+    /// Everything, nowhere yet; images are kept for a second.
+    fn default() -> Self {
+        Self {
+            socket: None,
+            listen: None,
+            insecure: false,
+            read_only: false,
+            specs: Vec::new(),
+            grace: Duration::from_secs(1),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct Serving {
+    server: Server<ImageExports>,
+    control: PathBuf,
+    control_task: tokio::task::JoinHandle<()>,
+    socket: Option<PathBuf>,
+    /// Where it listens for TCP.
+    pub listening: Option<SocketAddr>,
+}
+
+impl Vellum {
+    /// Begins to serve. `Invalid` for an address beyond loopback without `insecure`.
+    pub async fn serve(&self, options: ServeOptions) -> Result<Serving> {
+        if let Some(address) =
+            options.listen.filter(|address| !address.ip().is_loopback() && !options.insecure)
+        {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "{address} lets anybody who reaches it read and write every image; listen on loopback, or say --insecure"
+                ),
+            ));
+        }
+        raise_open_files();
+        for spec in &options.specs {
+            self.locate(spec).await?;
+        }
+        self.all_pools().await?;
+        let (control, listener) = self.bind_control()?;
+        let exports = ImageExports::new(
+            self.clone(),
+            ExportOptions {
+                specs: options.specs,
+                read_only: options.read_only,
+                grace: options.grace,
+                control: control.clone(),
+            },
+        );
+        let control_task = tokio::spawn(answer_control(listener, exports.clone()));
+        let server = Server::new(exports, options.limits, self.buffers().clone());
+        if let Some(socket) = &options.socket {
+            server
+                .listen_unix(socket)
+                .map_err(|error| Error::io(format!("listen on {}", socket.display()), error))?;
+        }
+        let listening = match options.listen {
+            None => None,
+            Some(address) => {
+                let bound = server.listen_tcp(address).await;
+                Some(bound.map_err(|error| Error::io(format!("listen on {address}"), error))?)
+            }
+        };
+        Ok(Serving { server, control, control_task, socket: options.socket, listening })
+    }
+
+    /// A socket of this process alone, where it is asked about the images it holds.
+    fn bind_control(&self) -> Result<(PathBuf, UnixListener)> {
+        let dir = self.home().join("run");
+        let failed =
+            |error| Error::io(format!("make a control socket in {}", dir.display()), error);
+        fs::create_dir_all(&dir).map_err(failed)?;
+        let path = dir.join(format!("control-{}", std::process::id()));
+        // A process of this id that died left it.
+        let _ = fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).map_err(failed)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        Ok((path, listener))
+    }
+}
+
+impl Serving {
+    /// Takes no more requests, answers those under way, syncs and gives up every image. Says whether all of it was done before
+    /// the deadline.
+    pub async fn shutdown(self, deadline: Duration) -> bool {
+        let drained = self.server.shutdown(deadline).await;
+        self.control_task.abort();
+        let closed = self.server.exports().close_all().await;
+        for path in [Some(&self.control), self.socket.as_ref()].into_iter().flatten() {
+            let _ = fs::remove_file(path);
+        }
+        drained && closed
+    }
+}
+
+async fn answer_control(listener: UnixListener, exports: ImageExports) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let exports = exports.clone();
+                tokio::spawn(async move {
+                    let find = async |image: &str| exports.held(image).await;
+                    if let Err(error) = control::answer(stream, find).await {
+                        tracing::debug!(%error, "a request of another process broke off");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the control socket");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Each image that is written has a handful of files open.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
