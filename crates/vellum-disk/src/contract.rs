@@ -22,7 +22,11 @@ pub trait Disk: Clone + Send + Sync + std::fmt::Debug + 'static {
     type File: File;
 
     /// Opens a file. See [`OpenMode`] for what must exist.
-    fn open(&self, path: &Path, mode: OpenMode) -> impl Future<Output = io::Result<Self::File>> + Send;
+    fn open(
+        &self,
+        path: &Path,
+        mode: OpenMode,
+    ) -> impl Future<Output = io::Result<Self::File>> + Send;
 
     /// Creates a directory; its parent exists. `AlreadyExists` if anything has that name. Files and directories made by
     /// the superuser take the owner and group of the directory they are made in, so that `sudo` leaves nothing behind

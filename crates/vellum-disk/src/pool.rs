@@ -67,8 +67,13 @@ impl Pool {
     }
 
     /// Runs a job and waits for its answer.
-    pub(crate) async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
-        self.submit(job).await.expect("a thread of the pool answers every job, for none of them panics")
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        self.submit(job)
+            .await
+            .expect("a thread of the pool answers every job, for none of them panics")
     }
 
     fn start(&self, alone: bool) {
@@ -104,7 +109,13 @@ fn work(shared: &Shared) {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.0.state.lock();
-        write!(f, "Pool({} of {} threads, {} jobs queued)", state.threads, self.0.threads_max, state.queue.len())
+        write!(
+            f,
+            "Pool({} of {} threads, {} jobs queued)",
+            state.threads,
+            self.0.threads_max,
+            state.queue.len()
+        )
     }
 }
 

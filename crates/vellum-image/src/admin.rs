@@ -61,7 +61,16 @@ pub async fn create<C: Catalog>(
 ) -> Result<ImageRecord> {
     let CreateOptions { geometry, layering, block_size, meta } = options;
     catalog
-        .create(NewImage { name, size, geometry, layering, block_size, parent: None, id: None, meta })
+        .create(NewImage {
+            name,
+            size,
+            geometry,
+            layering,
+            block_size,
+            parent: None,
+            id: None,
+            meta,
+        })
         .await
 }
 
@@ -79,12 +88,18 @@ pub async fn clone<C: Catalog>(
     if depth_of(pools, parent_catalog, parent, &snapshot.revision).await? >= DEPTH_MAX {
         return Err(Error::new(
             ErrorKind::Invalid,
-            format!("the chain below {name} would be deeper than {DEPTH_MAX} layers; flatten its parent first"),
+            format!(
+                "the chain below {name} would be deeper than {DEPTH_MAX} layers; flatten its parent first"
+            ),
         ));
     }
-    let size = parent.revision(&snapshot.revision).map(|revision| revision.size).ok_or_else(|| {
-        Error::corrupt(format!("snapshot {} of {} names no revision", snapshot.name, parent.name))
-    })?;
+    let size =
+        parent.revision(&snapshot.revision).map(|revision| revision.size).ok_or_else(|| {
+            Error::corrupt(format!(
+                "snapshot {} of {} names no revision",
+                snapshot.name, parent.name
+            ))
+        })?;
     let link = ParentLink {
         pool: parent_catalog.pool(),
         image: parent.id.clone(),

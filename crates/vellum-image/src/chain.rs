@@ -9,7 +9,8 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use vellum_core::{Extent, Runs, State};
 use vellum_engine::{
-    Below, Catalog, Error, ErrorKind, ImageRecord, Known, Layer, ParentLink, PoolId, Result, RevisionId,
+    Below, Catalog, Error, ErrorKind, ImageRecord, Known, Layer, ParentLink, PoolId, Result,
+    RevisionId,
 };
 
 use crate::Pools;
@@ -281,7 +282,10 @@ fn find_revision<'a>(
     id: &RevisionId,
 ) -> Result<&'a vellum_engine::Revision> {
     record.revision(id).ok_or_else(|| {
-        Error::corrupt(format!("image {} has no revision {id}, though a link names it", record.name))
+        Error::corrupt(format!(
+            "image {} has no revision {id}, though a link names it",
+            record.name
+        ))
     })
 }
 

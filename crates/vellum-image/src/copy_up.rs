@@ -6,9 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tokio::sync::SemaphorePermit;
 use vellum_core::Extent;
-use vellum_engine::{
-    Catalog, Content, Fill, Guarded, Head, Missing, Part, Result,
-};
+use vellum_engine::{Catalog, Content, Fill, Guarded, Head, Missing, Part, Result};
 
 use crate::Image;
 use crate::chain::{Extents, merged};
@@ -30,8 +28,7 @@ impl<C: Catalog> Image<C> {
     ) -> Result<(Vec<Part>, SemaphorePermit<'_>)> {
         let (block, size) = (view.block(), view.size());
         let covered = whole_units(piece, size, block);
-        let mut units: Extents =
-            missing.iter().flat_map(|unit| subtract(*unit, covered)).collect();
+        let mut units: Extents = missing.iter().flat_map(|unit| subtract(*unit, covered)).collect();
         if view.copies_objects() && self.takes_from_parent(view, missing).await? {
             let objects = self.parent_units_of_objects(view, piece, 0).await?;
             units.extend(objects.iter().flat_map(|unit| subtract(*unit, covered)));
@@ -108,7 +105,12 @@ impl<C: Catalog> Image<C> {
         let wanted: u64 = units.iter().map(Extent::length).sum();
         // A copy-up larger than the whole budget takes all of it, alone.
         let permits = u32::try_from(wanted).unwrap_or(u32::MAX).min(self.0.copy_up_bytes_max);
-        Ok(self.0.copy_up_bytes.acquire_many(permits).await.expect("this semaphore is never closed"))
+        Ok(self
+            .0
+            .copy_up_bytes
+            .acquire_many(permits)
+            .await
+            .expect("this semaphore is never closed"))
     }
 }
 
@@ -133,9 +135,16 @@ impl AlignDown for u64 {
 
 /// What is left of `extent` without `hole`.
 pub(crate) fn subtract(extent: Extent, hole: Extent) -> impl Iterator<Item = Extent> {
-    let overlap = if hole.is_empty() { Extent::between(extent.end(), extent.end()) } else { extent.intersect(&hole) };
-    let overlap = if overlap.is_empty() { Extent::between(extent.end(), extent.end()) } else { overlap };
-    [extent.split(overlap.offset()).0, extent.split(overlap.end()).1].into_iter().filter(|part| !part.is_empty())
+    let overlap = if hole.is_empty() {
+        Extent::between(extent.end(), extent.end())
+    } else {
+        extent.intersect(&hole)
+    };
+    let overlap =
+        if overlap.is_empty() { Extent::between(extent.end(), extent.end()) } else { overlap };
+    [extent.split(overlap.offset()).0, extent.split(overlap.end()).1]
+        .into_iter()
+        .filter(|part| !part.is_empty())
 }
 
 /// Sorted extents, overlapping and neighbouring ones merged.
@@ -158,7 +167,8 @@ pub(crate) fn split_zeros(at: Extent, content: Bytes, unit: u64, parts: &mut Vec
     let mut run_is_zero = false;
     let mut push = |run: Extent, zero: bool| {
         if !run.is_empty() {
-            let content = if zero { Content::Zero } else { Content::Data(content.slice(at.range_of(&run))) };
+            let content =
+                if zero { Content::Zero } else { Content::Data(content.slice(at.range_of(&run))) };
             parts.push(Part { at: run, content });
         }
     };
@@ -205,7 +215,9 @@ mod tests {
     #[test]
     fn what_is_left_without_a_hole() {
         let left = |hole: (u64, u64)| -> Vec<(u64, u64)> {
-            subtract(Extent::new(10, 10), Extent::new(hole.0, hole.1)).map(|e| (e.offset(), e.end())).collect()
+            subtract(Extent::new(10, 10), Extent::new(hole.0, hole.1))
+                .map(|e| (e.offset(), e.end()))
+                .collect()
         };
         assert_eq!(left((0, 5)), [(10, 20)]);
         assert_eq!(left((12, 0)), [(10, 20)]);
@@ -226,7 +238,13 @@ mod tests {
         split_zeros(at, content.into(), 4096, &mut parts);
         let shape: Vec<_> = parts
             .iter()
-            .map(|part| ((part.at.offset() - at.offset()) >> 10, part.at.length() >> 10, matches!(part.content, Content::Data(_))))
+            .map(|part| {
+                (
+                    (part.at.offset() - at.offset()) >> 10,
+                    part.at.length() >> 10,
+                    matches!(part.content, Content::Data(_)),
+                )
+            })
             .collect();
         assert_eq!(shape, [(0, 64, false), (64, 64, true), (128, 64, false), (192, 64, true)]);
     }

@@ -48,7 +48,10 @@ impl<C: Catalog> Image<C> {
     /// parent may be removed. Errors: `Stopped` by the job's reins, `Busy` while another flatten runs.
     pub async fn flatten(&self, options: FlattenOptions, job: &Job) -> Result<ImageRecord> {
         let _flattening = self.0.re_inherit.try_write().map_err(|_| {
-            Error::new(ErrorKind::Busy, "a flatten or a discard to the parent is under way on this image")
+            Error::new(
+                ErrorKind::Busy,
+                "a flatten or a discard to the parent is under way on this image",
+            )
         })?;
         let view = self.view();
         view.writer()?;
@@ -75,7 +78,8 @@ impl<C: Catalog> Image<C> {
         view: &View<C>,
         bottom: &vellum_engine::Revision,
     ) -> Result<Chain<C::Layer>> {
-        let (below, _) = open_below(&self.0.pools, &self.0.catalog, &view.record, &bottom.id).await?;
+        let (below, _) =
+            open_below(&self.0.pools, &self.0.catalog, &view.record, &bottom.id).await?;
         Ok(Chain::new(view.chain.bottom().layer.clone(), &below, 1))
     }
 
@@ -123,7 +127,8 @@ impl<C: Catalog> Copier<'_, C> {
     }
 
     async fn copy(&self, pieces: &[Extent], job: &Job) -> Result<u64> {
-        let mut copies = stream::iter(pieces.to_vec()).map(|piece| self.copy_piece(piece))
+        let mut copies = stream::iter(pieces.to_vec())
+            .map(|piece| self.copy_piece(piece))
             .buffer_unordered(self.options.copies.max(1));
         let mut copied = 0;
         while let Some(done) = copies.next().await {
@@ -159,7 +164,10 @@ impl<C: Catalog> Copier<'_, C> {
             match guarded {
                 Guarded::Done => return Ok(()),
                 Guarded::Missing(_) => {
-                    return Err(Error::new(ErrorKind::Io, "the engine misses units in a fill without a write"));
+                    return Err(Error::new(
+                        ErrorKind::Io,
+                        "the engine misses units in a fill without a write",
+                    ));
                 }
                 // A snapshot was taken: the head that was the lowest own layer has become a sealed one.
                 Guarded::Sealed if self.image.view().record.head != self.bottom => {}

@@ -30,7 +30,13 @@ impl<C: Catalog> Clone for Image<C> {
 impl<C: Catalog> fmt::Debug for Image<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let view = self.view();
-        write!(f, "Image({}, epoch {}, {} layers)", view.record.name, view.epoch, view.chain.links().len())
+        write!(
+            f,
+            "Image({}, epoch {}, {} layers)",
+            view.record.name,
+            view.epoch,
+            view.chain.links().len()
+        )
     }
 }
 
@@ -75,7 +81,10 @@ impl<C: Catalog> View<C> {
     /// The writer, or `ReadOnly`.
     pub(crate) fn writer(&self) -> Result<&C::Head> {
         self.head.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::ReadOnly, format!("image {} is open for reading only", self.record.name))
+            Error::new(
+                ErrorKind::ReadOnly,
+                format!("image {} is open for reading only", self.record.name),
+            )
         })
     }
 
@@ -130,7 +139,9 @@ impl<C: Catalog> Image<C> {
         let view = loop {
             match open_view(pools, catalog, &id, &what).await {
                 // A layer that was merged away between two looks at the catalog: the new record names another chain.
-                Err(error) if error.kind() == ErrorKind::NotFound && attempt < OPEN_ATTEMPTS => attempt += 1,
+                Err(error) if error.kind() == ErrorKind::NotFound && attempt < OPEN_ATTEMPTS => {
+                    attempt += 1
+                }
                 view => break view?,
             }
         };
@@ -262,7 +273,10 @@ async fn open_view<C: Catalog>(
         Open::Snapshot(name) => {
             let record = catalog.get(id).await?;
             let snapshot = record.snapshot(name).ok_or_else(|| {
-                Error::new(ErrorKind::NotFound, format!("image {} has no snapshot {name}", record.name))
+                Error::new(
+                    ErrorKind::NotFound,
+                    format!("image {} has no snapshot {name}", record.name),
+                )
             })?;
             (None, catalog.layer(id, &snapshot.revision).await?, record)
         }

@@ -42,7 +42,10 @@ impl Job {
     /// `Stopped` if it was asked to stop.
     pub(crate) fn check(&self) -> Result<()> {
         if self.0.stop.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Stopped, "stopped, as asked; start it again to go on"));
+            return Err(Error::new(
+                ErrorKind::Stopped,
+                "stopped, as asked; start it again to go on",
+            ));
         }
         Ok(())
     }

@@ -55,7 +55,11 @@ mod send {
     fn is_send(_: impl Send) {}
 
     #[expect(dead_code, reason = "that it compiles is the test")]
-    fn the_futures_of_every_verb_are_send<C: Catalog>(image: &Image<C>, name: SnapshotName, job: &Job) {
+    fn the_futures_of_every_verb_are_send<C: Catalog>(
+        image: &Image<C>,
+        name: SnapshotName,
+        job: &Job,
+    ) {
         let at = Extent::new(0, 1);
         is_send(image.read(at, Buffer::from_vec(Vec::new()), 0..0));
         is_send(image.read_pieces(at));

@@ -28,7 +28,9 @@ impl<C: Catalog> Pools<C> {
         self.0.read().get(&id).cloned().ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
-                format!("pool {id} is not among the pools known here; add it with `vellum pool create`"),
+                format!(
+                    "pool {id} is not among the pools known here; add it with `vellum pool create`"
+                ),
             )
         })
     }

@@ -107,7 +107,9 @@ fn try_read_chain<L: Layer>(
     let mut pending: Extents = Extents::from_slice(&[at]);
     let mut runs = Runs::new();
     for (depth, link) in chain.links().iter().enumerate() {
-        if depth == 1 && let Some(resolved) = chain.resolved() {
+        if depth == 1
+            && let Some(resolved) = chain.resolved()
+        {
             return try_read_resolved(chain, resolved, at, &pending, buffer, holes);
         }
         let mut next = Extents::new();
@@ -199,7 +201,13 @@ struct Reading {
 impl Reading {
     fn new(at: Extent, buffer: Buffer, into: Range<usize>) -> Self {
         assert_eq!(into.len(), at.len_usize(), "the buffer's range is as long as the extent");
-        Self { at, start: into.start, buffer: Some(buffer), pending: Extents::from_slice(&[at]), holes: Extents::new() }
+        Self {
+            at,
+            start: into.start,
+            buffer: Some(buffer),
+            pending: Extents::from_slice(&[at]),
+            holes: Extents::new(),
+        }
     }
 
     fn range_of(&self, extent: &Extent) -> Range<usize> {

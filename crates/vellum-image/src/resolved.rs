@@ -72,15 +72,26 @@ impl Resolved {
             .weight_capacity(BYTES_MAX)
             .build()
             .expect("both capacities are given");
-        let pages = Cache::with_options(options, ByBytes, DefaultHashBuilder::default(), DefaultLifecycle::default());
+        let pages = Cache::with_options(
+            options,
+            ByBytes,
+            DefaultHashBuilder::default(),
+            DefaultLifecycle::default(),
+        );
         Some(Arc::new(Self { pages, unit: units.skip(1).min()? }))
     }
 
     /// Tells `visit`, in ascending order, of the pieces of `at` and the link that holds each, `None` for zeros. `false`, and
     /// nothing may be relied on, if a page is not in memory or `visit` says so.
-    pub(crate) fn visit(&self, at: Extent, mut visit: impl FnMut(Extent, Option<usize>) -> bool) -> bool {
+    pub(crate) fn visit(
+        &self,
+        at: Extent,
+        mut visit: impl FnMut(Extent, Option<usize>) -> bool,
+    ) -> bool {
         at.chunks(self.page_size()).all(|piece| {
-            let Some(page) = self.pages.get(&(piece.offset() / self.page_size())) else { return false };
+            let Some(page) = self.pages.get(&(piece.offset() / self.page_size())) else {
+                return false;
+            };
             match &*page {
                 Page::All(holder) => visit(piece, link(*holder)),
                 Page::Each(holders) => self.visit_each(piece, holders, &mut visit),
@@ -115,7 +126,8 @@ impl Resolved {
         for piece in at.chunks(self.page_size()) {
             let number = piece.offset() / self.page_size();
             if self.pages.get(&number).is_none() {
-                let whole = Extent::new(number * self.page_size(), self.page_size()).clip(chain.top().size());
+                let whole = Extent::new(number * self.page_size(), self.page_size())
+                    .clip(chain.top().size());
                 let page = self.resolve(chain, whole).await?;
                 self.pages.insert(number, Arc::new(page));
             }

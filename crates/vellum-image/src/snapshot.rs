@@ -81,7 +81,12 @@ fn install<C: Catalog>(shared: &Shared<C>, committed: Committed<C::Head>) {
         Some(head) => (Some(head.clone()), chain.with_top(head.layer().clone())),
         None => (old.head.clone(), chain),
     };
-    shared.view.store(Arc::new(View { epoch: old.epoch + 1, record: committed.record, head, chain }));
+    shared.view.store(Arc::new(View {
+        epoch: old.epoch + 1,
+        record: committed.record,
+        head,
+        chain,
+    }));
 }
 
 /// Syncs before the gate, so that little is left for inside.

@@ -88,7 +88,11 @@ impl<C: Catalog> Image<C> {
 
     /// Pieces that one rule applies to: large steps, but in `copy-up` mode, where an object may be covered in part, the
     /// pieces of the objects at both ends. Whole object sets in between need no look at each object.
-    fn zero_pieces(&self, view: &View<C>, at: Extent) -> impl Iterator<Item = Extent> + Send + use<C> {
+    fn zero_pieces(
+        &self,
+        view: &View<C>,
+        at: Extent,
+    ) -> impl Iterator<Item = Extent> + Send + use<C> {
         let geometry = view.record.geometry;
         let sets = if view.copies_objects() {
             let set = geometry.object_size() * geometry.stripe_count();
@@ -156,7 +160,8 @@ impl<C: Catalog> Image<C> {
                         State::Inherited => {
                             let below = 1..view.chain.links().len();
                             let data = view.chain.data_in(below, extent).await?;
-                            let units = |piece: &Extent| piece.align_out(view.block()).clip(view.size());
+                            let units =
+                                |piece: &Extent| piece.align_out(view.block()).clip(view.size());
                             wanted.extend(data.iter().map(units));
                         }
                     }
@@ -231,11 +236,17 @@ impl<C: Catalog> Image<C> {
         if !capabilities.inherit {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("the {} engine cannot let the parent show through again", capabilities.engine),
+                format!(
+                    "the {} engine cannot let the parent show through again",
+                    capabilities.engine
+                ),
             ));
         }
         let _not_flattening = self.0.re_inherit.try_read().map_err(|_| {
-            Error::new(ErrorKind::Busy, "the image is being flattened; stop that, or discard to zero")
+            Error::new(
+                ErrorKind::Busy,
+                "the image is being flattened; stop that, or discard to zero",
+            )
         })?;
         let view = self.view();
         for piece in self.zero_pieces(&view, at) {
@@ -263,7 +274,11 @@ impl<C: Catalog> Image<C> {
             covered = covered.split(extent.end()).1;
             self.set_where(*extent, SetTo::Inherit, async |view, step| {
                 let runs = head_runs(view, step).await?;
-                Ok(runs.into_iter().filter(|(_, state)| state.is_defined()).map(|(at, _)| at).collect())
+                Ok(runs
+                    .into_iter()
+                    .filter(|(_, state)| state.is_defined())
+                    .map(|(at, _)| at)
+                    .collect())
             })
             .await?;
         }
@@ -286,7 +301,9 @@ impl<C: Catalog> Image<C> {
     /// Frees the space of units that are inherited again, with the gate closed: no read is on its way to it then.
     async fn reclaim(&self) -> Result<()> {
         let alone = self.0.operations.clone().lock_owned().await;
-        let Some(head) = self.view().head.clone().filter(Head::wants_reclaim) else { return Ok(()) };
+        let Some(head) = self.view().head.clone().filter(Head::wants_reclaim) else {
+            return Ok(());
+        };
         head.sync().await?;
         let gate = self.0.gate.clone();
         RunToEnd::new(async move {

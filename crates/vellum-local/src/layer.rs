@@ -199,7 +199,12 @@ impl<D: Disk> Layer for LocalLayer<D> {
         if done { TryRead::Done } else { TryRead::WouldWait }
     }
 
-    async fn read(&self, at: Extent, mut buffer: Buffer, into: Range<usize>) -> (Buffer, Result<Runs>) {
+    async fn read(
+        &self,
+        at: Extent,
+        mut buffer: Buffer,
+        into: Range<usize>,
+    ) -> (Buffer, Result<Runs>) {
         let runs = match self.0.states_of(at).await {
             Ok(runs) => runs,
             Err(error) => return (buffer, Err(error)),

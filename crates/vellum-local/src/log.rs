@@ -74,7 +74,9 @@ impl<F: File> Log<F> {
             this.write_queued().await;
         }
         let written = written.await;
-        written.unwrap_or_else(|_| Err(Error::new(vellum_engine::ErrorKind::Io, "a live log was given up")))?;
+        written.unwrap_or_else(|_| {
+            Err(Error::new(vellum_engine::ErrorKind::Io, "a live log was given up"))
+        })?;
         Ok(Appended::Done)
     }
 
@@ -118,7 +120,8 @@ impl<F: File> Log<F> {
                 (Bytes::from(bytes), at, std::mem::take(&mut queue.waiting))
             };
             let result = self.0.file.write_at(vec![bytes], at, Durability::AtSync).await;
-            let result = result.map_err(|error| Error::io("append to a live log", error).maybe_done());
+            let result =
+                result.map_err(|error| Error::io("append to a live log", error).maybe_done());
             for waiter in waiting {
                 let _ = waiter.send(result.clone());
             }

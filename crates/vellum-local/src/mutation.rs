@@ -98,7 +98,12 @@ impl<D: Disk> LocalLayer<D> {
     }
 
     /// See [`Head::set`](vellum_engine::Head::set). The future must run to its end.
-    pub(crate) async fn set(&self, at: Extent, to: SetTo, durability: Durability) -> Result<Guarded> {
+    pub(crate) async fn set(
+        &self,
+        at: Extent,
+        to: SetTo,
+        durability: Durability,
+    ) -> Result<Guarded> {
         let inner = &self.0;
         inner.check_whole_units(at)?;
         // A page at a time, so that a large range neither holds up all writers nor collects without bound.
@@ -128,7 +133,8 @@ impl<D: Disk> LocalLayer<D> {
     async fn set_zero(&self, piece: Extent) -> Result<()> {
         let inner = &self.0;
         let states = inner.states_of(piece).await?;
-        let whole_page = piece.length() == inner.units.page_size() || piece == Extent::new(0, inner.facts.size);
+        let whole_page =
+            piece.length() == inner.units.page_size() || piece == Extent::new(0, inner.facts.size);
         let mut plan = Plan::default();
         for run in &states {
             match run.state {
@@ -209,7 +215,8 @@ impl<D: Disk> LocalLayer<D> {
     }
 
     async fn log_changes(&self, changes: &[(Extent, State)]) -> Result<()> {
-        let records: Vec<Record> = changes.iter().map(|(at, state)| self.0.record(*at, *state)).collect();
+        let records: Vec<Record> =
+            changes.iter().map(|(at, state)| self.0.record(*at, *state)).collect();
         let log = self.0.live_log().await?;
         if log.append(&records).await? == Appended::Full {
             return self.sync().await;
@@ -247,7 +254,8 @@ impl<D: Disk> Inner<D> {
         if !at.is_empty() && at.end() <= self.facts.size {
             return Ok(at);
         }
-        let what = format!("{at} is empty or reaches beyond the end of the image at {}", self.facts.size);
+        let what =
+            format!("{at} is empty or reaches beyond the end of the image at {}", self.facts.size);
         Err(Error::new(ErrorKind::Invalid, what))
     }
 
@@ -270,7 +278,8 @@ impl<D: Disk> Inner<D> {
                 Content::Zero => true,
             };
             if part.at.offset() < end || !fits {
-                let what = "the parts of a fill must ascend, and each have as many bytes as its extent";
+                let what =
+                    "the parts of a fill must ascend, and each have as many bytes as its extent";
                 return Err(Error::new(ErrorKind::Invalid, what));
             }
             end = part.at.end();
@@ -296,7 +305,10 @@ impl<D: Disk> Inner<D> {
                 Guard::Edges => {
                     for edge in [at.offset(), at.end() - 1] {
                         let unit = self.units.around(Extent::new(edge, 1));
-                        if inherited.contains(&unit) && !at.contains(&unit) && missing.last() != Some(&unit) {
+                        if inherited.contains(&unit)
+                            && !at.contains(&unit)
+                            && missing.last() != Some(&unit)
+                        {
                             missing.push(unit);
                         }
                     }
@@ -363,9 +375,15 @@ impl<D: Disk> Inner<D> {
                 };
                 // Zeros under the write have no state of their own; data does, whoever wrote over it.
                 let outside = state == State::Zero && !over.is_empty();
-                let (before, rest) = if outside { inherited.split(over.offset()) } else { (inherited, Extent::default()) };
+                let (before, rest) = if outside {
+                    inherited.split(over.offset())
+                } else {
+                    (inherited, Extent::default())
+                };
                 let after = if outside { rest.split(over.end()).1 } else { rest };
-                plan.changes.extend([before, after].into_iter().filter(|at| !at.is_empty()).map(|at| (at, state)));
+                plan.changes.extend(
+                    [before, after].into_iter().filter(|at| !at.is_empty()).map(|at| (at, state)),
+                );
             }
         }
         plan.changes.extend(decided);
@@ -404,7 +422,9 @@ fn merge_neighbours(units: Missing) -> Missing {
     let mut merged = Missing::new();
     for unit in units {
         match merged.last_mut() {
-            Some(last) if last.end() == unit.offset() => *last = Extent::between(last.offset(), unit.end()),
+            Some(last) if last.end() == unit.offset() => {
+                *last = Extent::between(last.offset(), unit.end())
+            }
             _ => merged.push(unit),
         }
     }

@@ -32,7 +32,9 @@ impl Ranges {
     pub(crate) async fn lock(&self, extent: Extent) -> RangeGuard {
         let waiter = {
             let mut state = self.0.lock();
-            if state.is_free(extent) && !state.waiting.iter().any(|waiter| waiter.extent.overlaps(&extent)) {
+            if state.is_free(extent)
+                && !state.waiting.iter().any(|waiter| waiter.extent.overlaps(&extent))
+            {
                 return self.hold(&mut state, extent);
             }
             let (granted, waiter) = oneshot::channel();
@@ -53,7 +55,8 @@ impl Ranges {
         let mut index = 0;
         while index < state.waiting.len() {
             let wanted = state.waiting[index].extent;
-            let earlier = state.waiting.iter().take(index).any(|waiter| waiter.extent.overlaps(&wanted));
+            let earlier =
+                state.waiting.iter().take(index).any(|waiter| waiter.extent.overlaps(&wanted));
             if earlier || !state.is_free(wanted) {
                 index += 1;
                 continue;
@@ -72,7 +75,10 @@ impl Ranges {
 impl State {
     fn is_free(&self, extent: Extent) -> bool {
         // Those held are disjoint, so only the last that begins before the end can reach in.
-        self.held.range(..extent.end()).next_back().is_none_or(|(_, held)| held.end() <= extent.offset())
+        self.held
+            .range(..extent.end())
+            .next_back()
+            .is_none_or(|(_, held)| held.end() <= extent.offset())
     }
 }
 
@@ -108,7 +114,11 @@ mod tests {
         let mut second = Box::pin(ranges.lock(Extent::new(5, 3)));
         let mut third = Box::pin(ranges.lock(Extent::new(0, 6)));
         let mut fourth = Box::pin(ranges.lock(Extent::new(8, 1)));
-        assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending() && poll!(&mut fourth).is_pending());
+        assert!(
+            poll!(&mut second).is_pending()
+                && poll!(&mut third).is_pending()
+                && poll!(&mut fourth).is_pending()
+        );
         drop(first);
         let second = second.await;
         assert!(poll!(&mut third).is_pending(), "the third overlaps the second");

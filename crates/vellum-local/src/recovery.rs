@@ -42,7 +42,12 @@ struct OnDisk<F> {
 
 impl<D: Disk> LocalLayer<D> {
     /// Opens a layer.
-    pub(crate) async fn open(shared: Arc<Shared<D>>, key: u64, facts: LayerFacts, access: Access) -> Result<Self> {
+    pub(crate) async fn open(
+        shared: Arc<Shared<D>>,
+        key: u64,
+        facts: LayerFacts,
+        access: Access,
+    ) -> Result<Self> {
         let units = Units { size: facts.size, block: u64::from(facts.block_size) };
         let found = look(&shared, &facts, units, access).await?;
         let (map, epoch, presence, present) = match found {
@@ -50,7 +55,8 @@ impl<D: Disk> LocalLayer<D> {
             None => (None, first_epoch(), Presence::default(), Vec::new()),
         };
         let dir = shared.layer_dir(facts.id);
-        let segments = Segments::new(shared.disk.clone(), &dir, facts.size, shared.options.lock_wait);
+        let segments =
+            Segments::new(shared.disk.clone(), &dir, facts.size, shared.options.lock_wait);
         let pages = Pages::new(units, key, shared.cache.clone(), presence);
         let role = Role {
             sealed: AtomicBool::new(access != Access::Own),
@@ -113,7 +119,9 @@ impl<D: Disk> LocalLayer<D> {
             let counting = if logs.iter().all(|(_, records)| records.is_empty()) {
                 Vec::new()
             } else {
-                live::which_count(&logs, epoch.epoch, map.identity(), |boot| inner.shared.is_this_boot(boot))?
+                live::which_count(&logs, epoch.epoch, map.identity(), |boot| {
+                    inner.shared.is_this_boot(boot)
+                })?
             };
             for (_, records) in &counting {
                 inner.replay(records).await?;
@@ -158,7 +166,8 @@ impl<D: Disk> Inner<D> {
             };
             let failed = |error| Error::io(format!("read {}", path.display()), error);
             let length = file.length().await.map_err(failed)?.min(LOG_SIZE) as usize;
-            let (bytes, result) = file.read_at(Buffer::from_vec(vec![0; length]), 0..length, 0).await;
+            let (bytes, result) =
+                file.read_at(Buffer::from_vec(vec![0; length]), 0..length, 0).await;
             result.map_err(failed)?;
             if let Some((sector, records)) = bytes.split_first_chunk::<SECTOR>()
                 && let Some(header) = LogHeader::decode(self.facts.id.number(), sector)
@@ -189,7 +198,9 @@ impl<D: Disk> Inner<D> {
         let (disk, dir) = (&self.shared.disk, self.shared.layer_dir(self.facts.id));
         let failed = |error| Error::io(format!("create {}", dir.display()), error);
         match disk.create_dir(&dir).await {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(failed(error));
+            }
             _ => {}
         }
         let map = disk.open(&dir.join("map"), OpenMode::ReadWriteOrCreate).await.map_err(failed)?;
@@ -229,9 +240,9 @@ impl<D: Disk> Inner<D> {
         let bytes = sector::encode(self.facts.id.number(), page, epoch, &words);
         let map = self.map.get().expect("files are created before pages");
         let at = (page + 1) * PAGE as u64;
-        map.write_at(vec![Bytes::from(bytes)], at, Durability::AtSync)
-            .await
-            .map_err(|error| Error::io(format!("add page {page} to the map of layer {}", self.facts.id), error))?;
+        map.write_at(vec![Bytes::from(bytes)], at, Durability::AtSync).await.map_err(|error| {
+            Error::io(format!("add page {page} to the map of layer {}", self.facts.id), error)
+        })?;
         self.pages.exists(page);
         Ok(())
     }
@@ -272,7 +283,10 @@ async fn look<D: Disk>(
         )));
     }
     if length < map_length(units) {
-        return Err(Error::corrupt(format!("{what}: has {length} bytes, expected {}", map_length(units))));
+        return Err(Error::corrupt(format!(
+            "{what}: has {length} bytes, expected {}",
+            map_length(units)
+        )));
     }
     let presence = presence(&map, units).await.map_err(failed)?;
     let segments = present_segments(shared, facts).await?;
@@ -297,8 +311,10 @@ async fn present_segments<D: Disk>(shared: &Shared<D>, facts: &LayerFacts) -> Re
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(Error::io(format!("list {}", dir.display()), error)),
     };
-    let names = files.iter().filter_map(|path| path.file_name()?.to_str().and_then(segment::number_of));
-    let mut numbers: Vec<u64> = names.filter(|number| *number < facts.size.div_ceil(segment::SEGMENT)).collect();
+    let names =
+        files.iter().filter_map(|path| path.file_name()?.to_str().and_then(segment::number_of));
+    let mut numbers: Vec<u64> =
+        names.filter(|number| *number < facts.size.div_ceil(segment::SEGMENT)).collect();
     numbers.sort_unstable();
     Ok(numbers)
 }

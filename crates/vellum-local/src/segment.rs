@@ -77,8 +77,9 @@ impl<D: Disk> Segments<D> {
         let open = self.open.read();
         pieces(at).all(|(number, piece)| {
             let part = &mut buffer[at.range_of(&piece)];
-            open.get(&number)
-                .is_some_and(|segment| matches!(segment.file.try_read_at(part, piece.offset() % SEGMENT), TryRead::Done))
+            open.get(&number).is_some_and(|segment| {
+                matches!(segment.file.try_read_at(part, piece.offset() % SEGMENT), TryRead::Done)
+            })
         })
     }
 
@@ -107,7 +108,12 @@ impl<D: Disk> Segments<D> {
     }
 
     /// Writes `parts`, one after the other, at an offset of the image.
-    pub(crate) async fn write(&self, offset: u64, parts: Vec<Bytes>, durability: Durability) -> Result<()> {
+    pub(crate) async fn write(
+        &self,
+        offset: u64,
+        parts: Vec<Bytes>,
+        durability: Durability,
+    ) -> Result<()> {
         let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
         let mut parts = parts;
         for (number, piece) in pieces(Extent::new(offset, length)) {
@@ -119,7 +125,8 @@ impl<D: Disk> Segments<D> {
                 self.unsynced.lock().insert(number, file);
             }
             result.map_err(|error| {
-                Error::io(format!("write {piece} of {}", self.path(number).display()), error).maybe_done()
+                Error::io(format!("write {piece} of {}", self.path(number).display()), error)
+                    .maybe_done()
             })?;
         }
         Ok(())
@@ -132,7 +139,8 @@ impl<D: Disk> Segments<D> {
             let result = file.punch(Extent::new(piece.offset() % SEGMENT, piece.length())).await;
             self.unsynced.lock().insert(number, file);
             result.map_err(|error| {
-                Error::io(format!("punch {piece} of {}", self.path(number).display()), error).maybe_done()
+                Error::io(format!("punch {piece} of {}", self.path(number).display()), error)
+                    .maybe_done()
             })?;
         }
         Ok(())
@@ -151,7 +159,9 @@ impl<D: Disk> Segments<D> {
     pub(crate) fn distrust(&self) {
         let open = self.open.read();
         let writable = open.iter().filter(|(_, segment)| segment.writable);
-        self.unsynced.lock().extend(writable.map(|(number, segment)| (*number, segment.file.clone())));
+        self.unsynced
+            .lock()
+            .extend(writable.map(|(number, segment)| (*number, segment.file.clone())));
     }
 
     /// All open files.
@@ -184,9 +194,10 @@ impl<D: Disk> Segments<D> {
         }
         match self.disk.list_dir(&self.dir).await {
             Err(error) => Error::io(format!("layer {} was removed", self.dir.display()), error),
-            Ok(_) => {
-                Error::corrupt(format!("{} is missing, though the map says that it holds data", path.display()))
-            }
+            Ok(_) => Error::corrupt(format!(
+                "{} is missing, though the map says that it holds data",
+                path.display()
+            )),
         }
     }
 
@@ -227,9 +238,14 @@ impl<D: Disk> Segments<D> {
         loop {
             match file.try_lock(whole, LockKind::Exclusive) {
                 Ok(true) => return Ok(()),
-                Ok(false) if tokio::time::Instant::now() < deadline => tokio::time::sleep(LOCK_POLL).await,
+                Ok(false) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(LOCK_POLL).await
+                }
                 Ok(false) => {
-                    let what = format!("writes of an earlier owner to {} have not landed yet; try again", path.display());
+                    let what = format!(
+                        "writes of an earlier owner to {} have not landed yet; try again",
+                        path.display()
+                    );
                     return Err(Error::new(ErrorKind::InUse, what));
                 }
                 Err(error) => return Err(Error::io(format!("lock {}", path.display()), error)),

@@ -99,7 +99,11 @@ impl<D: Disk> LocalLayer<D> {
             tokio::spawn(drive_syncs(self.0.clone()));
         }
         done.await.unwrap_or_else(|_| {
-            Err(Error::new(vellum_engine::ErrorKind::Io, "the program is ending, and the sync with it").maybe_done())
+            Err(Error::new(
+                vellum_engine::ErrorKind::Io,
+                "the program is ending, and the sync with it",
+            )
+            .maybe_done())
         })
     }
 }
@@ -128,7 +132,10 @@ async fn drive_syncs<D: Disk>(layer: Arc<Inner<D>>) {
 impl<D: Disk> Inner<D> {
     fn wants_sync(&self) -> bool {
         let marked = self.epoch.lock().poisoned.is_some() && self.map.get().is_some();
-        marked || self.segments.is_unsynced() || self.pages.has_changes() || self.syncing.0.lock().running
+        marked
+            || self.segments.is_unsynced()
+            || self.pages.has_changes()
+            || self.syncing.0.lock().running
     }
 
     async fn sync_once(&self) -> Result<()> {
@@ -160,7 +167,9 @@ impl<D: Disk> Inner<D> {
         let layer = self.facts.id.number();
         for run in pages.chunk_by(|(page, _), (next, _)| page + 1 == *next) {
             for run in run.chunks(PAGES_AT_ONCE) {
-                let encode = |(page, words): &(u64, _)| Bytes::from(sector::encode(layer, *page, next.epoch, words));
+                let encode = |(page, words): &(u64, _)| {
+                    Bytes::from(sector::encode(layer, *page, next.epoch, words))
+                };
                 let at = (run[0].0 + 1) * PAGE as u64;
                 map.write_at(run.iter().map(encode).collect(), at, Durability::AtSync)
                     .await
@@ -192,7 +201,10 @@ impl<D: Disk> Inner<D> {
             let _ = self.shared.disk.remove_file(&self.shared.log_path(self.facts.id, which)).await;
         }
         if let Some(map) = self.map.get() {
-            let mark = header::encode_epoch(self.facts.id.number(), &Epoch { poisoned: Some(now()), ..epoch });
+            let mark = header::encode_epoch(
+                self.facts.id.number(),
+                &Epoch { poisoned: Some(now()), ..epoch },
+            );
             let _ = map.write_at(vec![mark.into()], header::EPOCH_AT, Durability::Durable).await;
         }
         error
@@ -200,7 +212,10 @@ impl<D: Disk> Inner<D> {
 
     /// Lets changes go to the other log from now on. Where no log was begun yet, the answer keeps one from beginning until the
     /// epoch is written, since it would continue the old one.
-    async fn switch_logs(&self, epoch: u64) -> Result<Option<tokio::sync::MutexGuard<'_, Files<D::File>>>> {
+    async fn switch_logs(
+        &self,
+        epoch: u64,
+    ) -> Result<Option<tokio::sync::MutexGuard<'_, Files<D::File>>>> {
         let mut files = self.live.files.lock().await;
         if self.live.current().is_none() {
             return Ok(Some(files));
@@ -238,7 +253,8 @@ impl<D: Disk> Inner<D> {
     async fn log_file(&self, which: usize) -> Result<D::File> {
         let path = self.shared.log_path(self.facts.id, which);
         let failed = |error| Error::io(format!("create {}", path.display()), error);
-        let file = self.shared.disk.open(&path, OpenMode::ReadWriteOrCreate).await.map_err(failed)?;
+        let file =
+            self.shared.disk.open(&path, OpenMode::ReadWriteOrCreate).await.map_err(failed)?;
         // Zeros over what an earlier owner left: two logs that both look valid would be one too many.
         let zeros = Bytes::from(vec![0; LOG_SIZE as usize]);
         file.write_at(vec![zeros], 0, Durability::AtSync).await.map_err(failed)?;

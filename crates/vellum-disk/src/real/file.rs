@@ -63,8 +63,11 @@ impl RealFile {
     /// Reads at once where `RWF_NOWAIT` is not to be had, if that cannot wait.
     fn try_read_plainly(&self, buffer: &mut [u8], offset: u64) -> TryRead {
         if self.open.without_waiting.load(Ordering::Relaxed) == UNKNOWN {
-            let in_memory = rustix::fs::fstatfs(&self.open.file).is_ok_and(|fs| fs.f_type as u64 == TMPFS_MAGIC);
-            self.open.without_waiting.store(if in_memory { IN_MEMORY } else { NEVER }, Ordering::Relaxed);
+            let in_memory = rustix::fs::fstatfs(&self.open.file)
+                .is_ok_and(|fs| fs.f_type as u64 == TMPFS_MAGIC);
+            self.open
+                .without_waiting
+                .store(if in_memory { IN_MEMORY } else { NEVER }, Ordering::Relaxed);
         }
         if self.open.without_waiting.load(Ordering::Relaxed) == IN_MEMORY
             && self.open.file.read_exact_at(buffer, offset).is_ok()
@@ -81,7 +84,12 @@ impl File for RealFile {
             return self.try_read_plainly(buffer, offset);
         }
         let length = buffer.len();
-        match preadv2(&self.open.file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
+        match preadv2(
+            &self.open.file,
+            &mut [IoSliceMut::new(buffer)],
+            offset,
+            ReadWriteFlags::NOWAIT,
+        ) {
             Ok(read) if read == length => TryRead::Done,
             Err(Errno::OPNOTSUPP) => self.try_read_plainly(buffer, offset),
             // A part, nothing because it is not cached, or an error: the read that may wait finds out which.
@@ -104,7 +112,12 @@ impl File for RealFile {
             .await
     }
 
-    async fn write_at(&self, parts: Vec<Bytes>, offset: u64, durability: Durability) -> io::Result<()> {
+    async fn write_at(
+        &self,
+        parts: Vec<Bytes>,
+        offset: u64,
+        durability: Durability,
+    ) -> io::Result<()> {
         self.run(move |file| write_all(file, &parts, offset, durability)).await
     }
 
@@ -176,7 +189,12 @@ impl File for RealFile {
     }
 }
 
-fn write_all(file: &fs::File, parts: &[Bytes], mut offset: u64, durability: Durability) -> io::Result<()> {
+fn write_all(
+    file: &fs::File,
+    parts: &[Bytes],
+    mut offset: u64,
+    durability: Durability,
+) -> io::Result<()> {
     let flags = match durability {
         Durability::AtSync => ReadWriteFlags::empty(),
         Durability::Durable => ReadWriteFlags::DSYNC,
@@ -221,7 +239,13 @@ fn write_zeros(file: &fs::File, extent: Extent) -> io::Result<()> {
     Ok(())
 }
 
-fn copy(source: &fs::File, mut from: u64, file: &fs::File, mut to: u64, mut length: u64) -> io::Result<()> {
+fn copy(
+    source: &fs::File,
+    mut from: u64,
+    file: &fs::File,
+    mut to: u64,
+    mut length: u64,
+) -> io::Result<()> {
     while length > 0 {
         let step = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
         match copy_file_range(source, Some(&mut from), file, Some(&mut to), step) {
@@ -237,7 +261,13 @@ fn copy(source: &fs::File, mut from: u64, file: &fs::File, mut to: u64, mut leng
     Ok(())
 }
 
-fn copy_through_memory(source: &fs::File, from: u64, file: &fs::File, to: u64, length: u64) -> io::Result<()> {
+fn copy_through_memory(
+    source: &fs::File,
+    from: u64,
+    file: &fs::File,
+    to: u64,
+    length: u64,
+) -> io::Result<()> {
     let mut buffer = vec![0; COPY_STEP];
     for piece in Extent::new(0, length).chunks(COPY_STEP as u64) {
         let part = &mut buffer[..piece.len_usize()];

@@ -187,8 +187,12 @@ fn boot_id() -> io::Result<Option<BootId>> {
 }
 
 fn parse_boot_id(text: &str) -> Option<BootId> {
-    let digits: Vec<u8> =
-        text.trim().chars().filter(|c| *c != '-').map(|c| c.to_digit(16).map(|digit| digit as u8)).collect::<Option<_>>()?;
+    let digits: Vec<u8> = text
+        .trim()
+        .chars()
+        .filter(|c| *c != '-')
+        .map(|c| c.to_digit(16).map(|digit| digit as u8))
+        .collect::<Option<_>>()?;
     let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
     Some(BootId(bytes.try_into().ok()?)).filter(|_| digits.len() == 32)
 }
@@ -201,7 +205,12 @@ mod tests {
     fn a_boot_id_is_thirty_two_digits() {
         let id = parse_boot_id("01234567-89ab-cdef-0123-456789abcdef\n").unwrap();
         assert_eq!(id.0[..4], [0x01, 0x23, 0x45, 0x67]);
-        for bad in ["", "0123", "g1234567-89ab-cdef-0123-456789abcdef", "01234567-89ab-cdef-0123-456789abcdef00"] {
+        for bad in [
+            "",
+            "0123",
+            "g1234567-89ab-cdef-0123-456789abcdef",
+            "01234567-89ab-cdef-0123-456789abcdef00",
+        ] {
             assert_eq!(parse_boot_id(bad), None, "{bad}");
         }
     }

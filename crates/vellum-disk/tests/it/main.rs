@@ -9,7 +9,8 @@ use vellum_disk::{Disk, Durability, File, LockKind, OpenMode, RealDisk, TryRead}
 
 /// The temporary directory, and memory where there is such a file system.
 fn places() -> Vec<tempfile::TempDir> {
-    let here = |dir: &Path| tempfile::Builder::new().prefix("vellum-disk-").tempdir_in(dir).unwrap();
+    let here =
+        |dir: &Path| tempfile::Builder::new().prefix("vellum-disk-").tempdir_in(dir).unwrap();
     let mut places = vec![here(&std::env::temp_dir())];
     if Path::new("/dev/shm").is_dir() {
         places.push(here(Path::new("/dev/shm")));
@@ -28,7 +29,8 @@ async fn files() -> Vec<(tempfile::TempDir, RealDisk, PathBuf)> {
 }
 
 async fn read(file: &impl File, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
-    let (buffer, result) = file.read_at(Buffer::from_vec(vec![0xff; length]), 0..length, offset).await;
+    let (buffer, result) =
+        file.read_at(Buffer::from_vec(vec![0xff; length]), 0..length, offset).await;
     result.map(|()| buffer.to_vec())
 }
 
@@ -40,7 +42,8 @@ async fn write(file: &impl File, offset: u64, data: &[u8]) {
 async fn parts_land_one_after_another() {
     for (_dir, disk, path) in files().await {
         let file = disk.open(&path, OpenMode::Create).await.unwrap();
-        let parts: Vec<Bytes> = (0..3000u32).map(|n| Bytes::from(vec![n as u8; n as usize % 7])).collect();
+        let parts: Vec<Bytes> =
+            (0..3000u32).map(|n| Bytes::from(vec![n as u8; n as usize % 7])).collect();
         file.write_at(parts.clone(), 5, Durability::Durable).await.unwrap();
         let all = parts.concat();
         assert_eq!(read(&file, 5, all.len()).await.unwrap(), all);
@@ -54,7 +57,10 @@ async fn a_short_file_is_an_error_and_a_hole_is_zeros() {
         let file = disk.open(&path, OpenMode::Create).await.unwrap();
         file.set_length(8192).await.unwrap();
         assert_eq!(read(&file, 0, 8192).await.unwrap(), [0; 8192]);
-        assert_eq!(read(&file, 4096, 4097).await.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            read(&file, 4096, 4097).await.unwrap_err().kind(),
+            std::io::ErrorKind::UnexpectedEof
+        );
         assert!(matches!(file.try_read_at(&mut [0; 4097], 4096), TryRead::WouldWait));
     }
 }
@@ -94,7 +100,10 @@ async fn a_write_whose_future_was_dropped_lands() {
 }
 
 async fn futures_poll_once<F: Future + Unpin>(future: &mut F) -> bool {
-    std::future::poll_fn(|cx| std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx).is_ready())).await
+    std::future::poll_fn(|cx| {
+        std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx).is_ready())
+    })
+    .await
 }
 
 #[tokio::test]
@@ -146,7 +155,10 @@ async fn data_is_found_behind_holes() {
         assert_eq!(file.next_data(0).await.unwrap(), None);
         write(&file, 32 << 20, &[1; 4096]).await;
         let found = file.next_data(0).await.unwrap().unwrap();
-        assert!(found.contains(&Extent::new(32 << 20, 4096)) && found.offset() > 1 << 20, "{found:?}");
+        assert!(
+            found.contains(&Extent::new(32 << 20, 4096)) && found.offset() > 1 << 20,
+            "{found:?}"
+        );
         assert_eq!(file.next_data(found.end()).await.unwrap(), None);
     }
 }
@@ -180,11 +192,17 @@ async fn opening_says_what_was_wrong() {
         assert_eq!(kind(disk.open(&path, OpenMode::Read).await), std::io::ErrorKind::NotFound);
         assert_eq!(kind(disk.open(&path, OpenMode::ReadWrite).await), std::io::ErrorKind::NotFound);
         let file = disk.open(&path, OpenMode::ReadWriteOrCreate).await.unwrap();
-        assert_eq!(kind(disk.open(&path, OpenMode::Create).await), std::io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            kind(disk.open(&path, OpenMode::Create).await),
+            std::io::ErrorKind::AlreadyExists
+        );
         let again = disk.open(&path, OpenMode::Read).await.unwrap();
         assert_eq!(again.identity(), file.identity());
         disk.create_dir(&dir.path().join("d")).await.unwrap();
-        assert_eq!(disk.create_dir(&dir.path().join("d")).await.unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            disk.create_dir(&dir.path().join("d")).await.unwrap_err().kind(),
+            std::io::ErrorKind::AlreadyExists
+        );
         assert_eq!(disk.list_dir(dir.path()).await.unwrap().len(), 2);
         disk.sync_dir(dir.path()).await.unwrap();
         disk.remove_file(&path).await.unwrap();
@@ -199,7 +217,8 @@ async fn opening_says_what_was_wrong() {
 async fn a_full_file_system_says_so_with_its_number() {
     // /dev/full answers every write with ENOSPC.
     let file = RealDisk::default().open(Path::new("/dev/full"), OpenMode::ReadWrite).await.unwrap();
-    let error = file.write_at(vec![Bytes::from_static(b"x")], 0, Durability::AtSync).await.unwrap_err();
+    let error =
+        file.write_at(vec![Bytes::from_static(b"x")], 0, Durability::AtSync).await.unwrap_err();
     assert_eq!(error.raw_os_error(), Some(28));
 }
 

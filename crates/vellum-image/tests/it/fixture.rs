@@ -3,15 +3,16 @@
 use bytes::Bytes;
 use tempfile::TempDir;
 use vellum_core::{Buffer, Extent, Geometry, ImageName, SnapshotName};
+use vellum_disk::RealDisk;
 use vellum_engine::count::{CountCatalog, Counts};
 use vellum_engine::fault::{FaultCatalog, Faults};
-use vellum_disk::RealDisk;
 use vellum_engine::{Catalog, ImageRecord, Layering, Result};
 use vellum_image::image::Open;
-use vellum_local::{LocalCatalog, Mode, OpenOptions};
 use vellum_image::{
-    CloneOptions, CreateOptions, Image, ImageOptions, Mapped, MappedKind, Pools, WriteOptions, admin,
+    CloneOptions, CreateOptions, Image, ImageOptions, Mapped, MappedKind, Pools, WriteOptions,
+    admin,
 };
+use vellum_local::{LocalCatalog, Mode, OpenOptions};
 
 /// The embedded engine under a wrapper that injects faults and pauses, under one that counts.
 pub type Engine = CountCatalog<FaultCatalog<LocalCatalog<RealDisk>>>;
@@ -35,7 +36,9 @@ impl Fixture {
         let place = if place.is_dir() { place.to_owned() } else { std::env::temp_dir() };
         let dir = tempfile::Builder::new().prefix("vellum-image-").tempdir_in(place).unwrap();
         let options = OpenOptions { mode: Mode::CreateIfMissing, ..OpenOptions::default() };
-        let local = LocalCatalog::open(RealDisk::default(), dir.path().join("pool"), options).await.unwrap();
+        let local = LocalCatalog::open(RealDisk::default(), dir.path().join("pool"), options)
+            .await
+            .unwrap();
         let catalog = CountCatalog::new(FaultCatalog::new(local, faults.clone()), counts.clone());
         let pools = Pools::default();
         pools.add(catalog.clone());
@@ -57,7 +60,13 @@ impl Fixture {
         content
     }
 
-    pub async fn clone(&self, parent: &str, snapshot: &str, child: &str, options: CloneOptions) -> ImageRecord {
+    pub async fn clone(
+        &self,
+        parent: &str,
+        snapshot: &str,
+        child: &str,
+        options: CloneOptions,
+    ) -> ImageRecord {
         self.try_clone(parent, snapshot, child, options).await.unwrap()
     }
 
@@ -90,7 +99,8 @@ impl Fixture {
     }
 
     pub async fn open_as(&self, name: &str, what: Open) -> Result<TestImage> {
-        Image::open(&self.pools, &self.catalog, &image_name(name), what, ImageOptions::default()).await
+        Image::open(&self.pools, &self.catalog, &image_name(name), what, ImageOptions::default())
+            .await
     }
 }
 
@@ -112,7 +122,9 @@ pub fn mode(layering: Layering) -> CloneOptions {
 
 /// Bytes that tell where they were written and by whom; never zero.
 pub fn pattern(at: Extent, seed: u64) -> Vec<u8> {
-    (at.offset()..at.end()).map(|offset| ((offset / 512).wrapping_mul(31).wrapping_add(seed) % 255) as u8 + 1).collect()
+    (at.offset()..at.end())
+        .map(|offset| ((offset / 512).wrapping_mul(31).wrapping_add(seed) % 255) as u8 + 1)
+        .collect()
 }
 
 pub async fn write(image: &TestImage, offset: u64, data: &[u8]) -> Result<()> {
@@ -123,7 +135,10 @@ pub async fn read(image: &TestImage, at: Extent) -> Vec<u8> {
     let length = at.len_usize();
     let (buffer, holes) = image.read(at, Buffer::from_vec(vec![0xaa; length]), 0..length).await;
     for hole in holes.unwrap() {
-        assert!(buffer[at.range_of(&hole)].iter().all(|byte| *byte == 0), "the hole {hole} reads as zeros");
+        assert!(
+            buffer[at.range_of(&hole)].iter().all(|byte| *byte == 0),
+            "the hole {hole} reads as zeros"
+        );
     }
     let waited = buffer.to_vec();
     let mut inline = vec![0x55; length];

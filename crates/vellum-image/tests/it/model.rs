@@ -93,15 +93,23 @@ impl Model {
         let content = fixture.golden("i0", SIZE).await;
         let image = fixture.open("i0").await;
         let snapshots = vec![("s".to_owned(), content.clone())];
-        let first =
-            ModelImage { name: "i0".into(), image, content, parent: None, snapshots, snapshots_made: 0 };
+        let first = ModelImage {
+            name: "i0".into(),
+            image,
+            content,
+            parent: None,
+            snapshots,
+            snapshots_made: 0,
+        };
         Self { fixture, images: vec![first] }
     }
 
     async fn run(&mut self, op: &Op) {
         match op.clone() {
             Op::Write { image, at, seed, durable } => self.write(image, at, seed, durable).await,
-            Op::WriteZeroes { image, at, no_hole, fast } => self.write_zeroes(image, at, no_hole, fast).await,
+            Op::WriteZeroes { image, at, no_hole, fast } => {
+                self.write_zeroes(image, at, no_hole, fast).await
+            }
             Op::Discard { image, at, to_parent } => self.discard(image, at, to_parent).await,
             Op::Snapshot { image } => self.snapshot(image).await,
             Op::RemoveSnapshot { image, which } => self.remove_snapshot(image, which).await,
@@ -200,7 +208,14 @@ impl Model {
         self.fixture.clone(&parent, &snapshot, &name, options).await;
         let image = self.fixture.open(&name).await;
         let parent = Some(content.clone());
-        self.images.push(ModelImage { name, image, content, parent, snapshots: Vec::new(), snapshots_made: 0 });
+        self.images.push(ModelImage {
+            name,
+            image,
+            content,
+            parent,
+            snapshots: Vec::new(),
+            snapshots_made: 0,
+        });
     }
 
     async fn reopen(&mut self, image: usize) {

@@ -13,7 +13,10 @@ use crate::fixture::*;
 const SIZE: u64 = 1 << 20;
 
 /// A writer is stopped after it found the unit inherited and before it read the parent.
-async fn with_a_writer_in_copy_up<F>(layering: Layering, meanwhile: impl FnOnce(TestImage) -> F) -> (Vec<u8>, TestImage, Fixture)
+async fn with_a_writer_in_copy_up<F>(
+    layering: Layering,
+    meanwhile: impl FnOnce(TestImage) -> F,
+) -> (Vec<u8>, TestImage, Fixture)
 where
     F: Future<Output = ()>,
 {
@@ -82,7 +85,8 @@ async fn a_snapshot_during_a_copy_up_is_not_changed_by_it() {
 
 #[tokio::test]
 async fn a_read_during_a_copy_up_sees_the_old_or_the_new() {
-    let (mut content, child, _fixture) = with_a_writer_in_copy_up(Layering::Sparse, async |_| {}).await;
+    let (mut content, child, _fixture) =
+        with_a_writer_in_copy_up(Layering::Sparse, async |_| {}).await;
     content[100..150].fill(1);
     assert!(read_all(&child).await == content);
 
@@ -94,7 +98,13 @@ async fn a_read_during_a_copy_up_sees_the_old_or_the_new() {
         let child = child.clone();
         async move {
             let length = 4096;
-            child.read(Extent::new(0, 4096), vellum_core::Buffer::from_vec(vec![0; length]), 0..length).await
+            child
+                .read(
+                    Extent::new(0, 4096),
+                    vellum_core::Buffer::from_vec(vec![0; length]),
+                    0..length,
+                )
+                .await
         }
     });
     pause.reached().await;
@@ -129,7 +139,10 @@ async fn a_request_whose_connection_died_leaves_the_unit_old_or_new_and_usable()
             tokio::time::sleep(Duration::from_millis(5)).await;
             let now = read(&child, Extent::new(0, 4096)).await;
             assert_eq!(now[120..220], [2; 100], "{layering:?} {drop_at:?}");
-            assert!(now[100..120] == content[100..120] || now[100..120] == [1; 20], "{layering:?} {drop_at:?}");
+            assert!(
+                now[100..120] == content[100..120] || now[100..120] == [1; 20],
+                "{layering:?} {drop_at:?}"
+            );
             assert!(now[220..] == content[220..4096], "{layering:?} {drop_at:?}");
         }
     }
@@ -147,7 +160,9 @@ async fn writers_snapshots_and_a_flatten_at_once_lose_nothing() {
                     // Each has bytes of its own in every unit, so that all meet everywhere.
                     for unit in 0..SIZE / 4096 {
                         let offset = unit * 4096 + writer * 500;
-                        write(&child, offset, &pattern(Extent::new(offset, 500), writer)).await.unwrap();
+                        write(&child, offset, &pattern(Extent::new(offset, 500), writer))
+                            .await
+                            .unwrap();
                     }
                 })
             })
@@ -169,7 +184,8 @@ async fn writers_snapshots_and_a_flatten_at_once_lose_nothing() {
         for unit in 0..SIZE / 4096 {
             for writer in 0..8u64 {
                 let offset = unit * 4096 + writer * 500;
-                content[offset as usize..][..500].copy_from_slice(&pattern(Extent::new(offset, 500), writer));
+                content[offset as usize..][..500]
+                    .copy_from_slice(&pattern(Extent::new(offset, 500), writer));
             }
         }
         assert!(read_all(&child).await == content, "{layering:?}");

@@ -20,7 +20,9 @@ async fn a_child_reads_its_parent_until_it_writes_and_the_parent_never_changes()
         let (mut content, child) = fixture.child(SIZE, layering).await;
         let golden = content.clone();
         assert!(read_all(&child).await == content);
-        for (offset, length) in [(0, 4096), (5000, 3), (70_000, 9000), (SIZE - 5, 5), (300_000, 200_000)] {
+        for (offset, length) in
+            [(0, 4096), (5000, 3), (70_000, 9000), (SIZE - 5, 5), (300_000, 200_000)]
+        {
             let data = pattern(Extent::new(offset, length), 99);
             write(&child, offset, &data).await.unwrap();
             content[offset as usize..][..data.len()].copy_from_slice(&data);
@@ -87,7 +89,11 @@ async fn parts_of_the_parent_that_are_zero_take_no_data_on_copy_up() {
     fixture.clone("gold", "s", "child", mode(Layering::CopyUp)).await;
     let child = fixture.open("child").await;
     write(&child, 2 * OBJECT + 5, &[1; 10]).await.unwrap();
-    assert_eq!(own_data(&child).await, BLOCK, "an object that the parent does not have is not copied up");
+    assert_eq!(
+        own_data(&child).await,
+        BLOCK,
+        "an object that the parent does not have is not copied up"
+    );
 }
 
 #[tokio::test]
@@ -105,7 +111,9 @@ async fn writing_zeroes_hides_the_parent_and_stores_nothing() {
 #[tokio::test]
 async fn writing_zeroes_at_any_alignment_zeroes_exactly_that() {
     for layering in [Layering::Sparse, Layering::CopyUp] {
-        for (offset, length) in [(1, 1), (4095, 2), (100, 8192), (OBJECT - 1, 2), (SIZE - 4097, 4097), (3, SIZE - 7)] {
+        for (offset, length) in
+            [(1, 1), (4095, 2), (100, 8192), (OBJECT - 1, 2), (SIZE - 4097, 4097), (3, SIZE - 7)]
+        {
             let fixture = Fixture::new().await;
             let (mut content, child) = fixture.child(SIZE, layering).await;
             child.write_zeroes(Extent::new(offset, length), ZeroOptions::default()).await.unwrap();
@@ -118,7 +126,8 @@ async fn writing_zeroes_at_any_alignment_zeroes_exactly_that() {
 #[tokio::test]
 async fn fast_zero_refuses_what_needs_a_copy_up_and_changes_nothing() {
     let fast = ZeroOptions { fast: true, ..ZeroOptions::default() };
-    let cases = [(Layering::Sparse, Extent::new(100, 8192)), (Layering::CopyUp, Extent::new(4096, 4096))];
+    let cases =
+        [(Layering::Sparse, Extent::new(100, 8192)), (Layering::CopyUp, Extent::new(4096, 4096))];
     for (layering, at) in cases {
         let fixture = Fixture::new().await;
         let (content, child) = fixture.child(SIZE, layering).await;
@@ -152,7 +161,8 @@ async fn zeroes_over_nothing_leave_no_tombstones() {
     let all = Extent::new(0, 1 << 50);
     child.discard(all, DiscardPolicy::Zero, false).await.unwrap();
     let map = child.map(all, 100).await.unwrap();
-    let zero: Vec<_> = map.iter().filter(|entry| entry.kind == MappedKind::Zero).map(|entry| entry.at).collect();
+    let zero: Vec<_> =
+        map.iter().filter(|entry| entry.kind == MappedKind::Zero).map(|entry| entry.at).collect();
     assert_eq!(zero, [Extent::new(1 << 40, 4096)]);
     assert_eq!(map.last().unwrap().at.end(), 1 << 50);
 }
@@ -231,7 +241,9 @@ async fn a_clone_may_differ_from_its_parent_in_object_size_block_size_and_stripi
         Geometry::unstriped(4096).unwrap(),
     ];
     for geometry in geometries {
-        for (layering, block_size) in [(Layering::Sparse, 4096), (Layering::CopyUp, 512), (Layering::Sparse, 512)] {
+        for (layering, block_size) in
+            [(Layering::Sparse, 4096), (Layering::CopyUp, 512), (Layering::Sparse, 512)]
+        {
             let fixture = Fixture::new().await;
             let size = SIZE - 1234;
             let mut content = fixture.golden("gold", size).await;
@@ -250,7 +262,10 @@ async fn a_clone_may_differ_from_its_parent_in_object_size_block_size_and_stripi
             }
             assert!(read_all(&child).await == content, "{geometry:?} {layering:?} {block_size}");
             child.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
-            assert!(read_all(&child).await == content, "flattened {geometry:?} {layering:?} {block_size}");
+            assert!(
+                read_all(&child).await == content,
+                "flattened {geometry:?} {layering:?} {block_size}"
+            );
         }
     }
 }

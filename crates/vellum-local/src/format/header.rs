@@ -100,7 +100,9 @@ pub(crate) fn decode(what: &str, layer: u64, page: &[u8; PAGE]) -> Result<(Heade
     let image_name = text(what, &mut reader, NAME_MAX)?;
     let below = text(what, &mut reader, BELOW_MAX)?;
     if found != layer {
-        return Err(Error::corrupt(format!("{what}: belongs to layer {found:016x}, expected {layer:016x}")));
+        return Err(Error::corrupt(format!(
+            "{what}: belongs to layer {found:016x}, expected {layer:016x}"
+        )));
     }
     let header = Header { layer, size, block_size, image, image_name, below };
     Ok((header, decode_epoch(what, layer, &page[SECTOR..2 * SECTOR])?))
@@ -134,7 +136,8 @@ fn text(what: &str, reader: &mut Reader<'_>, max: usize) -> Result<String> {
     let bytes = field.get(..length).ok_or_else(|| {
         Error::corrupt(format!("{what}: a text of {length} bytes in a field of {max}"))
     })?;
-    String::from_utf8(bytes.to_vec()).map_err(|_| Error::corrupt(format!("{what}: a text is not UTF-8")))
+    String::from_utf8(bytes.to_vec())
+        .map_err(|_| Error::corrupt(format!("{what}: a text is not UTF-8")))
 }
 
 fn seal(out: &mut Vec<u8>, layer: u64, place: u64) {
@@ -194,7 +197,10 @@ mod tests {
     fn what_was_written_is_read_back_and_long_texts_are_cut_at_a_character() {
         let (mut header, mut epoch) = example();
         epoch.poisoned = Some(1_700_000_005);
-        assert_eq!(decode("map", header.layer, &page(&header, &epoch)).unwrap(), (header.clone(), epoch));
+        assert_eq!(
+            decode("map", header.layer, &page(&header, &epoch)).unwrap(),
+            (header.clone(), epoch)
+        );
         header.below = "\u{e9}".repeat(400);
         let (read, _) = decode("map", header.layer, &page(&header, &epoch)).unwrap();
         assert_eq!(read.below, "\u{e9}".repeat(150));

@@ -9,8 +9,8 @@
 //! A record's checksum is seeded with the header's nonce and the record's index, so that records of an earlier use of the file,
 //! or half a record, end the log instead of being believed.
 
-use vellum_disk::{BootId, FileIdentity};
 use vellum_core::State;
+use vellum_disk::{BootId, FileIdentity};
 use vellum_engine::Result;
 
 use super::{Reader, SECTOR, VERSION, checksum};
@@ -65,9 +65,14 @@ impl LogHeader {
     /// have been cut short when it was made.
     pub(crate) fn decode(layer: u64, sector: &[u8; SECTOR]) -> Option<Self> {
         let mut reader = Reader(sector);
-        let (magic, version, known, found) = (reader.take::<8>(), reader.u32(), reader.u32(), reader.u64());
+        let (magic, version, known, found) =
+            (reader.take::<8>(), reader.u32(), reader.u32(), reader.u64());
         let crc = Reader(&sector[CRC_AT..]).u32();
-        if magic != *MAGIC || version != VERSION || found != layer || crc != checksum(layer, PLACE, &sector[..CRC_AT]) {
+        if magic != *MAGIC
+            || version != VERSION
+            || found != layer
+            || crc != checksum(layer, PLACE, &sector[..CRC_AT])
+        {
             return None;
         }
         let boot = BootId(reader.take());
@@ -118,7 +123,9 @@ pub(crate) fn which_count<'a, T>(
 ) -> Result<Vec<&'a (LogHeader, T)>> {
     let mut counting = Vec::new();
     for expected in [epoch, epoch.wrapping_add(1)] {
-        let Some(log) = logs.iter().find(|(log, _)| log.epoch == expected && log.map == map) else { break };
+        let Some(log) = logs.iter().find(|(log, _)| log.epoch == expected && log.map == map) else {
+            break;
+        };
         if !same_boot(log.0.boot)? {
             break;
         }
@@ -137,7 +144,11 @@ mod tests {
     }
 
     fn record(n: u64) -> Record {
-        Record { first_unit: n * 1000, units: n as u32 + 1, state: if n % 2 == 0 { State::Data } else { State::Zero } }
+        Record {
+            first_unit: n * 1000,
+            units: n as u32 + 1,
+            state: if n % 2 == 0 { State::Data } else { State::Zero },
+        }
     }
 
     #[test]

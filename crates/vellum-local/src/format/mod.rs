@@ -56,7 +56,9 @@ impl<'a> Reader<'a> {
 fn unsupported_version(what: &str, version: u32) -> Error {
     Error::new(
         ErrorKind::Unsupported,
-        format!("{what} has format version {version}, and this program knows up to {VERSION}; use a newer one"),
+        format!(
+            "{what} has format version {version}, and this program knows up to {VERSION}; use a newer one"
+        ),
     )
 }
 
@@ -67,6 +69,8 @@ fn check_features(what: &str, incompatible: u32) -> Result<()> {
     }
     Err(Error::new(
         ErrorKind::Unsupported,
-        format!("{what} needs features {incompatible:#x} that this program does not know; use a newer one"),
+        format!(
+            "{what} needs features {incompatible:#x} that this program does not know; use a newer one"
+        ),
     ))
 }

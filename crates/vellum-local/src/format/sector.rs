@@ -36,7 +36,12 @@ pub(crate) fn encode(layer: u64, page: u64, epoch: u64, words: &[u64; PAGE_WORDS
 }
 
 /// Reads the page with this number. `what` names the file in errors.
-pub(crate) fn decode(what: &str, layer: u64, page: u64, bytes: &[u8; PAGE]) -> Result<[u64; PAGE_WORDS]> {
+pub(crate) fn decode(
+    what: &str,
+    layer: u64,
+    page: u64,
+    bytes: &[u8; PAGE],
+) -> Result<[u64; PAGE_WORDS]> {
     let mut words = [0; PAGE_WORDS];
     let sectors = bytes.chunks_exact(SECTOR).zip(words.chunks_exact_mut(SECTOR_WORDS));
     for (number, (sector, words)) in sectors.enumerate() {
@@ -58,7 +63,9 @@ pub(crate) fn decode(what: &str, layer: u64, page: u64, bytes: &[u8; PAGE]) -> R
             *word = reader.u64();
             // Two bits set in one unit stand for no state.
             if *word & (*word >> 1) & 0x5555_5555_5555_5555 != 0 {
-                return Err(bad(format!("holds {word:#018x}, which has a state that does not exist")));
+                return Err(bad(format!(
+                    "holds {word:#018x}, which has a state that does not exist"
+                )));
             }
         }
     }

@@ -33,7 +33,10 @@ impl Units {
 
     /// The bytes from one unit up to another, clipped to the image.
     pub(crate) fn bytes(self, first: u64, end: u64) -> Extent {
-        Extent::between(first.saturating_mul(self.block), end.saturating_mul(self.block).min(self.size))
+        Extent::between(
+            first.saturating_mul(self.block),
+            end.saturating_mul(self.block).min(self.size),
+        )
     }
 
     /// Bytes of the image that a page describes.

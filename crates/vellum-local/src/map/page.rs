@@ -29,7 +29,12 @@ impl Page {
     }
 
     /// Tells `visit` of runs of equal state in `[first, end)`, as indices within the page, until it says no.
-    pub(crate) fn runs(&self, first: u64, end: u64, mut visit: impl FnMut(u64, u64, State) -> bool) -> bool {
+    pub(crate) fn runs(
+        &self,
+        first: u64,
+        end: u64,
+        mut visit: impl FnMut(u64, u64, State) -> bool,
+    ) -> bool {
         let mut at = first;
         while at < end {
             let state = self.state(at);
@@ -67,7 +72,8 @@ impl Page {
             let mask = ones << (2 * (at % WORD_UNITS));
             let bits = (0x5555_5555_5555_5555 * state as u64) & mask;
             let word = &self.0[(at / WORD_UNITS) as usize];
-            let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(old & !mask | bits));
+            let _ = word
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(old & !mask | bits));
             at = stop;
         }
     }

@@ -99,7 +99,8 @@ impl Pages {
             let stop = match self.find(page) {
                 Found::Absent => {
                     let next = self.inner.read().presence.next(page);
-                    let end = next.map_or(u64::MAX, |next| next.saturating_mul(self.units.page_size()));
+                    let end =
+                        next.map_or(u64::MAX, |next| next.saturating_mul(self.units.page_size()));
                     let (absent, _) = rest.split(end);
                     out.push(absent, State::Inherited);
                     absent.end()
@@ -115,7 +116,14 @@ impl Pages {
         rest.offset()
     }
 
-    fn runs_in(&self, page: u64, content: &Page, piece: Extent, runs_max: usize, out: &mut Runs) -> u64 {
+    fn runs_in(
+        &self,
+        page: u64,
+        content: &Page,
+        piece: Extent,
+        runs_max: usize,
+        out: &mut Runs,
+    ) -> u64 {
         let base = page * PAGE_UNITS;
         let (first, end) = self.units.span(piece);
         let mut stop = piece.offset();

@@ -55,7 +55,10 @@ mod tests {
         }
         assert!(!presence.has(1) && !presence.has(1 << 40));
         let after = |page| presence.next(page);
-        assert_eq!([after(0), after(1), after(64), after(65), after(1001)], [Some(0), Some(63), Some(64), Some(1000), None]);
+        assert_eq!(
+            [after(0), after(1), after(64), after(65), after(1001)],
+            [Some(0), Some(63), Some(64), Some(1000), None]
+        );
     }
 
     #[test]

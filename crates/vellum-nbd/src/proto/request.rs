@@ -105,10 +105,10 @@ impl Request {
     }
 
     /// How many bytes of payload follow the header, whether the request makes sense or not. With extended headers any
-    /// request may carry one.
+    /// request may carry one and says so; of a write it is plain without being said, and QEMU 10 does not say it.
     pub fn payload_length(&self, extended: bool) -> u64 {
-        let carries = if extended { self.flags & flag::PAYLOAD_LEN != 0 } else { self.command == Command::Write };
-        if carries { self.length } else { 0 }
+        let says = extended && self.flags & flag::PAYLOAD_LEN != 0;
+        if says || self.command == Command::Write { self.length } else { 0 }
     }
 }
 

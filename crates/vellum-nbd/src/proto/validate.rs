@@ -40,9 +40,6 @@ pub fn validate(request: &Request, agreed: &Agreed, size: u64, read_only: bool) 
         Command::BlockStatus if agreed.contexts.is_empty() => {
             return invalid("no context was settled for block status".to_owned());
         }
-        Command::Write if agreed.extended && request.flags & flag::PAYLOAD_LEN == 0 => {
-            return invalid("a write says that its length is that of a payload".to_owned());
-        }
         _ => {}
     }
     if changes && read_only {
@@ -109,7 +106,7 @@ mod tests {
         check(&plain, false, request(WriteZeroes, flag::DF, 0, SIZE), invalid);
         check(&plain, false, request(Write, flag::PAYLOAD_LEN, 0, 1), invalid);
         check(&extended, false, request(Write, flag::PAYLOAD_LEN, 0, 1), None);
-        check(&extended, false, request(Write, 0, 0, 1), invalid);
+        check(&extended, false, request(Write, 0, 0, 1), None);
         check(&extended, false, request(Write, flag::PAYLOAD_LEN, 0, 1 << 40), invalid);
         check(&extended, false, request(Trim, 0, 0, 1 << 40), Some(Errno::NoSpace));
         check(&plain, false, request(BlockStatus, 0, 0, 1), invalid);
