@@ -1,171 +1,52 @@
 //! [`FaultCatalog`]: an engine that fails or waits where a test says so.
+//!
+//! It keeps the contract while it does: a change that waits runs to its end though its caller went away, and a head whose
+//! sync failed is poisoned. What it never does is to lose or garble data; that is for a seam below an engine.
 
+mod plan;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore};
 use vellum_core::{Buffer, Extent, ImageName, Runs};
 
+pub use self::plan::{Faults, Operation, Pause, When};
+use self::plan::{What, injected};
 use crate::head::{Committed, Fill, Guarded, HeadChange, Prepared, SetTo, Write};
 use crate::{
     Capabilities, Catalog, Change, ChildRef, Durability, Error, ErrorKind, Head, ImageId,
-    ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Result, RevisionId, TryRead,
-    Version,
+    ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Result, RevisionId, RunToEnd,
+    TryRead, Version,
 };
 
-/// Where something can be made to happen.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Operation {
-    /// [`Layer::read`] and [`Layer::load_states`].
-    Read,
-    /// [`Head::write`].
-    Write,
-    /// [`Head::fill`].
-    Fill,
-    /// [`Head::set`].
-    Set,
-    /// [`Head::sync`].
-    Sync,
-    /// [`Prepared::commit`].
-    Commit,
-    /// [`Catalog::create`], [`Catalog::change`], [`Catalog::remove`], [`Catalog::attach`], [`Catalog::detach`].
-    Catalog,
-}
-
-/// When an injected error happens.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum When {
-    /// Instead of the operation, which has no effect.
-    Instead,
-    /// After the operation took effect: it may have happened, as far as the caller can tell.
-    Afterwards,
-}
-
-/// What happens where. Clones share one plan; an engine with an empty one behaves as the engine below.
-#[derive(Clone, Debug, Default)]
-pub struct Faults(Arc<Mutex<Vec<Fault>>>);
-
-#[derive(Clone, Debug)]
-struct Fault {
-    operation: Operation,
-    /// How many calls go well before it strikes.
-    skip: u64,
-    what: What,
-}
-
-#[derive(Clone, Debug)]
-enum What {
-    Fail(ErrorKind, When),
-    Pause(Pause),
-}
-
-/// A call that waits until it is told to go on.
-#[derive(Clone, Debug, Default)]
-pub struct Pause(Arc<PauseState>);
-
-#[derive(Debug)]
-struct PauseState {
-    reached: Notify,
-    released: Semaphore,
-}
-
-impl Default for PauseState {
-    fn default() -> Self {
-        Self { reached: Notify::new(), released: Semaphore::new(0) }
-    }
-}
-
-impl Pause {
-    /// Waits until a call has come to it.
-    pub async fn reached(&self) {
-        self.0.reached.notified().await;
-    }
-
-    /// Lets that call, and any that would come, go on.
-    pub fn release(&self) {
-        self.0.released.close();
-    }
-
-    async fn wait(&self) {
-        self.0.reached.notify_one();
-        let _ = self.0.released.acquire().await;
-    }
-}
-
-impl Faults {
-    /// Makes the call after `skip` calls of an operation fail, once.
-    pub fn fail(&self, operation: Operation, skip: u64, kind: ErrorKind, when: When) {
-        self.0.lock().push(Fault { operation, skip, what: What::Fail(kind, when) });
-    }
-
-    /// Makes the next call of an operation wait before it does anything, once.
-    pub fn pause(&self, operation: Operation) -> Pause {
-        let pause = Pause::default();
-        self.0.lock().push(Fault { operation, skip: 0, what: What::Pause(pause.clone()) });
-        pause
-    }
-
-    /// Forgets what has not happened yet.
-    pub fn clear(&self) {
-        self.0.lock().clear();
-    }
-
-    fn next(&self, operation: Operation) -> Option<What> {
-        let mut faults = self.0.lock();
-        let index = faults.iter().position(|fault| fault.operation == operation)?;
-        if faults[index].skip > 0 {
-            faults[index].skip -= 1;
-            return None;
-        }
-        Some(faults.remove(index).what)
-    }
-
-    async fn around<T: Send>(
-        &self,
-        operation: Operation,
-        call: impl Future<Output = Result<T>> + Send,
-    ) -> Result<T> {
-        match self.next(operation) {
-            None => call.await,
-            Some(What::Pause(pause)) => {
-                pause.wait().await;
-                call.await
-            }
-            Some(What::Fail(kind, When::Instead)) => Err(injected(kind)),
-            Some(What::Fail(kind, When::Afterwards)) => {
-                call.await?;
-                Err(injected(kind).maybe_done())
-            }
-        }
-    }
-}
-
-fn injected(kind: ErrorKind) -> Error {
-    Error::new(kind, "a fault that a test asked for")
-}
-
 /// A catalog with faults.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct FaultCatalog<C> {
     inner: C,
     faults: Faults,
 }
 
 /// A layer with faults.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct FaultLayer<L> {
     inner: L,
     faults: Faults,
 }
 
 /// A head with faults.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct FaultHead<H: Head> {
     inner: H,
     layer: FaultLayer<H::Layer>,
     faults: Faults,
+    /// Set when a sync was made to fail.
+    poisoned: Arc<AtomicBool>,
 }
 
 /// A change that is ready, with faults.
@@ -184,12 +65,76 @@ impl<C: Catalog> FaultCatalog<C> {
     fn layer_of(&self, inner: C::Layer) -> FaultLayer<C::Layer> {
         FaultLayer { inner, faults: self.faults.clone() }
     }
+
+    /// Makes a change, which goes on when its caller went away while it was waiting.
+    fn change<T, F>(
+        &self,
+        call: impl FnOnce(C) -> F + Send + 'static,
+    ) -> impl Future<Output = Result<T>> + Send
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let (inner, faults) = (self.inner.clone(), self.faults.clone());
+        RunToEnd::new(async move { faults.around(Operation::Catalog, call(inner)).await })
+    }
 }
 
 impl<H: Head> FaultHead<H> {
     fn new(inner: H, faults: Faults) -> Self {
         let layer = FaultLayer { inner: inner.layer().clone(), faults: faults.clone() };
-        Self { inner, layer, faults }
+        Self { inner, layer, faults, poisoned: Arc::default() }
+    }
+
+    /// Makes a change, which goes on when its caller went away while it was waiting.
+    fn change<T, F>(
+        &self,
+        operation: Option<Operation>,
+        call: impl FnOnce(H) -> F + Send + 'static,
+    ) -> impl Future<Output = Result<T>> + Send
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let this = self.clone();
+        RunToEnd::new(async move {
+            this.check_poison()?;
+            let call = call(this.inner);
+            let result = match operation {
+                Some(operation) => this.faults.around(operation, call).await,
+                None => call.await,
+            };
+            if operation == Some(Operation::Sync) && result.is_err() {
+                this.poisoned.store(true, Ordering::SeqCst);
+            }
+            result
+        })
+    }
+
+    fn check_poison(&self) -> Result<()> {
+        if !self.poisoned.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let what = "a sync failed, as a test asked for; close the image and open it again";
+        Err(Error::new(ErrorKind::Poisoned, what))
+    }
+}
+
+impl<C: fmt::Debug> fmt::Debug for FaultCatalog<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FaultCatalog").field(&self.inner).finish()
+    }
+}
+
+impl<L: fmt::Debug> fmt::Debug for FaultLayer<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FaultLayer").field(&self.inner).finish()
+    }
+}
+
+impl<H: Head> fmt::Debug for FaultHead<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FaultHead").field(&self.inner).finish()
     }
 }
 
@@ -207,7 +152,7 @@ impl<C: Catalog> Catalog for FaultCatalog<C> {
     }
 
     fn create(&self, new: NewImage) -> impl Future<Output = Result<ImageRecord>> + Send {
-        self.faults.around(Operation::Catalog, self.inner.create(new))
+        self.change(|inner| async move { inner.create(new).await })
     }
 
     fn unused_id(&self) -> ImageId {
@@ -236,11 +181,13 @@ impl<C: Catalog> Catalog for FaultCatalog<C> {
         at: Version,
         change: Change,
     ) -> impl Future<Output = Result<ImageRecord>> + Send {
-        self.faults.around(Operation::Catalog, self.inner.change(id, at, change))
+        let id = id.clone();
+        self.change(move |inner| async move { inner.change(&id, at, change).await })
     }
 
     fn remove(&self, id: &ImageId, at: Version) -> impl Future<Output = Result<()>> + Send {
-        self.faults.around(Operation::Catalog, self.inner.remove(id, at))
+        let id = id.clone();
+        self.change(move |inner| async move { inner.remove(&id, at).await })
     }
 
     fn attach(
@@ -249,7 +196,8 @@ impl<C: Catalog> Catalog for FaultCatalog<C> {
         revision: &RevisionId,
         child: &ChildRef,
     ) -> impl Future<Output = Result<()>> + Send {
-        self.faults.around(Operation::Catalog, self.inner.attach(image, revision, child))
+        let (image, revision, child) = (image.clone(), revision.clone(), child.clone());
+        self.change(move |inner| async move { inner.attach(&image, &revision, &child).await })
     }
 
     fn detach(
@@ -258,7 +206,8 @@ impl<C: Catalog> Catalog for FaultCatalog<C> {
         revision: &RevisionId,
         child: &ChildRef,
     ) -> impl Future<Output = Result<()>> + Send {
-        self.faults.around(Operation::Catalog, self.inner.detach(image, revision, child))
+        let (image, revision, child) = (image.clone(), revision.clone(), child.clone());
+        self.change(move |inner| async move { inner.detach(&image, &revision, &child).await })
     }
 
     fn children(
@@ -356,11 +305,11 @@ impl<H: Head> Head for FaultHead<H> {
     }
 
     fn write(&self, write: Write) -> impl Future<Output = Result<Guarded>> + Send {
-        self.faults.around(Operation::Write, self.inner.write(write))
+        self.change(Some(Operation::Write), |inner| async move { inner.write(write).await })
     }
 
     fn fill(&self, fill: Fill) -> impl Future<Output = Result<Guarded>> + Send {
-        self.faults.around(Operation::Fill, self.inner.fill(fill))
+        self.change(Some(Operation::Fill), |inner| async move { inner.fill(fill).await })
     }
 
     fn set(
@@ -369,15 +318,16 @@ impl<H: Head> Head for FaultHead<H> {
         to: SetTo,
         durability: Durability,
     ) -> impl Future<Output = Result<Guarded>> + Send {
-        self.faults.around(Operation::Set, self.inner.set(at, to, durability))
+        let set = move |inner: H| async move { inner.set(at, to, durability).await };
+        self.change(Some(Operation::Set), set)
     }
 
     fn reclaim(&self) -> impl Future<Output = Result<u64>> + Send {
-        self.inner.reclaim()
+        self.change(None, |inner| async move { inner.reclaim().await })
     }
 
     fn sync(&self) -> impl Future<Output = Result<()>> + Send {
-        self.faults.around(Operation::Sync, self.inner.sync())
+        self.change(Some(Operation::Sync), |inner| async move { inner.sync().await })
     }
 
     fn unsynced_bytes(&self) -> u64 {
@@ -389,6 +339,7 @@ impl<H: Head> Head for FaultHead<H> {
     }
 
     async fn prepare(&self, change: HeadChange) -> Result<Self::Prepared> {
+        self.check_poison()?;
         let inner = self.inner.prepare(change).await?;
         Ok(FaultPrepared { inner, faults: self.faults.clone() })
     }
@@ -397,8 +348,10 @@ impl<H: Head> Head for FaultHead<H> {
         self.inner.ownership()
     }
 
-    fn close(self) -> impl Future<Output = Result<()>> + Send {
-        self.inner.close()
+    async fn close(self) -> Result<()> {
+        let poison = self.check_poison();
+        self.inner.close().await?;
+        poison
     }
 }
 
@@ -410,9 +363,12 @@ where
     type Head = FaultHead<H>;
 
     async fn commit(self) -> Result<Committed<FaultHead<H>>> {
-        let commit = self.inner.commit();
-        let Committed { record, successor } = self.faults.around(Operation::Commit, commit).await?;
-        let faults = self.faults;
-        Ok(Committed { record, successor: successor.map(|head| FaultHead::new(head, faults)) })
+        RunToEnd::new(async move {
+            let commit = self.inner.commit();
+            let done = self.faults.around(Operation::Commit, commit).await?;
+            let successor = done.successor.map(|head| FaultHead::new(head, self.faults));
+            Ok(Committed { record: done.record, successor })
+        })
+        .await
     }
 }
