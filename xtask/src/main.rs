@@ -6,6 +6,7 @@
 
 mod cargo;
 mod check;
+mod demo;
 mod direction;
 mod full_run;
 mod packages;
@@ -21,6 +22,7 @@ use anyhow::{Context, Result, bail};
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
+  demo    build vellum and show its main job on a real file system image
   test    install the Debian packages that tests need, run every check, build everything, run every test
   check   format, tidy, direction of dependencies, clippy, documentation
   tidy    only what this repository asks of its files, in a second or two";
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
 fn command(arguments: &[String]) -> Result<()> {
     std::env::set_current_dir(root()?).context("enter the root of the repository")?;
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["demo"] => demo::run(),
         ["test"] => full_run::run(),
         ["check"] => check::run(),
         ["tidy"] => tidy::run(),

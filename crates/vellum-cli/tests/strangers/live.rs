@@ -38,6 +38,7 @@ fn fio(uri: &str, seconds: u32) -> Result<Child> {
         .args([
             "--verify=crc32c",
             "--verify_backlog=256",
+            "--verify_state_save=0",
             "--verify_fatal=1",
             "--randseed=3",
             "--time_based",
