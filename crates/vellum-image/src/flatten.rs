@@ -53,8 +53,9 @@ impl<C: Catalog> Image<C> {
                 "a flatten or a discard to the parent is under way on this image",
             )
         })?;
+        self.view().writer()?;
+        self.reload_record().await?;
         let view = self.view();
-        view.writer()?;
         let Some((bottom, link, _)) = view.record.parent() else { return Ok(view.record.clone()) };
         let mut copier = Copier {
             image: self,
@@ -80,7 +81,22 @@ impl<C: Catalog> Image<C> {
     ) -> Result<Chain<C::Layer>> {
         let (below, _) =
             open_below(&self.0.pools, &self.0.catalog, &view.record, &bottom.id).await?;
-        Ok(Chain::new(view.chain.bottom().layer.clone(), &below, 1))
+        // Not simply the lowest one that is open: what lost its snapshot and defines nothing may have been taken out of the
+        // image since, and whoever fills one layer and looks at another never ends.
+        let open = view.chain.links()[..view.chain.own()].iter().map(|link| &link.layer);
+        let lowest = open.into_iter().find(|layer| *layer.revision() == bottom.id);
+        let lowest = match lowest {
+            Some(layer) => layer.clone(),
+            None => self.0.catalog.layer(&self.0.id, &bottom.id).await?,
+        };
+        Ok(Chain::new(lowest, &below, 1))
+    }
+
+    /// Looks at the catalog anew: somebody else may have taken a snapshot's name away, and with it a layer.
+    async fn reload_record(&self) -> Result<()> {
+        let _alone = self.0.operations.lock().await;
+        self.install_record(self.0.catalog.get(&self.0.id).await?);
+        Ok(())
     }
 
     async fn cut(&self, link: &ParentLink) -> Result<ImageRecord> {
