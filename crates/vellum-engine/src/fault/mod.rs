@@ -1,7 +1,8 @@
 //! [`FaultCatalog`]: an engine that fails or waits where a test says so.
 //!
-//! It keeps the contract while it does: a change that waits runs to its end though its caller went away, and a head whose
-//! sync failed is poisoned. What it never does is to lose or garble data; that is for a seam below an engine.
+//! It keeps the contract while it does. A call that is stopped has not begun: the engine knows nothing of it, it holds no
+//! range, and dropped it never happens; were it to go on later, it could undo what came after it. A head whose sync
+//! failed is poisoned. What never happens here is that data is lost or garbled; that is for a seam below an engine.
 
 mod plan;
 
@@ -21,8 +22,8 @@ use self::plan::{What, injected};
 use crate::head::{Committed, Fill, Guarded, HeadChange, Prepared, SetTo, Write};
 use crate::{
     Capabilities, Catalog, Change, ChildRef, Durability, Error, ErrorKind, Head, ImageId,
-    ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Result, RevisionId, RunToEnd,
-    TryRead, Version,
+    ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Result, RevisionId, TryRead,
+    Version,
 };
 
 /// A catalog with faults.
@@ -65,19 +66,6 @@ impl<C: Catalog> FaultCatalog<C> {
     fn layer_of(&self, inner: C::Layer) -> FaultLayer<C::Layer> {
         FaultLayer { inner, faults: self.faults.clone() }
     }
-
-    /// Makes a change, which goes on when its caller went away while it was waiting.
-    fn change<T, F>(
-        &self,
-        call: impl FnOnce(C) -> F + Send + 'static,
-    ) -> impl Future<Output = Result<T>> + Send
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T>> + Send + 'static,
-    {
-        let (inner, faults) = (self.inner.clone(), self.faults.clone());
-        RunToEnd::new(async move { faults.around(Operation::Catalog, call(inner)).await })
-    }
 }
 
 impl<H: Head> FaultHead<H> {
@@ -86,29 +74,14 @@ impl<H: Head> FaultHead<H> {
         Self { inner, layer, faults, poisoned: Arc::default() }
     }
 
-    /// Makes a change, which goes on when its caller went away while it was waiting.
-    fn change<T, F>(
+    /// Makes a change, unless the head is poisoned.
+    async fn change<T: Send>(
         &self,
-        operation: Option<Operation>,
-        call: impl FnOnce(H) -> F + Send + 'static,
-    ) -> impl Future<Output = Result<T>> + Send
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T>> + Send + 'static,
-    {
-        let this = self.clone();
-        RunToEnd::new(async move {
-            this.check_poison()?;
-            let call = call(this.inner);
-            let result = match operation {
-                Some(operation) => this.faults.around(operation, call).await,
-                None => call.await,
-            };
-            if operation == Some(Operation::Sync) && result.is_err() {
-                this.poisoned.store(true, Ordering::SeqCst);
-            }
-            result
-        })
+        operation: Operation,
+        call: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        self.check_poison()?;
+        self.faults.around(operation, call).await
     }
 
     fn check_poison(&self) -> Result<()> {
@@ -152,7 +125,7 @@ impl<C: Catalog> Catalog for FaultCatalog<C> {
     }
 
     fn create(&self, new: NewImage) -> impl Future<Output = Result<ImageRecord>> + Send {
-        self.change(|inner| async move { inner.create(new).await })
+        self.faults.around(Operation::Catalog, self.inner.create(new))
     }
 
     fn unused_id(&self) -> ImageId {
@@ -181,13 +154,11 @@ impl<C: Catalog> Catalog for FaultCatalog<C> {
         at: Version,
         change: Change,
     ) -> impl Future<Output = Result<ImageRecord>> + Send {
-        let id = id.clone();
-        self.change(move |inner| async move { inner.change(&id, at, change).await })
+        self.faults.around(Operation::Catalog, self.inner.change(id, at, change))
     }
 
     fn remove(&self, id: &ImageId, at: Version) -> impl Future<Output = Result<()>> + Send {
-        let id = id.clone();
-        self.change(move |inner| async move { inner.remove(&id, at).await })
+        self.faults.around(Operation::Catalog, self.inner.remove(id, at))
     }
 
     fn attach(
@@ -196,8 +167,7 @@ impl<C: Catalog> Catalog for FaultCatalog<C> {
         revision: &RevisionId,
         child: &ChildRef,
     ) -> impl Future<Output = Result<()>> + Send {
-        let (image, revision, child) = (image.clone(), revision.clone(), child.clone());
-        self.change(move |inner| async move { inner.attach(&image, &revision, &child).await })
+        self.faults.around(Operation::Catalog, self.inner.attach(image, revision, child))
     }
 
     fn detach(
@@ -206,8 +176,7 @@ impl<C: Catalog> Catalog for FaultCatalog<C> {
         revision: &RevisionId,
         child: &ChildRef,
     ) -> impl Future<Output = Result<()>> + Send {
-        let (image, revision, child) = (image.clone(), revision.clone(), child.clone());
-        self.change(move |inner| async move { inner.detach(&image, &revision, &child).await })
+        self.faults.around(Operation::Catalog, self.inner.detach(image, revision, child))
     }
 
     fn children(
@@ -305,11 +274,11 @@ impl<H: Head> Head for FaultHead<H> {
     }
 
     fn write(&self, write: Write) -> impl Future<Output = Result<Guarded>> + Send {
-        self.change(Some(Operation::Write), |inner| async move { inner.write(write).await })
+        self.change(Operation::Write, self.inner.write(write))
     }
 
     fn fill(&self, fill: Fill) -> impl Future<Output = Result<Guarded>> + Send {
-        self.change(Some(Operation::Fill), |inner| async move { inner.fill(fill).await })
+        self.change(Operation::Fill, self.inner.fill(fill))
     }
 
     fn set(
@@ -318,16 +287,20 @@ impl<H: Head> Head for FaultHead<H> {
         to: SetTo,
         durability: Durability,
     ) -> impl Future<Output = Result<Guarded>> + Send {
-        let set = move |inner: H| async move { inner.set(at, to, durability).await };
-        self.change(Some(Operation::Set), set)
+        self.change(Operation::Set, self.inner.set(at, to, durability))
     }
 
-    fn reclaim(&self) -> impl Future<Output = Result<u64>> + Send {
-        self.change(None, |inner| async move { inner.reclaim().await })
+    async fn reclaim(&self) -> Result<u64> {
+        self.check_poison()?;
+        self.inner.reclaim().await
     }
 
-    fn sync(&self) -> impl Future<Output = Result<()>> + Send {
-        self.change(Some(Operation::Sync), |inner| async move { inner.sync().await })
+    async fn sync(&self) -> Result<()> {
+        let result = self.change(Operation::Sync, self.inner.sync()).await;
+        if result.is_err() {
+            self.poisoned.store(true, Ordering::SeqCst);
+        }
+        result
     }
 
     fn unsynced_bytes(&self) -> u64 {
@@ -363,12 +336,9 @@ where
     type Head = FaultHead<H>;
 
     async fn commit(self) -> Result<Committed<FaultHead<H>>> {
-        RunToEnd::new(async move {
-            let commit = self.inner.commit();
-            let done = self.faults.around(Operation::Commit, commit).await?;
-            let successor = done.successor.map(|head| FaultHead::new(head, self.faults));
-            Ok(Committed { record: done.record, successor })
-        })
-        .await
+        let commit = self.inner.commit();
+        let Committed { record, successor } = self.faults.around(Operation::Commit, commit).await?;
+        let faults = self.faults;
+        Ok(Committed { record, successor: successor.map(|head| FaultHead::new(head, faults)) })
     }
 }

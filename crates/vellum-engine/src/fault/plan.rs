@@ -95,7 +95,7 @@ impl Faults {
         self.0.lock().push(Fault { operation, skip, what: What::Fail(kind, when) });
     }
 
-    /// Makes the next call of an operation wait before it does anything, once.
+    /// Makes the next call of an operation wait before the engine knows of it, once. Dropped there, it never happens.
     pub fn pause(&self, operation: Operation) -> Pause {
         let pause = Pause::default();
         self.0.lock().push(Fault { operation, skip: 0, what: What::Pause(pause.clone()) });
