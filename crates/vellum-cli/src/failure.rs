@@ -22,7 +22,9 @@ pub enum Failure {
     Library(Error),
     /// The command line asks for something that makes no sense.
     Usage(String),
-    /// Files, pipes and formats on this side of the library.
+    /// A disk image file, in or out.
+    File(vellum_convert::Error),
+    /// Pipes and the terminal, on this side of the library.
     Other(anyhow::Error),
 }
 
@@ -40,12 +42,16 @@ impl Failure {
         match self {
             Failure::Library(error) => error.chain(),
             Failure::Usage(message) => message.clone(),
+            Failure::File(error) => chain(error),
             Failure::Other(error) => format!("{error:#}"),
         }
     }
 
     /// What the user could do.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<&str> {
+        if let Failure::File(error) = self {
+            return error.hint();
+        }
         let Failure::Library(error) = self else { return None };
         match error.kind() {
             ErrorKind::NotFound => Some(
@@ -74,6 +80,12 @@ impl Failure {
         match self {
             Failure::Usage(_) => USAGE,
             Failure::Other(_) => FAILED,
+            Failure::File(error) => match error.kind() {
+                vellum_convert::ErrorKind::NotFound => NOT_FOUND,
+                vellum_convert::ErrorKind::Exists => EXISTS,
+                vellum_convert::ErrorKind::Corrupt => CORRUPT,
+                _ => FAILED,
+            },
             Failure::Library(error) => match error.kind() {
                 ErrorKind::NotFound => NOT_FOUND,
                 ErrorKind::Exists => EXISTS,
@@ -86,6 +98,9 @@ impl Failure {
 
     /// Whether whoever read our output has gone, which is their right.
     pub fn is_closed_pipe(&self) -> bool {
+        if let Failure::File(error) = self {
+            return error.kind() == vellum_convert::ErrorKind::Closed;
+        }
         let Failure::Other(error) = self else { return false };
         error
             .chain()
@@ -113,4 +128,20 @@ impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Failure::Other(error.into())
     }
+}
+
+impl From<vellum_convert::Error> for Failure {
+    fn from(error: vellum_convert::Error) -> Self {
+        Failure::File(error)
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        line.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    line
 }

@@ -6,7 +6,6 @@
 
 mod args;
 mod commands;
-mod convert;
 mod failure;
 mod output;
 mod progress;

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use futures::{StreamExt, stream};
 use vellum::{Image, Vellum};
+use vellum_convert::{Format, Sink, SinkOptions, StreamSink, create};
 use vellum_core::{Extent, ImageSpec};
 use vellum_image::Piece;
 
-use crate::commands::import::{FileFormat, SOURCE_SIZE};
-use crate::convert::{Format, Sink, SinkOptions};
+use crate::commands::import::{FileFormat, source_size};
 use crate::failure::{Failure, Result};
 use crate::progress;
 
@@ -44,20 +44,8 @@ pub async fn run(vellum: &Vellum, arguments: Arguments) -> Result {
 }
 
 async fn export(image: &Image, arguments: &Arguments) -> Result {
-    let size = true_size(image);
-    let failed = |error: crate::convert::Error| Failure::Other(error.into());
-    let mut sink = if arguments.file == Path::new("-") {
-        if arguments.output_format == FileFormat::Qcow2 {
-            return Err(Failure::usage(
-                "a qcow2 file cannot be written to a pipe; export it to a file",
-            ));
-        }
-        Sink::stream(std::io::BufWriter::with_capacity(1 << 20, std::io::stdout()), size)
-    } else {
-        let format = Format::from(arguments.output_format);
-        let options = SinkOptions { format, size, overwrite: arguments.overwrite };
-        Sink::create(&arguments.file, options).map_err(failed)?
-    };
+    let size = source_size(&image.record().meta, image.size());
+    let mut sink = open(arguments, size)?;
     let bar = progress::bytes("export", Some(size));
     let mut rest = Extent::new(0, size);
     while !rest.is_empty() {
@@ -75,28 +63,32 @@ async fn export(image: &Image, arguments: &Arguments) -> Result {
         while let Some(pieces) = reads.next().await {
             for Piece { at, data } in pieces? {
                 tokio::task::block_in_place(|| match &data {
-                    Some(data) => sink.write(data),
-                    None => sink.skip(at.length()),
-                })
-                .map_err(failed)?;
+                    Some(data) => sink.write(at.offset(), data),
+                    None => sink.zero(at),
+                })?;
                 bar.set_position(at.end());
             }
         }
     }
-    tokio::task::block_in_place(|| sink.finish()).map_err(failed)?;
+    tokio::task::block_in_place(|| sink.finish())?;
     bar.finish_and_clear();
     Ok(())
 }
 
-async fn read(image: &Image, at: Extent, zero: bool) -> vellum::Result<Vec<Piece>> {
-    if zero { Ok(vec![Piece { at, data: None }]) } else { image.read_pieces(at).await }
+fn open(arguments: &Arguments, size: u64) -> Result<Box<dyn Sink>> {
+    if arguments.file != Path::new("-") {
+        let format = Format::from(arguments.output_format);
+        let options = SinkOptions { format, overwrite: arguments.overwrite };
+        return Ok(create(&arguments.file, size, options)?);
+    }
+    if arguments.output_format == FileFormat::Qcow2 {
+        return Err(Failure::usage(
+            "a qcow2 file cannot be written to a pipe; export it to a file",
+        ));
+    }
+    Ok(Box::new(StreamSink::stdout(size)?))
 }
 
-/// The size of the file that was imported, if the image was rounded up from it.
-fn true_size(image: &Image) -> u64 {
-    let imported: Option<u64> =
-        image.record().meta.get(SOURCE_SIZE).and_then(|size| size.parse().ok());
-    imported
-        .filter(|size| size.next_multiple_of(4096) == image.size())
-        .unwrap_or_else(|| image.size())
+async fn read(image: &Image, at: Extent, zero: bool) -> vellum::Result<Vec<Piece>> {
+    if zero { Ok(vec![Piece { at, data: None }]) } else { image.read_pieces(at).await }
 }

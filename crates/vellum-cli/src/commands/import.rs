@@ -1,28 +1,31 @@
 //! `vellum import`: a file becomes an image.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use clap::{Args, ValueEnum};
-use tokio::task::JoinSet;
-use vellum::{Image, Vellum};
-use vellum_core::ImageSpec;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
+use vellum::Vellum;
+use vellum_convert::{Format, Piece, Source, SourceOptions, StreamSource};
+use vellum_core::{BufferPool, ImageSpec, State};
 use vellum_image::WriteOptions;
 use vellum_image::image::Open;
 
 use crate::args::Shape;
 use crate::commands::create_options;
-use crate::convert::{Format, Piece, Source, SourceOptions};
 use crate::failure::{Failure, Result};
 use crate::progress;
 
 /// Sizes are rounded up to this, since kernels cut off what is not a whole block of theirs.
 const ROUND: u64 = 4096;
 /// Where the size of the file is kept if it was rounded.
-pub const SOURCE_SIZE: &str = "source_size";
-/// Writes under way at once, each of up to 1 MiB.
+const SOURCE_SIZE: &str = "source_size";
+/// What is read, and written, at once.
+const STEP: u64 = 1 << 20;
+/// Writes under way at once.
 const WRITES: usize = 16;
-/// A stream's image grows no further than this; what is not written takes no space.
-const STREAM_MAX: u64 = 1 << 50;
 
 /// `vellum import ...`
 #[derive(Args, Debug)]
@@ -59,26 +62,28 @@ impl From<FileFormat> for Format {
     }
 }
 
+/// Data, and where it belongs.
+type Part = (u64, Bytes);
+
 /// Imports.
 pub async fn run(vellum: &Vellum, arguments: Arguments) -> Result {
-    let mut source = open(&arguments)?;
-    let spooled = spool(&mut source)?;
-    let size = match (source.size(), &spooled) {
-        (Some(size), _) => size,
-        (None, _) => {
-            return Err(Failure::usage(format!("the stream is longer than {STREAM_MAX} bytes")));
-        }
-    };
+    let mut options = create_options(&arguments.shape)?;
+    let opened = tokio::task::spawn_blocking({
+        let format = arguments.input_format.map(Format::from);
+        let (file, allow_backing) = (arguments.file.clone(), arguments.allow_backing);
+        move || open(&file, format, allow_backing)
+    });
+    let source = opened.await.map_err(anyhow::Error::from)??;
+    let size = source.size();
     if size == 0 {
         return Err(Failure::usage("the file is empty, and an image has at least one byte"));
     }
-    let mut options = create_options(&arguments.shape)?;
     let rounded = size.next_multiple_of(ROUND);
     if rounded != size {
         options.meta.insert(SOURCE_SIZE.to_owned(), size.to_string());
     }
     vellum.create(&arguments.spec, rounded, options).await?;
-    let filled = fill(vellum, &arguments.spec, source, spooled).await;
+    let filled = fill(vellum, &arguments.spec, source).await;
     if filled.is_err() {
         // Half an image is none. What went wrong is told; if it cannot be removed, `vellum rm` can later.
         let _ = vellum.remove(&arguments.spec).await;
@@ -86,97 +91,78 @@ pub async fn run(vellum: &Vellum, arguments: Arguments) -> Result {
     filled
 }
 
-fn open(arguments: &Arguments) -> Result<Source> {
-    if arguments.file == Path::new("-") {
-        if arguments.input_format == Some(FileFormat::Qcow2) {
-            return Err(Failure::usage(
-                "a qcow2 file cannot be read from a pipe; import it from a file",
-            ));
+/// Opens a file. A stream is kept in a file without a name first, since its size is known only at its end.
+fn open(file: &Path, format: Option<Format>, allow_backing: bool) -> Result<Source> {
+    if file != Path::new("-") {
+        return Ok(Source::open(file, SourceOptions { allow_backing, format })?);
+    }
+    let spool = tempfile::NamedTempFile::new()?;
+    let mut stream = StreamSource::new(std::io::stdin(), format)?;
+    for piece in &mut stream {
+        if let Piece::Data { offset, bytes } = piece? {
+            spool.as_file().write_all_at(&bytes, offset)?;
         }
-        return Ok(Source::stream(std::io::stdin()));
     }
-    let options = SourceOptions {
-        format: arguments.input_format.map(Format::from),
-        allow_backing: arguments.allow_backing,
-    };
-    Source::open(&arguments.file, options).map_err(|error| Failure::Other(error.into()))
+    spool.as_file().set_len(stream.size())?;
+    Ok(Source::open(
+        spool.path(),
+        SourceOptions { format: Some(Format::Raw), allow_backing: false },
+    )?)
 }
 
-/// The pieces of a stream, whose size is known only at its end: kept in a file without a name until then.
-fn spool(source: &mut Source) -> Result<Option<std::fs::File>> {
-    use std::os::unix::fs::FileExt;
-    if source.size().is_some() {
-        return Ok(None);
-    }
-    let file = tempfile_without_name()?;
-    let failed = |error: crate::convert::Error| Failure::Other(error.into());
-    while let Some(Piece { at, data }) = source.next_piece().map_err(failed)? {
-        if let Some(data) = data {
-            file.write_all_at(&data, at.offset())?;
-        }
-        file.set_len(at.end())?;
-    }
-    Ok(Some(file))
-}
-
-fn tempfile_without_name() -> Result<std::fs::File> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let opened = rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR);
-    Ok(opened.map_err(std::io::Error::from)?.into())
-}
-
-async fn fill(
-    vellum: &Vellum,
-    spec: &ImageSpec,
-    source: Source,
-    spooled: Option<std::fs::File>,
-) -> Result {
+async fn fill(vellum: &Vellum, spec: &ImageSpec, source: Source) -> Result {
     let image = vellum.open_image(spec, Open::Own).await?;
-    let bar = progress::bytes("import", source.size());
-    let (send, mut pieces) = tokio::sync::mpsc::channel(WRITES);
-    let reading = tokio::task::spawn_blocking(move || {
-        let mut source = match spooled {
-            Some(file) => Source::raw(file)?,
-            None => source,
-        };
-        while let Some(piece) = source.next_piece()? {
-            if send.blocking_send(piece).is_err() {
-                break;
-            }
-        }
-        Ok::<_, crate::convert::Error>(())
-    });
+    let bar = progress::bytes("import", Some(source.size()));
+    let (send, mut parts) = mpsc::channel(WRITES);
+    let buffers = vellum.buffers().clone();
+    let reading = tokio::task::spawn_blocking(move || read(&source, &buffers, &send));
     let mut writes = JoinSet::new();
-    while let Some(piece) = pieces.recv().await {
-        bar.set_position(piece.at.end());
+    while let Some((offset, data)) = parts.recv().await {
+        bar.set_position(offset);
         while writes.len() >= WRITES {
             finished(writes.join_next().await)?;
         }
-        writes.spawn(write(image.clone(), piece));
+        let image = image.clone();
+        writes.spawn(async move { image.write(offset, data, WriteOptions::default()).await });
     }
     while let Some(done) = writes.join_next().await {
         finished(Some(done))?;
     }
-    reading.await.map_err(anyhow::Error::from)?.map_err(|error| Failure::Other(error.into()))?;
+    reading.await.map_err(anyhow::Error::from)??;
     image.close().await?;
     bar.finish_and_clear();
     Ok(())
 }
 
-/// Writes data; zeros are what a new image has everywhere.
-async fn write(image: Image, piece: Piece) -> vellum::Result<()> {
-    match piece.data {
-        Some(data) => image.write(piece.at.offset(), data, WriteOptions::default()).await,
-        None => Ok(()),
+/// Sends all data. Zeros are what a new image has everywhere.
+fn read(source: &Source, buffers: &BufferPool, parts: &mpsc::Sender<Part>) -> Result {
+    for run in source.extents() {
+        let run = run?;
+        if run.state != State::Data {
+            continue;
+        }
+        for step in run.extent.chunks(STEP) {
+            let mut buffer = buffers.take(step.len_usize());
+            source.read_at(&mut buffer, step.offset())?;
+            if !vellum_convert::is_zero(&buffer)
+                && parts.blocking_send((step.offset(), buffer.freeze())).is_err()
+            {
+                return Ok(()); // the writer failed, and says why
+            }
+        }
     }
+    Ok(())
 }
 
-fn finished(
-    done: Option<std::result::Result<vellum::Result<()>, tokio::task::JoinError>>,
-) -> Result {
+fn finished(done: Option<std::result::Result<vellum::Result<()>, JoinError>>) -> Result {
     match done {
         Some(result) => Ok(result.map_err(anyhow::Error::from)??),
         None => Ok(()),
     }
+}
+
+/// The size of the file that an image of this size was imported from, if the image was rounded up from it.
+pub fn source_size(meta: &std::collections::BTreeMap<String, String>, size: u64) -> u64 {
+    let imported: Option<u64> = meta.get(SOURCE_SIZE).and_then(|size| size.parse().ok());
+    imported.filter(|imported| imported.next_multiple_of(ROUND) == size).unwrap_or(size)
 }
