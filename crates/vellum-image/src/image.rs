@@ -140,7 +140,7 @@ impl<C: Catalog> Image<C> {
             match open_view(pools, catalog, &id, &what).await {
                 // A layer that was merged away between two looks at the catalog: the new record names another chain.
                 Err(error) if error.kind() == ErrorKind::NotFound && attempt < OPEN_ATTEMPTS => {
-                    attempt += 1
+                    attempt += 1;
                 }
                 view => break view?,
             }

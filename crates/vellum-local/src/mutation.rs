@@ -423,7 +423,7 @@ fn merge_neighbours(units: Missing) -> Missing {
     for unit in units {
         match merged.last_mut() {
             Some(last) if last.end() == unit.offset() => {
-                *last = Extent::between(last.offset(), unit.end())
+                *last = Extent::between(last.offset(), unit.end());
             }
             _ => merged.push(unit),
         }

@@ -239,7 +239,7 @@ impl<D: Disk> Segments<D> {
             match file.try_lock(whole, LockKind::Exclusive) {
                 Ok(true) => return Ok(()),
                 Ok(false) if tokio::time::Instant::now() < deadline => {
-                    tokio::time::sleep(LOCK_POLL).await
+                    tokio::time::sleep(LOCK_POLL).await;
                 }
                 Ok(false) => {
                     let what = format!(

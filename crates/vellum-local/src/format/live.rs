@@ -115,12 +115,12 @@ impl LogHeader {
 /// Which of two logs count for a map of this epoch, in the order in which they are replayed: the one bound to the epoch, then
 /// the one that a sync under way had begun. A log of another boot, another file or another epoch does not count, and the
 /// second counts only behind the first. An error where a log would count but for the boot, which cannot be known here.
-pub(crate) fn which_count<'a, T>(
-    logs: &'a [(LogHeader, T)],
+pub(crate) fn which_count<T>(
+    logs: &[(LogHeader, T)],
     epoch: u64,
     map: FileIdentity,
     same_boot: impl Fn(Option<BootId>) -> Result<bool>,
-) -> Result<Vec<&'a (LogHeader, T)>> {
+) -> Result<Vec<&(LogHeader, T)>> {
     let mut counting = Vec::new();
     for expected in [epoch, epoch.wrapping_add(1)] {
         let Some(log) = logs.iter().find(|(log, _)| log.epoch == expected && log.map == map) else {

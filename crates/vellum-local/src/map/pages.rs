@@ -4,6 +4,7 @@
 //! cache that the layers of a store share. Bits are set and a page is marked as changed in one step under one lock, so that a
 //! sync which takes the changed pages finds every bit whose log record it is about to drop.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -142,9 +143,8 @@ impl Pages {
         let mut inner = self.inner.write();
         for (at, _) in changes {
             for (page, _) in self.units.by_page(*at) {
-                if !inner.pinned.contains_key(&page) {
-                    let content = self.cache.get(&(self.key, page)).ok_or(page)?;
-                    inner.pinned.insert(page, content);
+                if let Entry::Vacant(vacant) = inner.pinned.entry(page) {
+                    vacant.insert(self.cache.get(&(self.key, page)).ok_or(page)?);
                 }
             }
         }
