@@ -147,7 +147,7 @@ mod tests {
         Record {
             first_unit: n * 1000,
             units: n as u32 + 1,
-            state: if n % 2 == 0 { State::Data } else { State::Zero },
+            state: if n.is_multiple_of(2) { State::Data } else { State::Zero },
         }
     }
 
