@@ -230,7 +230,8 @@ fn check_link(links: &[Link], file: &ImageFile) -> Result<()> {
     Ok(())
 }
 
-/// The path of another file that `file` names, if it may be opened. Relative names start at the directory of `file`.
+/// The path of another file that `file` names, if it may be opened. Relative names start at the directory of `file`; so do those
+/// of data files, which QEMU looks for in the directory that it happens to run in.
 fn referenced(
     file: &ImageFile,
     role: &str,
@@ -244,9 +245,10 @@ fn referenced(
             "allow it if you trust the file, or make it one file with `qemu-img convert -O qcow2 OLD NEW`",
         ));
     }
-    // As QEMU reads names: a colon before the first slash ends a protocol.
     let name = name.strip_prefix(b"file:").unwrap_or(name);
-    if name.iter().take_while(|byte| **byte != b'/').any(|byte| *byte == b':') {
+    // As QEMU reads names, a colon before the first slash ends a protocol.
+    let protocol = name.iter().take_while(|byte| **byte != b'/').any(|byte| *byte == b':');
+    if protocol || name.iter().any(u8::is_ascii_control) {
         return Err(Error::unsupported(of("is no plain file name"))
             .with_hint("make it one file with `qemu-img convert -O qcow2 OLD NEW`"));
     }
