@@ -108,7 +108,7 @@ impl Model {
         match op.clone() {
             Op::Write { image, at, seed, durable } => self.write(image, at, seed, durable).await,
             Op::WriteZeroes { image, at, no_hole, fast } => {
-                self.write_zeroes(image, at, no_hole, fast).await
+                self.write_zeroes(image, at, no_hole, fast).await;
             }
             Op::Discard { image, at, to_parent } => self.discard(image, at, to_parent).await,
             Op::Snapshot { image } => self.snapshot(image).await,

@@ -89,7 +89,7 @@ async fn an_image_that_another_process_holds_is_refused_and_not_unknown() {
     let _held = place.user().await.open_image(&spec("a"), Open::Own).await.unwrap();
     match within(offer(&vellum, &[]).open("a")).await {
         Err(OpenError::Refused(why)) => {
-            assert!(why.contains("in use") && why.contains('a'), "{why}")
+            assert!(why.contains("in use") && why.contains('a'), "{why}");
         }
         other => panic!("{other:?}"),
     }
