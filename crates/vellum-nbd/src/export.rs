@@ -21,7 +21,8 @@ pub trait Exports: Send + Sync + 'static {
     fn info(&self, name: &str) -> impl Future<Output = Result<ExportInfo, OpenError>> + Send;
 
     /// Opens an export for a connection. It is closed when the last clone of what is returned is gone.
-    fn open(&self, name: &str) -> impl Future<Output = Result<Arc<Self::Export>, OpenError>> + Send;
+    fn open(&self, name: &str)
+    -> impl Future<Output = Result<Arc<Self::Export>, OpenError>> + Send;
 }
 
 /// An entry of a list of exports.
@@ -72,7 +73,12 @@ pub trait Export: Send + Sync + 'static {
     fn read(&self, at: Extent) -> impl Future<Output = Result<Vec<ReadPiece>, NbdError>> + Send;
 
     /// Writes. With `fua` it is durable when it returns.
-    fn write(&self, offset: u64, data: Bytes, fua: bool) -> impl Future<Output = Result<(), NbdError>> + Send;
+    fn write(
+        &self,
+        offset: u64,
+        data: Bytes,
+        fua: bool,
+    ) -> impl Future<Output = Result<(), NbdError>> + Send;
 
     /// Makes durable what any connection was told is written.
     fn flush(&self) -> impl Future<Output = Result<(), NbdError>> + Send;
@@ -81,7 +87,11 @@ pub trait Export: Send + Sync + 'static {
     fn trim(&self, at: Extent, fua: bool) -> impl Future<Output = Result<(), NbdError>> + Send;
 
     /// Makes zeros.
-    fn write_zeroes(&self, at: Extent, flags: ZeroFlags) -> impl Future<Output = Result<(), NbdError>> + Send;
+    fn write_zeroes(
+        &self,
+        at: Extent,
+        flags: ZeroFlags,
+    ) -> impl Future<Output = Result<(), NbdError>> + Send;
 
     /// Brings content closer, as far as that makes sense.
     fn cache(&self, at: Extent) -> impl Future<Output = Result<(), NbdError>> + Send;

@@ -162,7 +162,11 @@ impl Negotiation {
             return Err(Broken::Flags(flags));
         }
         let has = |flag: u16| flags & u32::from(flag) != 0;
-        Ok(Self { fixed: has(FLAG_FIXED_NEWSTYLE), no_zeroes: has(FLAG_NO_ZEROES), ..Self::default() })
+        Ok(Self {
+            fixed: has(FLAG_FIXED_NEWSTYLE),
+            no_zeroes: has(FLAG_NO_ZEROES),
+            ..Self::default()
+        })
     }
 
     /// Says what an option means.
@@ -179,9 +183,14 @@ impl Negotiation {
             LIST if data.is_empty() => Asked::List,
             LIST => invalid("a request for the list has no data"),
             STARTTLS => Asked::Answer(error(option, ERR_UNSUPPORTED, "this server has no TLS")),
-            INFO | GO => info_request(option, data).unwrap_or_else(|| invalid("a malformed request for information")),
-            STRUCTURED_REPLY | EXTENDED_HEADERS if !data.is_empty() => invalid("this option has no data"),
-            STRUCTURED_REPLY if self.extended => invalid("extended headers are in use, and include structured replies"),
+            INFO | GO => info_request(option, data)
+                .unwrap_or_else(|| invalid("a malformed request for information")),
+            STRUCTURED_REPLY | EXTENDED_HEADERS if !data.is_empty() => {
+                invalid("this option has no data")
+            }
+            STRUCTURED_REPLY if self.extended => {
+                invalid("extended headers are in use, and include structured replies")
+            }
             STRUCTURED_REPLY => {
                 self.structured = true;
                 Asked::Answer(reply(option, ACK, &[]))
@@ -191,7 +200,11 @@ impl Negotiation {
                 Asked::Answer(reply(option, ACK, &[]))
             }
             LIST_META_CONTEXT | SET_META_CONTEXT => self.meta_request(option, data),
-            _ => Asked::Answer(error(option, ERR_UNSUPPORTED, "this server does not know the option")),
+            _ => Asked::Answer(error(
+                option,
+                ERR_UNSUPPORTED,
+                "this server does not know the option",
+            )),
         }
     }
 
@@ -239,9 +252,12 @@ impl Negotiation {
     /// The answer to `INFO` and `GO`.
     pub fn describe(&self, go: bool, name: &str, wanted: &[u16], info: &ExportInfo) -> Vec<u8> {
         let option = if go { GO } else { INFO };
-        let piece = |kind: u16, data: &[u8]| reply(option, INFO_REPLY, &[&kind.to_be_bytes()[..], data].concat());
+        let piece = |kind: u16, data: &[u8]| {
+            reply(option, INFO_REPLY, &[&kind.to_be_bytes()[..], data].concat())
+        };
         let flags = transmission::flags(info.read_only, self.structured);
-        let mut out = piece(INFO_EXPORT, &[&info.size.to_be_bytes()[..], &flags.to_be_bytes()].concat());
+        let mut out =
+            piece(INFO_EXPORT, &[&info.size.to_be_bytes()[..], &flags.to_be_bytes()].concat());
         let sizes = [1, info.preferred_block, PAYLOAD_MAX];
         out.extend(piece(INFO_BLOCK_SIZE, &sizes.map(u32::to_be_bytes).concat()));
         if wanted.contains(&INFO_NAME) {
@@ -261,7 +277,11 @@ pub fn list(exports: &[Listed]) -> Vec<u8> {
     for export in exports {
         let name = export.name.as_bytes();
         let length = (name.len() as u32).to_be_bytes();
-        out.extend(reply(LIST, SERVER, &[&length[..], name, export.description.as_bytes()].concat()));
+        out.extend(reply(
+            LIST,
+            SERVER,
+            &[&length[..], name, export.description.as_bytes()].concat(),
+        ));
     }
     out.extend(reply(LIST, ACK, &[]));
     out
@@ -273,7 +293,11 @@ pub fn contexts(set: bool, contexts: &[Context]) -> Vec<u8> {
     let mut out = Vec::new();
     for context in contexts {
         let id = if set { *context as u32 } else { 0 };
-        out.extend(reply(option, META_CONTEXT, &[&id.to_be_bytes()[..], context.name().as_bytes()].concat()));
+        out.extend(reply(
+            option,
+            META_CONTEXT,
+            &[&id.to_be_bytes()[..], context.name().as_bytes()].concat(),
+        ));
     }
     out.extend(reply(option, ACK, &[]));
     out
@@ -300,8 +324,20 @@ pub enum About {
 pub fn refuse(about: About, why: &OpenError) -> Vec<u8> {
     let option = match about {
         About::List => LIST,
-        About::Info { go } => if go { GO } else { INFO },
-        About::Contexts { set } => if set { SET_META_CONTEXT } else { LIST_META_CONTEXT },
+        About::Info { go } => {
+            if go {
+                GO
+            } else {
+                INFO
+            }
+        }
+        About::Contexts { set } => {
+            if set {
+                SET_META_CONTEXT
+            } else {
+                LIST_META_CONTEXT
+            }
+        }
     };
     let kind = match why {
         OpenError::Unknown(_) => ERR_UNKNOWN,
@@ -385,7 +421,11 @@ mod tests {
         let asked = negotiation().take(GO, data);
         assert_eq!(asked, Asked::Info { name: "vm".into(), go: true, wanted: vec![1, 3] });
         for cut in 0..data.len() {
-            assert_eq!(answer(&negotiation().take(GO, &data[..cut])), (GO, ERR_INVALID), "cut at {cut}");
+            assert_eq!(
+                answer(&negotiation().take(GO, &data[..cut])),
+                (GO, ERR_INVALID),
+                "cut at {cut}"
+            );
         }
         let longer = [&data[..], b"x"].concat();
         assert_eq!(answer(&negotiation().take(GO, &longer)), (GO, ERR_INVALID));
@@ -393,7 +433,12 @@ mod tests {
 
     #[test]
     fn an_export_is_described_byte_for_byte() {
-        let info = ExportInfo { size: 1 << 20, read_only: true, description: String::new(), preferred_block: 4096 };
+        let info = ExportInfo {
+            size: 1 << 20,
+            read_only: true,
+            description: String::new(),
+            preferred_block: 4096,
+        };
         let bytes = negotiation().describe(true, "vm", &[], &info);
         let expected = [
             &b"\0\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x07\0\0\0\x03\0\0\0\x0c\0\0\0\0\0\0\0\x10\0\0\x05\x0f"[..],
@@ -405,11 +450,19 @@ mod tests {
 
     #[test]
     fn contexts_need_structured_replies_and_belong_to_one_export() {
-        let data = [&b"\0\0\0\x02vm\0\0\0\x02\0\0\0\x0fbase:allocation\0\0\0\x05x-y:z"[..]].concat();
+        let data =
+            [&b"\0\0\0\x02vm\0\0\0\x02\0\0\0\x0fbase:allocation\0\0\0\x05x-y:z"[..]].concat();
         let mut negotiation = negotiation();
-        assert_eq!(answer(&negotiation.take(SET_META_CONTEXT, &data)), (SET_META_CONTEXT, ERR_INVALID));
+        assert_eq!(
+            answer(&negotiation.take(SET_META_CONTEXT, &data)),
+            (SET_META_CONTEXT, ERR_INVALID)
+        );
         assert_eq!(answer(&negotiation.take(STRUCTURED_REPLY, &[])), (STRUCTURED_REPLY, ACK));
-        let Asked::Contexts { name, set: true, contexts } = negotiation.take(SET_META_CONTEXT, &data) else { panic!() };
+        let Asked::Contexts { name, set: true, contexts } =
+            negotiation.take(SET_META_CONTEXT, &data)
+        else {
+            panic!()
+        };
         assert_eq!((&name[..], &contexts[..]), ("vm", &[Context::Allocation][..]));
         negotiation.set_contexts(name, contexts);
         assert_eq!(negotiation.agreed("vm").contexts[..], [Context::Allocation]);
@@ -425,24 +478,40 @@ mod tests {
         assert_eq!(answer(&negotiation.take(99, b"abc")), (99, ERR_UNSUPPORTED));
         assert_eq!(answer(&negotiation.take(STARTTLS, &[])), (STARTTLS, ERR_UNSUPPORTED));
         assert_eq!(answer(&negotiation.take(LIST, b"x")), (LIST, ERR_INVALID));
-        assert_eq!(answer(&negotiation.take(EXTENDED_HEADERS, b"x")), (EXTENDED_HEADERS, ERR_INVALID));
+        assert_eq!(
+            answer(&negotiation.take(EXTENDED_HEADERS, b"x")),
+            (EXTENDED_HEADERS, ERR_INVALID)
+        );
         negotiation.take(EXTENDED_HEADERS, &[]);
-        assert_eq!(answer(&negotiation.take(STRUCTURED_REPLY, &[])), (STRUCTURED_REPLY, ERR_INVALID));
+        assert_eq!(
+            answer(&negotiation.take(STRUCTURED_REPLY, &[])),
+            (STRUCTURED_REPLY, ERR_INVALID)
+        );
         let many = [&b"\0\0\0\0"[..], &u32::MAX.to_be_bytes()].concat();
-        assert_eq!(answer(&negotiation.take(LIST_META_CONTEXT, &many)), (LIST_META_CONTEXT, ERR_TOO_BIG));
-        let long = [&((super::super::STRING_MAX + 1) as u32).to_be_bytes()[..], &vec![b'x'; 5000]].concat();
+        assert_eq!(
+            answer(&negotiation.take(LIST_META_CONTEXT, &many)),
+            (LIST_META_CONTEXT, ERR_TOO_BIG)
+        );
+        let long = [&((super::super::STRING_MAX + 1) as u32).to_be_bytes()[..], &vec![b'x'; 5000]]
+            .concat();
         assert_eq!(answer(&negotiation.take(INFO, &long)), (INFO, ERR_INVALID));
     }
 
     #[test]
     fn headers_that_are_none_break_the_negotiation() {
         assert_eq!(OptionHeader::decode(&[0; 16]), Err(Broken::Magic(0)));
-        let long = [&OPTION_MAGIC.to_be_bytes()[..], &[0, 0, 0, 1], &u32::MAX.to_be_bytes()].concat();
+        let long =
+            [&OPTION_MAGIC.to_be_bytes()[..], &[0, 0, 0, 1], &u32::MAX.to_be_bytes()].concat();
         assert_eq!(OptionHeader::decode(&long.try_into().unwrap()), Err(Broken::TooLong(u32::MAX)));
         assert_eq!(Negotiation::new(4), Err(Broken::Flags(4)));
         let mut old = Negotiation::new(0).unwrap();
         assert_eq!(old.take(LIST, &[]), Asked::End(Vec::new()));
-        let info = ExportInfo { size: 1, read_only: false, description: String::new(), preferred_block: 512 };
+        let info = ExportInfo {
+            size: 1,
+            read_only: false,
+            description: String::new(),
+            preferred_block: 512,
+        };
         assert_eq!(old.begin(&info).len(), 134);
     }
 }

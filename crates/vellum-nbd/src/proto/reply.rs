@@ -40,7 +40,9 @@ pub fn done(agreed: &Agreed, request: &Request) -> Pieces {
 pub fn failed(agreed: &Agreed, request: &Request, error: &NbdError) -> Pieces {
     let mut out = Vec::with_capacity(64);
     // Once replies are structured a read is answered in chunks; other commands may still be answered simply.
-    if agreed.extended || agreed.structured && matches!(request.command, Command::Read | Command::BlockStatus) {
+    if agreed.extended
+        || agreed.structured && matches!(request.command, Command::Read | Command::BlockStatus)
+    {
         let message = &error.message.as_bytes()[..error.message.floor_char_boundary(MESSAGE_MAX)];
         chunk(&mut out, agreed, request, FLAG_DONE, ERROR, 6 + message.len() as u64);
         out.extend((error.errno as u32).to_be_bytes());
@@ -90,7 +92,11 @@ pub fn pieces(agreed: &Agreed, request: &Request, pieces: &[ReadPiece]) -> Piece
 }
 
 /// The reply to a request for block status, a chunk for each context.
-pub fn block_status(agreed: &Agreed, request: &Request, status: &[(Context, Vec<Status>)]) -> Pieces {
+pub fn block_status(
+    agreed: &Agreed,
+    request: &Request,
+    status: &[(Context, Vec<Status>)],
+) -> Pieces {
     let mut out = Vec::with_capacity(64);
     for (index, (context, descriptors)) in status.iter().enumerate() {
         let flags = if index + 1 == status.len() { FLAG_DONE } else { 0 };
@@ -128,7 +134,14 @@ fn simple(out: &mut Vec<u8>, request: &Request, errno: u32) {
     out.extend(request.cookie.to_be_bytes());
 }
 
-fn chunk(out: &mut Vec<u8>, agreed: &Agreed, request: &Request, flags: u16, kind: u16, length: u64) {
+fn chunk(
+    out: &mut Vec<u8>,
+    agreed: &Agreed,
+    request: &Request,
+    flags: u16,
+    kind: u16,
+    length: u64,
+) {
     let magic = if agreed.extended { EXTENDED_MAGIC } else { STRUCTURED_MAGIC };
     out.extend(magic.to_be_bytes());
     out.extend(flags.to_be_bytes());
@@ -166,7 +179,10 @@ mod tests {
     fn simple_replies_byte_for_byte() {
         let plain = agreed(false, false);
         assert_eq!(bytes(done(&plain, &read())), b"\x67\x44\x66\x98\0\0\0\0ABCDEFGH");
-        assert_eq!(bytes(data(&plain, &read(), Bytes::from_static(b"xyz"))), b"\x67\x44\x66\x98\0\0\0\0ABCDEFGHxyz");
+        assert_eq!(
+            bytes(data(&plain, &read(), Bytes::from_static(b"xyz"))),
+            b"\x67\x44\x66\x98\0\0\0\0ABCDEFGHxyz"
+        );
         let error = NbdError::new(Errno::NoSpace, "full");
         assert_eq!(bytes(failed(&plain, &read(), &error)), b"\x67\x44\x66\x98\0\0\0\x1cABCDEFGH");
     }

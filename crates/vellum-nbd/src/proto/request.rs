@@ -98,7 +98,8 @@ impl Request {
         if magic != if extended { EXTENDED_MAGIC } else { MAGIC } {
             return Some(Err(NoRequest(magic)));
         }
-        let (flags, command, cookie, offset) = (fields.u16()?, fields.u16()?, fields.u64()?, fields.u64()?);
+        let (flags, command, cookie, offset) =
+            (fields.u16()?, fields.u16()?, fields.u64()?, fields.u64()?);
         let length = if extended { fields.u64()? } else { u64::from(fields.u32()?) };
         let command = Command::from_number(command);
         Some(Ok(Self { command, flags, cookie, offset, length }))
@@ -121,12 +122,28 @@ mod tests {
         let compact = b"\x25\x60\x95\x13\0\x01\0\x01ABCDEFGH\0\0\0\0\0\0\x10\0\0\0\x02\0";
         let request = Request::decode(false, compact).unwrap().unwrap();
         let cookie = u64::from_be_bytes(*b"ABCDEFGH");
-        let expected = Request { command: Command::Write, flags: flag::FUA, cookie, offset: 4096, length: 512 };
+        let expected = Request {
+            command: Command::Write,
+            flags: flag::FUA,
+            cookie,
+            offset: 4096,
+            length: 512,
+        };
         assert_eq!((request, request.payload_length(false)), (expected, 512));
-        let extended = b"\x21\xe4\x1c\x71\0\x20\0\x01ABCDEFGH\0\0\0\0\0\0\x10\0\0\0\0\x01\0\0\x02\0";
+        let extended =
+            b"\x21\xe4\x1c\x71\0\x20\0\x01ABCDEFGH\0\0\0\0\0\0\x10\0\0\0\0\x01\0\0\x02\0";
         let request = Request::decode(true, extended).unwrap().unwrap();
-        assert_eq!((request.length, request.payload_length(true)), ((1 << 32) + 512, (1 << 32) + 512));
-        assert!(Request::decode(true, &extended[..31]).is_none() && Request::decode(false, &compact[..27]).is_none());
-        assert_eq!(Request::decode(true, &[&compact[..], &[0; 4]].concat()), Some(Err(NoRequest(MAGIC))));
+        assert_eq!(
+            (request.length, request.payload_length(true)),
+            ((1 << 32) + 512, (1 << 32) + 512)
+        );
+        assert!(
+            Request::decode(true, &extended[..31]).is_none()
+                && Request::decode(false, &compact[..27]).is_none()
+        );
+        assert_eq!(
+            Request::decode(true, &[&compact[..], &[0; 4]].concat()),
+            Some(Err(NoRequest(MAGIC)))
+        );
     }
 }

@@ -22,7 +22,12 @@ fn flags_of(command: Command, agreed: &Agreed) -> u16 {
 }
 
 /// The extent of a request that may be carried out; empty for one that has none.
-pub fn validate(request: &Request, agreed: &Agreed, size: u64, read_only: bool) -> Result<Extent, NbdError> {
+pub fn validate(
+    request: &Request,
+    agreed: &Agreed,
+    size: u64,
+    read_only: bool,
+) -> Result<Extent, NbdError> {
     let refuse = |errno, message: String| Err(NbdError::new(errno, message));
     let invalid = |message: String| Err(NbdError::new(Errno::Invalid, message));
     let unknown_flags = request.flags & !flags_of(request.command, agreed);
@@ -30,7 +35,10 @@ pub fn validate(request: &Request, agreed: &Agreed, size: u64, read_only: bool) 
     match request.command {
         Command::Unknown(number) => return invalid(format!("there is no command {number}")),
         _ if unknown_flags != 0 => {
-            return invalid(format!("{:?} does not take flags {unknown_flags:#x}", request.command));
+            return invalid(format!(
+                "{:?} does not take flags {unknown_flags:#x}",
+                request.command
+            ));
         }
         Command::Disconnect => return Ok(Extent::default()),
         Command::Flush if request.offset != 0 || request.length != 0 => {
@@ -52,7 +60,13 @@ pub fn validate(request: &Request, agreed: &Agreed, size: u64, read_only: bool) 
     if moves_data && request.length > u64::from(PAYLOAD_MAX) {
         let overflow = request.flags & flag::DF != 0;
         let errno = if overflow { Errno::Overflow } else { Errno::Invalid };
-        return refuse(errno, format!("{} bytes are more than the {PAYLOAD_MAX} that one request moves", request.length));
+        return refuse(
+            errno,
+            format!(
+                "{} bytes are more than the {PAYLOAD_MAX} that one request moves",
+                request.length
+            ),
+        );
     }
     match Extent::checked(request.offset, request.length) {
         Some(at) if at.end() <= size => Ok(at),
@@ -82,7 +96,11 @@ mod tests {
         use Command::*;
         let plain = Agreed::default();
         let structured = Agreed { structured: true, ..Agreed::default() };
-        let extended = Agreed { structured: true, extended: true, contexts: [Context::Depth].into_iter().collect() };
+        let extended = Agreed {
+            structured: true,
+            extended: true,
+            contexts: [Context::Depth].into_iter().collect(),
+        };
         let check = |agreed: &Agreed, read_only, request: Request, want: Option<Errno>| {
             let got = validate(&request, agreed, SIZE, read_only).err().map(|error| error.errno);
             assert_eq!(got, want, "{request:?}");
@@ -94,7 +112,12 @@ mod tests {
         check(&plain, false, request(Read, 0, 0, 0), invalid);
         check(&plain, false, request(Read, flag::DF, 0, 1), invalid);
         check(&structured, false, request(Read, flag::DF, 0, 1), None);
-        check(&structured, false, request(Read, flag::DF, 0, u64::from(PAYLOAD_MAX) + 1), Some(Errno::Overflow));
+        check(
+            &structured,
+            false,
+            request(Read, flag::DF, 0, u64::from(PAYLOAD_MAX) + 1),
+            Some(Errno::Overflow),
+        );
         check(&plain, false, request(Write, flag::FUA, 0, 1), None);
         check(&plain, false, request(Write, 0, SIZE, 1), Some(Errno::NoSpace));
         check(&plain, true, request(Write, 0, 0, 1), Some(Errno::Permission));
@@ -102,7 +125,12 @@ mod tests {
         check(&plain, true, request(WriteZeroes, 0, 0, 1), Some(Errno::Permission));
         check(&plain, true, request(Flush, 0, 0, 0), None);
         check(&plain, false, request(Flush, 0, 1, 0), invalid);
-        check(&plain, false, request(WriteZeroes, flag::NO_HOLE | flag::FAST_ZERO | flag::FUA, 0, SIZE), None);
+        check(
+            &plain,
+            false,
+            request(WriteZeroes, flag::NO_HOLE | flag::FAST_ZERO | flag::FUA, 0, SIZE),
+            None,
+        );
         check(&plain, false, request(WriteZeroes, flag::DF, 0, SIZE), invalid);
         check(&plain, false, request(Write, flag::PAYLOAD_LEN, 0, 1), invalid);
         check(&extended, false, request(Write, flag::PAYLOAD_LEN, 0, 1), None);

@@ -34,7 +34,9 @@ pub(super) async fn negotiate<E: Exports>(
             }
             Asked::List => {
                 let answer = match server.exports.list().await {
-                    Ok(exports) => option::list(&exports[..exports.len().min(server.limits.listed_max)]),
+                    Ok(exports) => {
+                        option::list(&exports[..exports.len().min(server.limits.listed_max)])
+                    }
                     Err(why) => option::refuse(About::List, &why),
                 };
                 writer.write_all(&answer).await?;
@@ -62,7 +64,9 @@ pub(super) async fn negotiate<E: Exports>(
                     writer.write_all(&answer).await?;
                     return Ok(Some((export, negotiation.agreed(&name))));
                 }
-                Err(why) => writer.write_all(&option::refuse(About::Info { go: true }, &why)).await?,
+                Err(why) => {
+                    writer.write_all(&option::refuse(About::Info { go: true }, &why)).await?
+                }
             },
             Asked::ExportName(name) => {
                 // This option has no refusal but to hang up.

@@ -21,7 +21,8 @@ const PATH_MAX: usize = 107;
 /// Binds a Unix socket.
 pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     // A path that is too long is bound through a short name of its directory.
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let opened = fs::File::open(directory)?;
     let name = path.file_name().ok_or_else(|| io::Error::from(ErrorKind::InvalidInput))?;
     let short = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd())).join(name);
@@ -39,7 +40,8 @@ pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 
 fn is_dead_socket(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
-        && UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        && UnixStream::connect(path)
+            .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 pub(super) async fn accept_unix<E: Exports>(server: Server<E>, listener: UnixListener) {

@@ -57,7 +57,10 @@ pub(super) async fn transmit<E: Exports>(
         descriptors_max: limits.descriptors_max,
         replies,
         requests: Arc::new(Semaphore::new(limits.requests_max)),
-        bytes: [Arc::new(Semaphore::new(limits.connection_bytes_max / BYTES_UNIT)), server.bytes.clone()],
+        bytes: [
+            Arc::new(Semaphore::new(limits.connection_bytes_max / BYTES_UNIT)),
+            server.bytes.clone(),
+        ],
         bytes_max: limits.connection_bytes_max.min(limits.bytes_max) / BYTES_UNIT,
         buffers: server.buffers.clone(),
     };
@@ -88,13 +91,18 @@ impl<R: AsyncRead + Unpin> Input<R> {
     async fn request(&mut self, extended: bool) -> io::Result<Option<Request>> {
         loop {
             if let Some(request) = Request::decode(extended, &self.buffer) {
-                let request = request.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                let request =
+                    request.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
                 let _ = self.buffer.split_to(Request::header_length(extended));
                 return Ok(Some(request));
             }
             self.buffer.reserve(READ_AT_ONCE);
             if self.reader.read_buf(&mut self.buffer).await? == 0 {
-                return if self.buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+                return if self.buffer.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(io::ErrorKind::UnexpectedEof.into())
+                };
             }
         }
     }
@@ -188,13 +196,15 @@ impl<X: Export> Connection<X> {
         data: Option<Bytes>,
         holds: Holds,
     ) {
-        let (export, agreed, replies) = (self.export.clone(), self.agreed.clone(), self.replies.clone());
+        let (export, agreed, replies) =
+            (self.export.clone(), self.agreed.clone(), self.replies.clone());
         let descriptors_max = self.descriptors_max;
         server.tasks.spawn(async move {
-            let pieces = match carry_out(&*export, &agreed, &request, at, data, descriptors_max).await {
-                Ok(pieces) => pieces,
-                Err(error) => reply::failed(&agreed, &request, &error),
-            };
+            let pieces =
+                match carry_out(&*export, &agreed, &request, at, data, descriptors_max).await {
+                    Ok(pieces) => pieces,
+                    Err(error) => reply::failed(&agreed, &request, &error),
+                };
             // A connection that is gone is not waiting for it.
             let _ = replies.send(Reply { pieces, holds });
         });
@@ -236,7 +246,12 @@ async fn carry_out<X: Export>(
     Ok(reply::done(agreed, request))
 }
 
-async fn read<X: Export>(export: &X, agreed: &Agreed, request: &Request, at: Extent) -> Result<Pieces, NbdError> {
+async fn read<X: Export>(
+    export: &X,
+    agreed: &Agreed,
+    request: &Request,
+    at: Extent,
+) -> Result<Pieces, NbdError> {
     let pieces = export.read(at).await?;
     if agreed.structured && request.flags & flag::DF == 0 {
         return Ok(reply::pieces(agreed, request, &pieces));
@@ -264,7 +279,11 @@ async fn block_status<X: Export>(
     max: usize,
 ) -> Result<Pieces, NbdError> {
     // A compact reply has 32-bit lengths.
-    let at = if agreed.extended { at } else { Extent::new(at.offset(), at.length().min(u64::from(u32::MAX))) };
+    let at = if agreed.extended {
+        at
+    } else {
+        Extent::new(at.offset(), at.length().min(u64::from(u32::MAX)))
+    };
     let mut status = Vec::new();
     for context in &agreed.contexts {
         let descriptors = export.block_status(at, *context, max).await?;

@@ -5,8 +5,8 @@ use std::io::{self, IoSlice};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::proto::reply::Pieces;
 
@@ -50,9 +50,13 @@ pub(super) async fn write_replies(
     result
 }
 
-async fn write_all(writer: &mut (impl AsyncWrite + Unpin), mut pieces: VecDeque<Bytes>) -> io::Result<()> {
+async fn write_all(
+    writer: &mut (impl AsyncWrite + Unpin),
+    mut pieces: VecDeque<Bytes>,
+) -> io::Result<()> {
     while !pieces.is_empty() {
-        let slices: Vec<IoSlice<'_>> = pieces.iter().take(SLICES_MAX).map(|piece| IoSlice::new(piece)).collect();
+        let slices: Vec<IoSlice<'_>> =
+            pieces.iter().take(SLICES_MAX).map(|piece| IoSlice::new(piece)).collect();
         let mut written = writer.write_vectored(&slices).await?;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
