@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind as Io, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use vellum_core::PoolName;
@@ -12,6 +13,9 @@ use vellum_engine::{Error, ErrorKind, Result};
 /// The pool of images that are named without one.
 pub const DEFAULT_POOL: &str = "default";
 const CONFIG: &str = "vellum.toml";
+/// How long a change of it waits for another one.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// Where the home is.
 #[derive(Clone, Debug, Default)]
@@ -118,7 +122,7 @@ impl Home {
         let path = self.config();
         let io = |error| failed("write", &path, error);
         let lock = fs::File::create(self.path.join("vellum.toml.lock")).map_err(io)?;
-        lock.lock().map_err(io)?;
+        lock_in_time(&lock, &path)?;
         let mut config = self.read()?;
         change(&mut config)?;
         let text = toml::to_string(&config).map_err(|error| {
@@ -129,6 +133,27 @@ impl Home {
         file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
         fs::rename(&new, &path).map_err(io)?;
         fs::File::open(&self.path).and_then(|dir| dir.sync_all()).map_err(io)
+    }
+}
+
+/// Takes a lock, but does not wait for ever for a process that was stopped while it had it.
+fn lock_in_time(lock: &fs::File, path: &Path) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(fs::TryLockError::WouldBlock) if began.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(LOCK_POLL);
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                let what = format!(
+                    "another process has been changing {} for {LOCK_WAIT:?}",
+                    path.display()
+                );
+                return Err(Error::new(ErrorKind::Busy, what));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(failed("lock", path, error)),
+        }
     }
 }
 

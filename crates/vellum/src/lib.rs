@@ -12,23 +12,30 @@
 //! ```
 //!
 //! The layering rules are in `vellum-image`, the bytes in `vellum-local`, the protocol in `vellum-nbd`; this crate names things
-//! and brings them together. [`home`] is where pools are known, [`vellum`] what can be done by name, [`report`] what can be
-//! told about it, [`control`] how a process asks the one that holds an image, [`exports`] images as NBD exports, [`serve`] a
-//! serving process.
+//! and brings them together. [`home`] is where pools are known, [`vellum`] finds images in them, [`images`] is what can be done to
+//! an image by name, [`report`] what can be told about it; [`holder`] is how both reach it wherever it is open, and `control`
+//! how a process asks another. [`serve`] is a serving process, [`exports`] what it offers, [`export`] what a connection uses,
+//! `holding` what it owns.
 #![forbid(unsafe_code)]
 
-pub mod control;
+mod control;
+pub mod export;
 pub mod exports;
+pub mod holder;
+mod holding;
 pub mod home;
+pub mod images;
 pub mod report;
 pub mod serve;
 pub mod vellum;
 
 pub use vellum_engine::{Error, ErrorKind, Result};
 
+pub use holder::Holder;
 pub use home::HomeOptions;
+pub use images::Reading;
 pub use serve::{ServeOptions, Serving};
-pub use vellum::{Located, Reading, Vellum};
+pub use vellum::{Located, Vellum};
 
 /// The catalog of a pool. One engine so far; with a second one this becomes an enum over both.
 pub type Catalog = vellum_local::LocalCatalog<vellum_disk::RealDisk>;

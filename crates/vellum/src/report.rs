@@ -1,17 +1,17 @@
 //! What can be told about images: what each stores, which layer defines what, and how they hang together.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use vellum_core::{Extent, ImageSpec, Runs, State};
-use vellum_engine::{Below, Catalog as _, ErrorKind, Layer, Result};
+use vellum_engine::{Catalog as _, Layer, ParentLink, Result, RevisionId};
 use vellum_image::image::Open;
-use vellum_image::{Mapped, MappedKind};
+use vellum_image::{Mapped, chain};
 
+use crate::Vellum;
+use crate::control::protocol::nonsense;
+use crate::control::{Answer, Request};
+use crate::holding::Key;
 use crate::vellum::Located;
-use crate::{Vellum, control};
-
-/// Runs of states taken at once.
-const RUNS_MAX: usize = 4096;
 
 /// What one revision of an image stores.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,14 +51,7 @@ impl Vellum {
         for id in named.chain(nameless).chain([&record.head]) {
             let is_head = *id == record.head;
             let (data_bytes, zero_bytes) = if is_head {
-                let map = self.map(located).await?;
-                let sum = |kind| {
-                    map.iter()
-                        .filter(|entry| entry.depth == 1 && entry.kind == kind)
-                        .map(|entry| entry.at.length())
-                        .sum()
-                };
-                (sum(MappedKind::Data), sum(MappedKind::Zero))
+                self.usage_of_head(located).await?
             } else {
                 count(&located.catalog.layer(&record.id, id).await?).await?
             };
@@ -75,42 +68,59 @@ impl Vellum {
         Ok(usage)
     }
 
-    /// Which layer defines what in an image or a snapshot, also if another process holds the image.
+    async fn usage_of_head(&self, located: &Located) -> Result<(u64, u64)> {
+        match self.at_holder(located, Request::Usage, |_, _| {}).await? {
+            Answer::Usage { data_bytes, zero_bytes } => Ok((data_bytes, zero_bytes)),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Which layer defines what in an image or a snapshot, also if another process holds the image; then clients may write while
+    /// the map is drawn.
     pub async fn map(&self, located: &Located) -> Result<Vec<Mapped>> {
-        let what = match &located.snapshot {
-            Some(snapshot) => Open::Snapshot(snapshot.name.clone()),
-            None => Open::Read,
-        };
-        match self.open_located(located, what).await {
-            Ok(image) => image.map(Extent::new(0, image.size()), usize::MAX).await,
-            Err(error) if error.kind() == ErrorKind::InUse => {
-                control::ask_map(located, &error).await
+        if let Some(snapshot) = &located.snapshot {
+            let image = self.open_located(located, Open::Snapshot(snapshot.name.clone())).await?;
+            return image.map(Extent::new(0, image.size()), usize::MAX).await;
+        }
+        let mut map: Vec<Mapped> = Vec::new();
+        let size = located.record.size();
+        loop {
+            let offset = map.last().map_or(0, |entry| entry.at.end());
+            if offset >= size {
+                return Ok(map);
             }
-            Err(error) => Err(error),
+            match self.at_holder(located, Request::Map { offset }, |_, _| {}).await? {
+                Answer::Map { entries } if !entries.is_empty() => {
+                    for entry in entries {
+                        append(&mut map, entry.try_into()?)?;
+                    }
+                }
+                _ => return Err(nonsense()),
+            }
         }
     }
 
     /// How images hang together: those without a parent in this home, or the one that is named, and below each its children.
     pub async fn tree(&self, spec: Option<&ImageSpec>) -> Result<Vec<TreeNode>> {
         let images = self.images(None).await?;
-        let roots: Vec<Located> = match spec {
-            Some(spec) => vec![self.locate(spec).await?],
-            None => {
-                let here: HashSet<_> = images
-                    .iter()
-                    .map(|image| (image.catalog.pool(), image.record.id.clone()))
-                    .collect();
-                let is_root = |image: &&Located| {
-                    image
-                        .record
-                        .parent()
-                        .is_none_or(|(_, link, _)| !here.contains(&(link.pool, link.image.clone())))
-                };
-                images.iter().filter(is_root).cloned().collect()
+        let here: HashSet<Key> = images.iter().map(key).collect();
+        let mut children: HashMap<Key, Vec<&Located>> = HashMap::new();
+        let mut roots: Vec<&Located> = Vec::new();
+        for image in &images {
+            match parent_of(image).map(|link| (link.pool, link.image.clone())) {
+                Some(parent) if here.contains(&parent) => {
+                    children.entry(parent).or_default().push(image);
+                }
+                _ => roots.push(image),
             }
-        };
+        }
+        let located;
+        if let Some(spec) = spec {
+            located = self.locate(spec).await?;
+            roots = vec![&located];
+        }
         let mut seen = HashSet::new();
-        Ok(roots.into_iter().filter_map(|root| node(root, &images, &mut seen)).collect())
+        Ok(roots.into_iter().filter_map(|root| node(root, &children, &mut seen)).collect())
     }
 
     /// The parent of an image by its names, as far as this home knows them.
@@ -127,42 +137,61 @@ impl Vellum {
     }
 }
 
+/// Adds an entry of the next part of a map to what there is.
+fn append(map: &mut Vec<Mapped>, entry: Mapped) -> Result<()> {
+    let end = map.last().map_or(0, |last| last.at.end());
+    if entry.at.offset() != end {
+        return Err(nonsense());
+    }
+    match map.last_mut() {
+        Some(last) if (last.kind, last.depth) == (entry.kind, entry.depth) => {
+            last.at = Extent::between(last.at.offset(), entry.at.end());
+        }
+        _ => map.push(entry),
+    }
+    Ok(())
+}
+
+/// What a layer holds: bytes of data, bytes that are zero.
 async fn count<L: Layer>(layer: &L) -> Result<(u64, u64)> {
     let (mut data, mut zero) = (0, 0);
     let mut rest = Extent::new(0, layer.size());
     let mut runs = Runs::new();
     while !rest.is_empty() {
-        vellum_image::chain::load(layer, rest, &mut runs).await?;
+        tokio::task::yield_now().await; // a petabyte is many steps, and each may find all it needs in memory
+        chain::load(layer, rest, &mut runs).await?;
         data += runs.in_state(State::Data).map(|extent| extent.length()).sum::<u64>();
         zero += runs.in_state(State::Zero).map(|extent| extent.length()).sum::<u64>();
-        rest = rest.split(vellum_image::chain::end_of(&runs, rest)?).1;
-        debug_assert!(runs.len() <= RUNS_MAX);
+        rest = rest.split(chain::end_of(&runs, rest)?).1;
     }
     Ok((data, zero))
 }
 
+fn key(image: &Located) -> Key {
+    (image.catalog.pool(), image.record.id.clone())
+}
+
+fn parent_of(image: &Located) -> Option<&ParentLink> {
+    image.record.parent().map(|(_, link, _)| link)
+}
+
 /// An image with all that hangs on it. One that was seen already is left out: links that lead in a circle end there.
 fn node(
-    image: Located,
-    images: &[Located],
-    seen: &mut HashSet<(vellum_engine::PoolId, vellum_engine::ImageId)>,
+    image: &Located,
+    children: &HashMap<Key, Vec<&Located>>,
+    seen: &mut HashSet<Key>,
 ) -> Option<TreeNode> {
-    let id = (image.catalog.pool(), image.record.id.clone());
-    if !seen.insert(id.clone()) {
+    if !seen.insert(key(image)) {
         return None;
     }
-    let hangs_here = |child: &&Located| {
-        child.record.parent().is_some_and(|(_, link, _)| (link.pool, &link.image) == (id.0, &id.1))
-    };
-    let children = images.iter().filter(hangs_here).filter_map(|child| {
-        let on = child.record.revisions.iter().find_map(|revision| match &revision.below {
-            Below::Parent { link, .. } => Some(link.revision.clone()),
-            Below::Nothing | Below::Own { .. } => None,
-        })?;
-        let snapshot = image.record.snapshots.iter().find(|snapshot| snapshot.revision == on);
-        let name = snapshot.map(|snapshot| snapshot.name.to_string());
-        node(child.clone(), images, seen).map(|child| (name, child))
+    let below = children.get(&key(image)).into_iter().flatten().filter_map(|child| {
+        let name = parent_of(child).and_then(|link| snapshot_named(image, &link.revision));
+        node(child, children, seen).map(|child| (name, child))
     });
-    let children = children.collect();
-    Some(TreeNode { image, children })
+    Some(TreeNode { children: below.collect(), image: image.clone() })
+}
+
+fn snapshot_named(image: &Located, revision: &RevisionId) -> Option<String> {
+    let snapshot = image.record.snapshots.iter().find(|snapshot| snapshot.revision == *revision);
+    snapshot.map(|snapshot| snapshot.name.to_string())
 }

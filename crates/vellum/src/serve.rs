@@ -2,18 +2,20 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::UnixListener;
 use vellum_core::ImageSpec;
 use vellum_engine::{Error, ErrorKind, Result};
 use vellum_nbd::{Limits, Server};
 
+use crate::Vellum;
+use crate::control::{self, socket};
 use crate::exports::{ExportOptions, ImageExports};
-use crate::{Vellum, control};
+
+/// However long the drain took, syncing what is held gets this long.
+const CLOSE_MIN: Duration = Duration::from_secs(1);
 
 /// What to serve, and where.
 #[derive(Clone, Debug)]
@@ -78,7 +80,11 @@ impl Vellum {
             self.locate(spec).await?;
         }
         self.all_pools().await?;
-        let (control, listener) = self.bind_control()?;
+        let run = self.home().join("run");
+        socket::remove_dead(&run).await;
+        let (control, listener) = socket::listen(&run).map_err(|error| {
+            Error::io(format!("make a control socket in {}", run.display()), error)
+        })?;
         let exports = ImageExports::new(
             self.clone(),
             ExportOptions {
@@ -88,7 +94,7 @@ impl Vellum {
                 control: control.clone(),
             },
         );
-        let control_task = tokio::spawn(answer_control(listener, exports.clone()));
+        let control_task = tokio::spawn(control::server::serve(listener, exports.clone()));
         let server = Server::new(exports, options.limits, self.buffers().clone());
         if let Some(socket) = &options.socket {
             server
@@ -104,53 +110,21 @@ impl Vellum {
         };
         Ok(Serving { server, control, control_task, socket: options.socket, listening })
     }
-
-    /// A socket of this process alone, where it is asked about the images it holds.
-    fn bind_control(&self) -> Result<(PathBuf, UnixListener)> {
-        let dir = self.home().join("run");
-        let failed =
-            |error| Error::io(format!("make a control socket in {}", dir.display()), error);
-        fs::create_dir_all(&dir).map_err(failed)?;
-        let path = dir.join(format!("control-{}", std::process::id()));
-        // A process of this id that died left it.
-        let _ = fs::remove_file(&path);
-        let listener = UnixListener::bind(&path).map_err(failed)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        Ok((path, listener))
-    }
 }
 
 impl Serving {
     /// Takes no more requests, answers those under way, syncs and gives up every image. Says whether all of it was done before
     /// the deadline.
     pub async fn shutdown(self, deadline: Duration) -> bool {
+        let until = Instant::now() + deadline;
         let drained = self.server.shutdown(deadline).await;
         self.control_task.abort();
-        let closed = self.server.exports().close_all().await;
+        let left = until.saturating_duration_since(Instant::now()).max(CLOSE_MIN);
+        let closed = self.server.exports().close_all(left).await;
         for path in [Some(&self.control), self.socket.as_ref()].into_iter().flatten() {
             let _ = fs::remove_file(path);
         }
         drained && closed
-    }
-}
-
-async fn answer_control(listener: UnixListener, exports: ImageExports) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let exports = exports.clone();
-                tokio::spawn(async move {
-                    let find = async |image: &str| exports.held(image).await;
-                    if let Err(error) = control::answer(stream, find).await {
-                        tracing::debug!(%error, "a request of another process broke off");
-                    }
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept on the control socket");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
     }
 }
 

@@ -1,0 +1,104 @@
+//! What is done to an open image, by whoever has it open.
+
+use std::time::Duration;
+
+use vellum_core::{Extent, SnapshotName};
+use vellum_engine::{Error, ErrorKind, Result};
+use vellum_image::{DiscardPolicy, FlattenOptions, Job, MappedKind};
+
+use crate::Image;
+use crate::control::protocol::{Answer, Entry, Request};
+
+/// Entries of a map in one answer: some hundred kilobytes.
+const ENTRIES_MAX: usize = 10_000;
+/// How often a flatten tells how far it has come.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// More copies at once than this only take memory.
+const COPIES_MAX: usize = 64;
+
+/// Carries out a request. Everything but a flatten runs to its end or fails; a flatten may be dropped, and what it copied
+/// stays.
+pub(crate) async fn carry_out(
+    image: &Image,
+    request: &Request,
+    progress: impl Fn(u64, u64),
+) -> Result<Answer> {
+    match request {
+        Request::Snapshot { name, auto } => {
+            let name = SnapshotName::new(name)
+                .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))?;
+            image.snapshot(name, *auto).await?;
+        }
+        Request::Flatten { copies, bytes_per_second } => {
+            let copies = (*copies).clamp(1, COPIES_MAX);
+            flatten(
+                image,
+                FlattenOptions { copies, bytes_per_second: *bytes_per_second },
+                progress,
+            )
+            .await?;
+        }
+        Request::Discard { offset, length, to_parent } => {
+            let at = Extent::checked(*offset, *length)
+                .ok_or_else(|| Error::new(ErrorKind::Invalid, "the end of the extent overflows"))?;
+            let policy = if *to_parent { DiscardPolicy::Inherit } else { DiscardPolicy::Zero };
+            image.discard(at, policy, true).await?;
+        }
+        Request::Sync => image.sync().await?,
+        Request::Map { offset } => {
+            let map = image.map(Extent::between(*offset, image.size()), ENTRIES_MAX).await?;
+            return Ok(Answer::Map { entries: map.iter().map(Entry::from).collect() });
+        }
+        Request::Usage => return usage(image).await,
+        Request::Status => return Ok(Answer::Status { clients: 0 }),
+    }
+    Ok(Answer::Done)
+}
+
+/// Flattens, and tells how far it has come a few times a second, and at the end.
+async fn flatten(
+    image: &Image,
+    options: FlattenOptions,
+    progress: impl Fn(u64, u64),
+) -> Result<()> {
+    let job = Job::default();
+    let tell = || {
+        let now = job.progress();
+        progress(now.done, now.total);
+    };
+    let flatten = image.flatten(options, &job);
+    tokio::pin!(flatten);
+    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+    loop {
+        tokio::select! {
+            result = &mut flatten => {
+                tell();
+                return result.map(|_| ());
+            }
+            _ = ticks.tick() => tell(),
+        }
+    }
+}
+
+/// What the top layer of an image holds, in steps of bounded size.
+async fn usage(image: &Image) -> Result<Answer> {
+    let (mut data_bytes, mut zero_bytes) = (0, 0);
+    let mut rest = Extent::new(0, image.size());
+    while !rest.is_empty() {
+        let map = image.map(rest, ENTRIES_MAX).await?;
+        for entry in map.iter().filter(|entry| entry.depth == 1) {
+            match entry.kind {
+                MappedKind::Data => data_bytes += entry.at.length(),
+                MappedKind::Zero => zero_bytes += entry.at.length(),
+                MappedKind::Nothing => {}
+            }
+        }
+        let end = map.last().map(|entry| entry.at.end()).filter(|end| *end > rest.offset());
+        rest = rest
+            .split(
+                end.ok_or_else(|| Error::new(ErrorKind::Io, "a map ends before the image does"))?,
+            )
+            .1;
+    }
+    Ok(Answer::Usage { data_bytes, zero_bytes })
+}

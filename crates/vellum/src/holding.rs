@@ -1,0 +1,229 @@
+//! The images that a server owns: from the first client that may write to the last, and a moment longer.
+//!
+//! ```text
+//!            own                      last user goes              grace is over, still no user
+//!   absent -------> held, used ---------------------> held, idle ------------------------------> absent
+//!                     ^                                   |
+//!                     +------------- own -----------------+
+//! ```
+//!
+//! Connections share what is held. A place in the table is locked while its image is being opened or closed, and users come and
+//! go only under that lock or while another user keeps the image held, so that no one gets an image that is being closed.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex as SyncMutex;
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+use vellum_engine::{Catalog as _, ImageId, PoolId, Result};
+use vellum_image::image::Open;
+
+use crate::control::hint;
+use crate::vellum::Located;
+use crate::{Image, Vellum};
+
+/// Names an image among all pools: copies of a pool have images of the same ids.
+pub(crate) type Key = (PoolId, ImageId);
+
+/// The images that this server owns. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Holdings(Arc<Shared>);
+
+struct Shared {
+    vellum: Vellum,
+    /// Where this process is asked about them.
+    control: PathBuf,
+    /// How long an image is kept after its last user.
+    grace: Duration,
+    table: SyncMutex<HashMap<Key, Arc<Slot>>>,
+}
+
+type Slot = Mutex<Option<Arc<Held>>>;
+
+/// An image that this process owns.
+struct Held {
+    located: Located,
+    image: Image,
+    /// Clients, and operations under way.
+    users: AtomicUsize,
+    clients: AtomicUsize,
+    /// The names under which clients have opened it, which go on working after a rename until the last client has left.
+    names: SyncMutex<HashSet<String>>,
+    /// Set when the image takes no writes until it is opened again.
+    broken: AtomicBool,
+}
+
+impl Holdings {
+    pub(crate) fn new(vellum: Vellum, control: PathBuf, grace: Duration) -> Self {
+        Self(Arc::new(Shared { vellum, control, grace, table: SyncMutex::default() }))
+    }
+
+    /// The image for one more client, who calls it `name`; opened for writing if this process does not hold it yet.
+    pub(crate) async fn own(&self, located: &Located, name: &str) -> Result<User> {
+        let key = (located.catalog.pool(), located.record.id.clone());
+        let slot = self.0.table.lock().entry(key.clone()).or_default().clone();
+        let mut here = slot.lock().await;
+        if let Some(broken) =
+            here.take_if(|held| held.is_broken() && held.users.load(Ordering::SeqCst) == 0)
+        {
+            broken.close().await;
+        }
+        if here.is_none() {
+            *here = Some(self.open(located).await?);
+        }
+        let held = here.as_ref().expect("it was there or was opened");
+        held.names.lock().insert(name.to_owned());
+        Ok(User::new(self, key, held, Role::Client))
+    }
+
+    async fn open(&self, located: &Located) -> Result<Arc<Held>> {
+        let image = self.0.vellum.open_located(located, Open::Own).await?;
+        if let Err(error) = hint::leave(&located.catalog, image.id(), &self.0.control) {
+            tracing::warn!(image = %located.record.name, %error, "others will not find who holds the image");
+        }
+        Ok(Arc::new(Held {
+            located: located.clone(),
+            image,
+            users: AtomicUsize::new(0),
+            clients: AtomicUsize::new(0),
+            names: SyncMutex::default(),
+            broken: AtomicBool::new(false),
+        }))
+    }
+
+    /// The image for an operation, if it is held. Not if it is being opened or closed, which does not last.
+    pub(crate) fn find(&self, key: &Key) -> Option<User> {
+        let slot = self.0.table.lock().get(key)?.clone();
+        let here = slot.try_lock().ok()?;
+        Some(User::new(self, key.clone(), here.as_ref()?, Role::Operation))
+    }
+
+    /// How many clients use an image, if it is held.
+    pub(crate) fn clients(&self, key: &Key) -> Option<usize> {
+        let slot = self.0.table.lock().get(key)?.clone();
+        let here = slot.try_lock().ok()?;
+        here.as_ref().map(|held| held.clients.load(Ordering::SeqCst))
+    }
+
+    /// What a client may still mean by a name that no image has any more.
+    pub(crate) async fn renamed(&self, name: &str) -> Option<Located> {
+        let slots: Vec<_> = self.0.table.lock().values().cloned().collect();
+        let held = slots.iter().find_map(|slot| {
+            slot.try_lock().ok()?.as_ref().filter(|held| held.names.lock().contains(name)).cloned()
+        })?;
+        let record = held.located.catalog.get(held.image.id()).await.ok()?;
+        Some(Located { record, ..held.located.clone() })
+    }
+
+    /// Syncs and gives up everything, whoever uses it. Says whether all of it was done, in time.
+    pub(crate) async fn close_all(&self, within: Duration) -> bool {
+        let until = Instant::now() + within;
+        let slots: Vec<_> = self.0.table.lock().drain().map(|(_, slot)| slot).collect();
+        let mut well = true;
+        for slot in slots {
+            let close = async {
+                match slot.lock().await.take() {
+                    Some(held) => held.close().await,
+                    None => true,
+                }
+            };
+            well &= tokio::time::timeout_at(until.into(), close).await.unwrap_or(false);
+        }
+        well
+    }
+
+    /// Closes an image that has had no user for a while.
+    async fn release(self, key: Key) {
+        tokio::time::sleep(self.0.grace).await;
+        let Some(slot) = self.0.table.lock().get(&key).cloned() else { return };
+        let mut here = slot.lock().await;
+        if let Some(held) = here.take_if(|held| held.users.load(Ordering::SeqCst) == 0) {
+            held.close().await;
+        }
+        drop(here);
+        let mut table = self.0.table.lock();
+        // Whoever waits for the place has a share of it; new ones come by the table, which is locked.
+        if Arc::strong_count(&slot) == 2 && slot.try_lock().is_ok_and(|here| here.is_none()) {
+            table.remove(&key);
+        }
+    }
+}
+
+impl fmt::Debug for Holdings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Holdings({})", self.0.table.lock().len())
+    }
+}
+
+impl Held {
+    fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::SeqCst)
+    }
+
+    async fn close(&self) -> bool {
+        hint::remove(&self.located.catalog, self.image.id());
+        let closed = self.image.clone().close().await;
+        if let Err(error) = &closed {
+            tracing::error!(image = %self.image.record().name, error = %error.chain(), "an image could not be synced when it was closed");
+        }
+        closed.is_ok()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Client,
+    Operation,
+}
+
+/// Keeps an image held.
+pub(crate) struct User {
+    holdings: Holdings,
+    key: Key,
+    held: Arc<Held>,
+    role: Role,
+    runtime: Handle,
+}
+
+impl User {
+    fn new(holdings: &Holdings, key: Key, held: &Arc<Held>, role: Role) -> Self {
+        held.users.fetch_add(1, Ordering::SeqCst);
+        if role == Role::Client {
+            held.clients.fetch_add(1, Ordering::SeqCst);
+        }
+        let (holdings, held, runtime) = (holdings.clone(), held.clone(), Handle::current());
+        Self { holdings, key, held, role, runtime }
+    }
+
+    /// The image.
+    pub(crate) fn image(&self) -> &Image {
+        &self.held.image
+    }
+
+    /// Says that the image takes no writes until it is opened again, so that the next client after the last gets it anew.
+    pub(crate) fn set_broken(&self) {
+        self.held.broken.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        if self.role == Role::Client {
+            self.held.clients.fetch_sub(1, Ordering::SeqCst);
+        }
+        if self.held.users.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.runtime.spawn(self.holdings.clone().release(self.key.clone()));
+        }
+    }
+}
+
+impl fmt::Debug for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "User({:?})", self.held.image)
+    }
+}

@@ -1,0 +1,280 @@
+//! What can be done to images by name.
+//!
+//! An operation on an image works the same whether nobody has it open (it is opened, changed and closed again) or another process
+//! holds it (that process is asked).
+
+use vellum_core::{Extent, ImageName, ImageSpec, SnapshotName};
+use vellum_engine::{Catalog as _, Change, Error, ErrorKind, ImageRecord, Result, SnapshotRecord};
+use vellum_image::image::Open;
+use vellum_image::{CloneOptions, CreateOptions, DiscardPolicy, FlattenOptions, admin};
+
+use crate::control::Request;
+use crate::control::hint;
+use crate::holder::Patience;
+use crate::vellum::Located;
+use crate::{Image, Vellum};
+
+/// An image open for reading, as it was at one moment.
+#[derive(Debug)]
+pub struct Reading {
+    /// The image.
+    pub image: Image,
+    /// A snapshot that was taken for it alone.
+    temporary: Option<ImageSpec>,
+}
+
+impl Vellum {
+    /// Creates an empty image.
+    pub async fn create(
+        &self,
+        spec: &ImageSpec,
+        size: u64,
+        options: CreateOptions,
+    ) -> Result<ImageRecord> {
+        refuse_snapshot(spec)?;
+        let catalog = self.pool(&Self::pool_of(spec)).await?;
+        admin::create(&catalog, spec.image.clone(), size, options).await
+    }
+
+    /// Opens an image, or a snapshot if both `spec` and `what` name it. One that somebody has open for a moment is waited for;
+    /// `InUse` if that lasts, or if clients use it.
+    pub async fn open_image(&self, spec: &ImageSpec, what: Open) -> Result<Image> {
+        let meant = match &what {
+            Open::Snapshot(name) => spec.snapshot.as_ref() == Some(name),
+            Open::Read | Open::Own => spec.snapshot.is_none(),
+        };
+        if !meant {
+            let what = format!(
+                "{spec} is not what is to be opened ({what:?}); a snapshot can only be read"
+            );
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        self.open_located(&self.locate(spec).await?, what).await
+    }
+
+    /// Opens an image or a snapshot for reading, also if another process holds the image: then a snapshot is taken for it.
+    pub async fn read(&self, spec: &ImageSpec) -> Result<Reading> {
+        let located = self.locate(spec).await?;
+        if let Some(snapshot) = &located.snapshot {
+            let image = self.open_located(&located, Open::Snapshot(snapshot.name.clone())).await?;
+            return Ok(Reading { image, temporary: None });
+        }
+        match self.open_located(&located, Open::Read).await {
+            Err(error) if error.kind() == ErrorKind::InUse => self.read_snapshot_of(&located).await,
+            result => Ok(Reading { image: result?, temporary: None }),
+        }
+    }
+
+    async fn read_snapshot_of(&self, located: &Located) -> Result<Reading> {
+        let name = unused_snapshot_name();
+        self.snapshot_located(located, &name, true).await?;
+        let temporary = ImageSpec { snapshot: Some(name.clone()), ..located.spec() };
+        match self.open_located(located, Open::Snapshot(name)).await {
+            Ok(image) => Ok(Reading { image, temporary: Some(temporary) }),
+            Err(error) => {
+                // If it cannot go now, `snap rm` takes it later.
+                let _ = self.remove_snapshot(&temporary).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends a reading; a snapshot that was taken for it goes, unless somebody made a clone of it meanwhile.
+    pub async fn finish(&self, reading: Reading) -> Result<()> {
+        let Reading { image, temporary } = reading;
+        drop(image);
+        let Some(spec) = temporary else { return Ok(()) };
+        match self.remove_snapshot(&spec).await {
+            Err(error) if matches!(error.kind(), ErrorKind::HasChildren | ErrorKind::NotFound) => {
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Freezes an image under a name.
+    pub async fn create_snapshot(&self, spec: &ImageSpec) -> Result<()> {
+        let name = snapshot_of(spec)?;
+        let located = self.locate(&ImageSpec { snapshot: None, ..spec.clone() }).await?;
+        self.snapshot_located(&located, &name, false).await
+    }
+
+    async fn snapshot_located(
+        &self,
+        located: &Located,
+        name: &SnapshotName,
+        auto: bool,
+    ) -> Result<()> {
+        self.do_at_holder(located, Request::Snapshot { name: name.to_string(), auto }).await
+    }
+
+    /// Takes a snapshot's name away. `HasChildren` if clones hang on it.
+    pub async fn remove_snapshot(&self, spec: &ImageSpec) -> Result<()> {
+        let name = snapshot_of(spec)?;
+        let located = self.locate(spec).await?;
+        let pools = self.all_pools().await?;
+        // A name needs no ownership: whoever holds the image goes on reading the layer.
+        let change = |snapshot: &SnapshotRecord| Change::RemoveSnapshot(snapshot.id.clone());
+        admin::change_snapshot(pools, &located.catalog, &located.record.id, &name, change)
+            .await
+            .map(|_| ())
+    }
+
+    /// Makes a writable copy of a snapshot; of an image, a snapshot is taken that goes with its last child.
+    pub async fn clone_image(
+        &self,
+        parent: &ImageSpec,
+        child: &ImageSpec,
+        options: CloneOptions,
+    ) -> Result<ImageRecord> {
+        refuse_snapshot(child)?;
+        let mut located = self.locate(parent).await?;
+        let mut taken = None;
+        if located.snapshot.is_none() {
+            let name = unused_snapshot_name();
+            self.snapshot_located(&located, &name, true).await?;
+            let spec = ImageSpec { snapshot: Some(name), ..parent.clone() };
+            located = self.locate(&spec).await?;
+            taken = Some(spec);
+        }
+        let made = self.clone_located(&located, child, options).await;
+        if made.is_err()
+            && let Some(spec) = taken
+        {
+            // It has no child; if it cannot go now, `snap rm` takes it later.
+            let _ = self.remove_snapshot(&spec).await;
+        }
+        made
+    }
+
+    async fn clone_located(
+        &self,
+        parent: &Located,
+        child: &ImageSpec,
+        options: CloneOptions,
+    ) -> Result<ImageRecord> {
+        let pools = self.all_pools().await?;
+        let catalog = self.pool(&Self::pool_of(child)).await?;
+        let snapshot = parent.snapshot.as_ref().expect("a snapshot was named or taken");
+        admin::clone(
+            pools,
+            &parent.catalog,
+            &parent.record,
+            snapshot,
+            &catalog,
+            child.image.clone(),
+            options,
+        )
+        .await
+    }
+
+    /// Copies up what an image inherits, and cuts the link to its parent. Tells `(done, total)` bytes a few times a second.
+    /// Dropped before its end, it stops, and what was copied stays.
+    pub async fn flatten(
+        &self,
+        spec: &ImageSpec,
+        options: FlattenOptions,
+        progress: impl Fn(u64, u64) + Send + Sync,
+    ) -> Result<()> {
+        let located = self.locate(spec).await?;
+        located.no_snapshot_meant()?;
+        let FlattenOptions { copies, bytes_per_second } = options;
+        let request = Request::Flatten { copies, bytes_per_second };
+        self.at_holder(&located, request, progress).await.map(|_| ())
+    }
+
+    /// Gives up the content of an extent. Durable when it returns.
+    pub async fn discard(&self, spec: &ImageSpec, at: Extent, policy: DiscardPolicy) -> Result<()> {
+        let located = self.locate(spec).await?;
+        located.no_snapshot_meant()?;
+        let to_parent = policy == DiscardPolicy::Inherit;
+        let request = Request::Discard { offset: at.offset(), length: at.length(), to_parent };
+        self.do_at_holder(&located, request).await
+    }
+
+    /// Makes durable what any client of an image was told is written.
+    pub async fn sync(&self, spec: &ImageSpec) -> Result<()> {
+        let located = self.locate(spec).await?;
+        located.no_snapshot_meant()?;
+        self.do_at_holder(&located, Request::Sync).await
+    }
+
+    /// Gives an image another name. Clients that use it go on.
+    pub async fn rename(&self, spec: &ImageSpec, name: &ImageName) -> Result<()> {
+        let located = self.locate(spec).await?;
+        located.no_snapshot_meant()?;
+        let change = |_: &ImageRecord| Ok(Change::Rename(name.clone()));
+        admin::change(&located.catalog, &located.record.id, change).await.map(|_| ())
+    }
+
+    /// Removes an image with its snapshots. `HasChildren` if clones hang on it; `InUse` if somebody has it open for longer than
+    /// a moment.
+    pub async fn remove(&self, spec: &ImageSpec) -> Result<()> {
+        let located = self.locate(spec).await?;
+        located.no_snapshot_meant()?;
+        let pools = self.all_pools().await?;
+        let mut patience = Patience::new();
+        loop {
+            match admin::remove(pools, &located.catalog, &located.record.id).await {
+                Err(error) if error.kind() == ErrorKind::InUse => {
+                    let served =
+                        self.holder(&located).await.is_some_and(|holder| holder.clients > 0);
+                    if served || !patience.wait().await {
+                        return Err(error);
+                    }
+                }
+                result => {
+                    // What a killed server left. Ids are never used again.
+                    if result.is_ok() {
+                        hint::remove(&located.catalog, &located.record.id);
+                    }
+                    return result;
+                }
+            }
+        }
+    }
+
+    /// The children of an image, or of one snapshot.
+    pub async fn children(&self, spec: &ImageSpec) -> Result<Vec<Located>> {
+        let located = self.locate(spec).await?;
+        let pools = self.all_pools().await?;
+        let mut children = Vec::new();
+        for child in admin::children(pools, &located.catalog, &located.record).await? {
+            let wanted = located
+                .snapshot
+                .as_ref()
+                .is_none_or(|snapshot| snapshot.revision == child.revision);
+            if let Some(pool) = self.pool_name(child.catalog.pool()).await.filter(|_| wanted) {
+                children.push(Located {
+                    pool,
+                    catalog: child.catalog,
+                    record: child.record,
+                    snapshot: None,
+                });
+            }
+        }
+        Ok(children)
+    }
+}
+
+fn snapshot_of(spec: &ImageSpec) -> Result<SnapshotName> {
+    spec.snapshot.clone().ok_or_else(|| {
+        Error::new(ErrorKind::Invalid, format!("{spec} names no snapshot; write {spec}@SNAP"))
+    })
+}
+
+fn refuse_snapshot(spec: &ImageSpec) -> Result<()> {
+    match &spec.snapshot {
+        None => Ok(()),
+        Some(_) => Err(Error::new(
+            ErrorKind::Invalid,
+            format!("{spec} names a snapshot where a new image must be named"),
+        )),
+    }
+}
+
+fn unused_snapshot_name() -> SnapshotName {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).expect("the kernel gives random numbers");
+    SnapshotName::new(&format!("auto-{:016x}", u64::from_le_bytes(bytes))).expect("a good name")
+}
