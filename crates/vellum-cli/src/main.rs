@@ -3,6 +3,10 @@
 //! [`args`] is what can be typed, [`commands`] has a file for each command, [`output`] renders tables and JSON, [`failure`]
 //! turns errors into messages, hints and exit codes.
 #![forbid(unsafe_code)]
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "help texts are for the terminal, where [@snap] is no link"
+)]
 
 mod args;
 mod commands;

@@ -65,7 +65,7 @@ pub(super) async fn negotiate<E: Exports>(
                     return Ok(Some((export, negotiation.agreed(&name))));
                 }
                 Err(why) => {
-                    writer.write_all(&option::refuse(About::Info { go: true }, &why)).await?
+                    writer.write_all(&option::refuse(About::Info { go: true }, &why)).await?;
                 }
             },
             Asked::ExportName(name) => {
