@@ -256,7 +256,9 @@ impl<D: Disk> Catalog for LocalCatalog<D> {
     }
 
     async fn detach(&self, image: &ImageId, revision: &RevisionId, child: &ChildRef) -> Result<()> {
-        let (parent, child) = (ParentInPool::at(image, revision)?, child.clone());
+        // What is no id of this engine has no children here.
+        let Ok(parent) = ParentInPool::at(image, revision) else { return Ok(()) };
+        let child = child.clone();
         RunToEnd::new(self.clone().detach_child(parent, child)).await
     }
 

@@ -18,6 +18,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures::FutureExt;
 use parking_lot::Mutex;
 use vellum_core::Extent;
 use vellum_disk::{Disk, LockKind};
@@ -61,6 +62,24 @@ enum Role {
 impl<D: Disk> Clone for LocalHead<D> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
+    }
+}
+
+impl<D: Disk> Drop for Shared<D> {
+    /// Without [`Head::close`] nothing is synced: whoever owns the image next finds what the death of the process would have
+    /// left. A sync under way has to end first.
+    fn drop(&mut self) {
+        let Some(lock) = self.lock.get_mut().take() else { return };
+        let layer = self.layer.stored().clone();
+        let Some(running) = layer.abandon() else { return };
+        let give_up = move |_| {
+            let _ = layer.give_up_files();
+            drop(lock);
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(running.map(give_up))),
+            Err(_) => drop(std::thread::spawn(move || give_up(running.blocking_recv()))),
+        }
     }
 }
 
@@ -325,7 +344,11 @@ async fn commit_snapshot<D: Disk>(
     successor: LocalHead<D>,
     record: ImageRecord,
 ) -> Result<Committed<LocalHead<D>>> {
-    head.stored().seal().await?;
+    if let Err(error) = head.stored().seal().await {
+        // What failed says itself why no write succeeds, if none does.
+        head.stored().unseal();
+        return Err(error);
+    }
     let record = match commit(&head, undecided, record).await {
         Ok(record) => record,
         Err(error) => {

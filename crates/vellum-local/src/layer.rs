@@ -9,6 +9,7 @@
 //!   opened for reading ----------------------------> frozen, until somebody fills it
 //!   owned --- seal ---> sealed and frozen --- unseal ---> owned
 //!   owned --- close --> closed: mutations answer Sealed
+//!   owned --- drop ---> abandoned: as closed, but nothing is synced any more
 //!   a failed sync -----> poisoned: mutations and syncs fail, reads go on
 //! ```
 
@@ -18,11 +19,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 use vellum_core::{Buffer, Extent, Runs, State};
-use vellum_disk::{Disk, File};
+use vellum_disk::{Disk, File, OpenMode};
 use vellum_engine::{Error, ErrorKind, Known, Layer, Result, RevisionId, TryRead};
 
-use crate::format::header::Epoch;
+use crate::format::header::{self, Epoch};
 use crate::format::{PAGE, sector};
 use crate::map::Units;
 use crate::map::page::Page;
@@ -121,6 +123,15 @@ impl<D: Disk> Inner<D> {
                 return Ok(Some(content));
             }
         }
+    }
+
+    async fn read_epoch(&self, map: &D::File) -> Result<Epoch> {
+        let what = self.map_name();
+        let (buffer, result) =
+            map.read_at(self.shared.options.buffers.take(PAGE), 0..PAGE, 0).await;
+        result.map_err(|error| Error::io(format!("read the header of {what}"), error))?;
+        let bytes: &[u8; PAGE] = buffer[..].try_into().expect("the buffer is as long as a page");
+        Ok(header::decode(&what, self.facts.id.number(), bytes)?.1)
     }
 
     async fn read_page(&self, page: u64) -> Result<Page> {
@@ -268,7 +279,45 @@ impl<D: Disk> LocalLayer<D> {
         if result.is_ok() {
             self.0.drop_logs().await;
         }
-        // After a failed sync the descriptions stay open and locked until the last handle is gone.
-        result.and_then(|()| self.0.segments.release())
+        // Nothing is on its way any more, whether the sync succeeded or not. The descriptions stay open for reading.
+        result.and(self.give_up_files())
+    }
+
+    /// Gives up what an owner or a filler holds without a sync, as the death of its process would: the next one finds the live
+    /// log. No mutation may be under way. A sync may be; the answer ends with it, and only then may
+    /// [`give_up_files`](Self::give_up_files) be called, which was done already if there is none.
+    pub(crate) fn abandon(&self) -> Option<oneshot::Receiver<Result<()>>> {
+        self.0.role.fillable.store(false, Ordering::Release);
+        self.0.role.sealed.store(true, Ordering::Release);
+        let running = self.0.syncing.stop();
+        if running.is_none()
+            && let Err(error) = self.give_up_files()
+        {
+            tracing::warn!(layer = %self.0.facts.id, error = %error.chain(), "data files stay locked");
+        }
+        running
+    }
+
+    /// Lets others write the data files.
+    pub(crate) fn give_up_files(&self) -> Result<()> {
+        self.0.segments.release()
+    }
+
+    /// Whether a frozen layer still is what is on disk, and not what it was before another process filled it.
+    pub(crate) async fn is_current(&self) -> Result<bool> {
+        let inner = &self.0;
+        if inner.role.fillable.load(Ordering::Acquire) || inner.syncing.is_running() {
+            return Ok(true);
+        }
+        let Some(map) = inner.map.get() else {
+            let path = inner.shared.layer_dir(inner.facts.id).join("map");
+            return match inner.shared.disk.open(&path, OpenMode::Read).await {
+                Ok(_) => Ok(false),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+                Err(error) => Err(Error::io(format!("open {}", path.display()), error)),
+            };
+        };
+        let found = inner.read_epoch(map).await?;
+        Ok(found.epoch == inner.epoch.lock().epoch)
     }
 }

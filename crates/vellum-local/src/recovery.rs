@@ -91,6 +91,7 @@ impl<D: Disk> LocalLayer<D> {
     /// Lets a filler in: whoever reads the layer goes on, and sees what is filled.
     pub(crate) async fn allow_fills(&self) -> Result<()> {
         let present = present_segments(&self.0.shared, &self.0.facts).await?;
+        self.0.syncing.go_on();
         self.take_over(&present).await?;
         self.0.role.fillable.store(true, Ordering::Release);
         Ok(())

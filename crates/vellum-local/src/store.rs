@@ -119,23 +119,51 @@ impl<D: Disk> LayerStore<D> {
     }
 
     /// Opens a layer. One that is frozen is shared by all that read it in this process, and by who fills it; one that is owned
-    /// is always opened anew, as the last owner left it.
+    /// is always opened anew, as the last owner left it. So is a frozen one that another process has filled meanwhile: a link
+    /// may have been cut since, and what the old handle still inherits would read as zeros.
     pub async fn layer(&self, facts: LayerFacts, access: Access) -> Result<LocalLayer<D>> {
-        let id = facts.id;
-        let shared = self.0.open.lock().get(&id).and_then(Weak::upgrade);
-        if let Some(layer) = shared.filter(|layer| access != Access::Own && layer.is_frozen()) {
-            let layer = LocalLayer(layer);
-            if access == Access::Fill {
-                layer.allow_fills().await?;
+        let mut stale = None;
+        if let Some(layer) = self.registered(facts.id).filter(|_| access != Access::Own) {
+            if layer.is_current().await? {
+                return admit(layer, access).await;
             }
-            return Ok(layer);
+            stale = Some(layer);
         }
         let key = self.0.next_key.fetch_add(1, Ordering::Relaxed);
-        let layer = LocalLayer::open(self.0.clone(), key, facts, access).await?;
+        let opened = LocalLayer::open(self.0.clone(), key, facts, access).await?;
+        match self.register(&opened, access, stale.as_ref()) {
+            None => Ok(opened),
+            Some(other) => {
+                opened.give_up_files()?;
+                admit(other, access).await
+            }
+        }
+    }
+
+    fn registered(&self, id: LayerId) -> Option<LocalLayer<D>> {
+        let layer = self.0.open.lock().get(&id).and_then(Weak::upgrade);
+        layer.filter(|layer| layer.is_frozen()).map(LocalLayer)
+    }
+
+    /// Enters an open layer for others to share; or finds that somebody else has entered another one meanwhile, which is to be
+    /// taken instead, since two would not see what is filled through the other.
+    fn register(
+        &self,
+        opened: &LocalLayer<D>,
+        access: Access,
+        stale: Option<&LocalLayer<D>>,
+    ) -> Option<LocalLayer<D>> {
         let mut open = self.0.open.lock();
         open.retain(|_, layer| layer.strong_count() > 0);
-        open.insert(id, Arc::downgrade(&layer.0));
-        Ok(layer)
+        let id = opened.0.facts.id;
+        let other = open.get(&id).and_then(Weak::upgrade).filter(|other| {
+            let known_stale = stale.is_some_and(|stale| Arc::ptr_eq(&stale.0, other));
+            access != Access::Own && other.is_frozen() && !known_stale
+        });
+        if other.is_none() {
+            open.insert(id, Arc::downgrade(&opened.0));
+        }
+        other.map(LocalLayer)
     }
 
     /// Removes the files of a layer: their names, since whoever has them open goes on reading. Idempotent.
@@ -155,6 +183,13 @@ impl<D: Disk> LayerStore<D> {
         }
         ignore_missing(disk.remove_dir(&dir).await, &dir)
     }
+}
+
+async fn admit<D: Disk>(layer: LocalLayer<D>, access: Access) -> Result<LocalLayer<D>> {
+    if access == Access::Fill {
+        layer.allow_fills().await?;
+    }
+    Ok(layer)
 }
 
 impl<D: Disk> Shared<D> {

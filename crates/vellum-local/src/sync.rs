@@ -46,7 +46,31 @@ pub(crate) struct Syncing(Mutex<Queue>);
 #[derive(Debug, Default)]
 struct Queue {
     running: bool,
+    /// Set when the one who wrote is gone without closing: another one may be writing the same files.
+    stopped: bool,
     waiting: Vec<oneshot::Sender<Result<()>>>,
+}
+
+impl Syncing {
+    /// Lets no more syncs begin. Answers when the one under way has ended.
+    pub(crate) fn stop(&self) -> Option<oneshot::Receiver<Result<()>>> {
+        let mut queue = self.0.lock();
+        queue.stopped = true;
+        queue.running.then(|| {
+            let (send, ended) = oneshot::channel();
+            queue.waiting.push(send);
+            ended
+        })
+    }
+
+    /// Lets syncs begin again.
+    pub(crate) fn go_on(&self) {
+        self.0.lock().stopped = false;
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.0.lock().running
+    }
 }
 
 /// The two live logs, one of which takes records.
@@ -92,6 +116,9 @@ impl<D: Disk> LocalLayer<D> {
         let (send, done) = oneshot::channel();
         let drive = {
             let mut queue = self.0.syncing.0.lock();
+            if queue.stopped {
+                return Ok(());
+            }
             queue.waiting.push(send);
             !std::mem::replace(&mut queue.running, true)
         };

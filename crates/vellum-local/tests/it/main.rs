@@ -1,0 +1,11 @@
+//! The embedded engine through its public face, on real directories: what a pool is, who owns what, what survives. The
+//! rules that every engine keeps are tested by the conformance suite; here are those that only this one has.
+
+mod clones;
+mod directories;
+mod fixture;
+mod full;
+mod ownership;
+mod read_only;
+mod removal;
+mod snapshots;
