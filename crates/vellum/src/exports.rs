@@ -108,10 +108,15 @@ impl ImageExports {
             located.snapshot.as_ref().and_then(|snapshot| record.revision(&snapshot.revision));
         ExportInfo {
             size: snapshot.map_or_else(|| record.size(), |revision| revision.size),
-            read_only: self.read_only || located.snapshot.is_some(),
+            read_only: self.takes_no_writes(located),
             description: String::new(),
             preferred_block: record.block_size.max(PREFERRED_BLOCK),
         }
+    }
+
+    /// Whether the server, the medium or the nature of snapshots forbids it.
+    fn takes_no_writes(&self, located: &Located) -> bool {
+        self.read_only || located.snapshot.is_some() || located.catalog.is_read_only()
     }
 
     /// The names that a list shows of an image. Snapshots that an operation took for itself can be opened and are not shown.
@@ -146,7 +151,7 @@ impl Exports for ImageExports {
         let info = self.describe(&located);
         let what = match &located.snapshot {
             Some(snapshot) => Open::Snapshot(snapshot.name.clone()),
-            None if self.read_only => Open::Read,
+            None if self.takes_no_writes(&located) => Open::Read,
             None => {
                 let user = self.holdings.own(&located, name).await.map_err(refused)?;
                 return Ok(Arc::new(ImageExport::held(user, info)));

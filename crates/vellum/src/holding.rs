@@ -227,3 +227,70 @@ impl fmt::Debug for User {
         write!(f, "User({:?})", self.held.image)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::HomeOptions;
+
+    async fn holdings(home: &std::path::Path, grace: Duration) -> (Holdings, Located) {
+        let vellum = Vellum::open(HomeOptions { home: Some(home.to_owned()) }).await.unwrap();
+        let spec = "a".parse().unwrap();
+        vellum.create(&spec, 1 << 20, Default::default()).await.unwrap();
+        let located = vellum.locate(&spec).await.unwrap();
+        (Holdings::new(vellum, home.join("control"), grace), located)
+    }
+
+    fn is_owned(image: &Image) -> bool {
+        image.ownership() == vellum_engine::Ownership::Held
+    }
+
+    #[tokio::test]
+    async fn an_image_that_takes_no_writes_is_opened_anew_for_the_next_client_after_the_last() {
+        let home = tempfile::tempdir().unwrap();
+        let (holdings, located) = holdings(home.path(), Duration::from_secs(600)).await;
+        let first = holdings.own(&located, "a").await.unwrap();
+        let broken = first.image().clone();
+        first.set_broken();
+        let second = holdings.own(&located, "a").await.unwrap();
+        drop(first);
+        assert!(is_owned(&broken), "the second client still uses it");
+        drop(second);
+        let third = holdings.own(&located, "a").await.unwrap();
+        assert!(!is_owned(&broken) && is_owned(third.image()));
+    }
+
+    #[tokio::test]
+    async fn an_operation_keeps_an_image_held_and_is_no_client() {
+        let home = tempfile::tempdir().unwrap();
+        let (holdings, located) = holdings(home.path(), Duration::ZERO).await;
+        let key = (located.catalog.pool(), located.record.id.clone());
+        assert!(holdings.find(&key).is_none() && holdings.clients(&key).is_none());
+        let client = holdings.own(&located, "a").await.unwrap();
+        let operation = holdings.find(&key).unwrap();
+        assert_eq!(holdings.clients(&key), Some(1));
+        drop(client);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(holdings.clients(&key), Some(0));
+        let image = operation.image().clone();
+        assert!(is_owned(&image));
+        drop(operation);
+        while is_owned(&image) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(holdings.find(&key).is_none());
+        while !holdings.0.table.lock().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn closing_everything_does_not_wait_for_users() {
+        let home = tempfile::tempdir().unwrap();
+        let (holdings, located) = holdings(home.path(), Duration::ZERO).await;
+        let client = holdings.own(&located, "a").await.unwrap();
+        assert!(holdings.close_all(Duration::from_secs(10)).await);
+        assert!(!is_owned(client.image()));
+        assert!(hint::find(&located.catalog, &located.record.id).is_none());
+    }
+}

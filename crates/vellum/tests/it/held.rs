@@ -214,8 +214,10 @@ async fn a_control_socket_survives_whatever_is_said_to_it() {
     let said: [&[u8]; 7] = [
         b"\n",
         b"{}\n",
-        b"{\"image\":\"nothing\",\"request\":{\"do\":\"fly\"}}\n",
-        b"{\"image\":\"0000000000000001\",\"request\":{\"do\":\"map\",\"offset\":0}}\n",
+        br#"{"version":1,"pool":"p","image":"i","request":{"do":"fly"}}
+"#,
+        br#"{"version":1,"pool":"p","image":"../../i","request":{"do":"map","offset":0}}
+"#,
         b"\xff\xfe\x00\n",
         b"no end of line",
         &long,
@@ -237,6 +239,53 @@ async fn a_control_socket_survives_whatever_is_said_to_it() {
     within(held.other.create_snapshot(&spec("child@s"))).await.unwrap();
     drop(silent);
     held.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_request_of_another_version_is_refused_in_words() {
+    let held = Held::new().await;
+    let run = std::fs::read_dir(held.place.home().join("run")).unwrap();
+    let socket = run.map(|entry| entry.unwrap().path()).next().unwrap();
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let asked = br#"{"version":99,"pool":"p","image":"i","request":{"do":"status"}}"#;
+    stream.write_all(&[&asked[..], b"\n"].concat()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("Unsupported") && answer.contains("version"), "{answer}");
+    held.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn others_see_how_many_clients_use_an_image() {
+    let held = Held::new().await;
+    let located = held.other.locate(&spec("child")).await.unwrap();
+    assert_eq!(held.other.holder(&located).await.unwrap().clients, 1);
+    let second = held.place.client("nbd", "child").await;
+    assert_eq!(held.other.holder(&located).await.unwrap().clients, 2);
+    let error = within(held.other.open_image(&spec("child"), Open::Own)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse);
+    assert!(error.chain().contains("2 clients") && error.chain().contains("child"), "{error:?}");
+    within(held.other.sync(&spec("child"))).await.unwrap();
+    drop(second);
+    let gold = held.other.locate(&spec("gold")).await.unwrap();
+    assert!(held.other.holder(&gold).await.is_none());
+    held.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_old_name_works_until_the_last_client_has_left() {
+    let mut held = Held::new().await;
+    held.write(MIB, 7);
+    held.other.rename(&spec("child"), &"renamed".parse().unwrap()).await.unwrap();
+    for name in ["child", "renamed"] {
+        let mut again = held.place.client("nbd", name).await;
+        assert!(again.read(MIB, 4096).unwrap() == [7; 4096], "{name}");
+    }
+    drop(held.client);
+    until("the old name is gone", async || held.place.try_client("nbd", "child").await.is_err())
+        .await;
+    held.place.client("nbd", "renamed").await;
+    assert!(held.serving.shutdown(PATIENCE).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

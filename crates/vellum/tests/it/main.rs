@@ -4,7 +4,6 @@
 //! "Another process" is a second [`vellum::Vellum`] on the same home: locks belong to open file descriptions, and nothing else is
 //! shared, so the two meet as processes do.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod fixture;
 mod held;

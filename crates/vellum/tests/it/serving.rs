@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use vellum::exports::{ExportOptions, ImageExports};
 use vellum::{ErrorKind, ServeOptions, Vellum};
+use vellum_core::Extent;
 use vellum_image::image::Open;
-use vellum_nbd::{Exports, OpenError};
+use vellum_nbd::proto::meta::{STATE_HOLE, STATE_ZERO};
+use vellum_nbd::{Context, Errno, Export, Exports, OpenError, Status, ZeroFlags};
 use vellum_testkit::nbd::Command;
 
 use crate::fixture::{MIB, PATIENCE, Place, content, filled, pattern, spec, until, within};
@@ -225,4 +227,74 @@ async fn nothing_is_left_behind_by_a_server_that_ended() {
     let sockets = std::fs::read_dir(place.home().join("run")).unwrap().count();
     assert_eq!(sockets, 0);
     place.user().await.open_image(&spec("a"), Open::Own).await.unwrap();
+}
+
+#[tokio::test]
+async fn block_status_tells_holes_and_which_layer_holds_what() {
+    let place = Place::new();
+    let vellum = place.user().await;
+    filled(&vellum, "gold", &pattern(MIB, 1)).await;
+    vellum.create_snapshot(&spec("gold@s")).await.unwrap();
+    vellum.clone_image(&spec("gold@s"), &spec("child"), Default::default()).await.unwrap();
+    let exports = offer(&vellum, &[]);
+    let child = exports.open("child").await.unwrap();
+    child.write(4096, vec![3; 4096].into(), false).await.unwrap();
+    child.trim(Extent::new(65536, 65536), false).await.unwrap();
+    let all = Extent::new(0, MIB);
+    let status = async |context, max| {
+        let status = child.block_status(all, context, max).await.unwrap();
+        status.into_iter().map(|Status { length, flags }| (length, flags)).collect::<Vec<_>>()
+    };
+    let hole = STATE_HOLE | STATE_ZERO;
+    assert_eq!(
+        status(Context::Allocation, 100).await,
+        [(65536, 0), (65536, hole), (MIB - 131072, 0)]
+    );
+    let depths = [(4096, 2), (4096, 1), (65536 - 8192, 2), (65536, 1), (MIB - 131072, 2)];
+    assert_eq!(status(Context::Depth, 100).await, depths);
+    assert_eq!(status(Context::Depth, 2).await, depths[..2]);
+}
+
+#[tokio::test]
+async fn large_holes_are_sent_as_holes_and_small_ones_at_once() {
+    let place = Place::new();
+    let vellum = place.user().await;
+    vellum.create(&spec("a"), MIB, Default::default()).await.unwrap();
+    let export = offer(&vellum, &[]).open("a").await.unwrap();
+    export.write(0, vec![1; 4096].into(), false).await.unwrap();
+    let mut buffer = vec![9; MIB as usize];
+    assert!(export.try_read(Extent::new(0, 8192), &mut buffer[..8192]));
+    assert!(buffer[..4096] == [1; 4096] && buffer[4096..8192] == [0; 4096]);
+    assert!(!export.try_read(Extent::new(0, MIB), &mut buffer));
+    let pieces = export.read(Extent::new(0, MIB)).await.unwrap();
+    let shape: Vec<_> =
+        pieces.iter().map(|piece| (piece.at.length(), piece.data.is_some())).collect();
+    assert_eq!(shape, [(4096, true), (MIB - 4096, false)]);
+}
+
+#[tokio::test]
+async fn requests_do_what_their_flags_say() {
+    let place = Place::new();
+    let vellum = place.user().await;
+    filled(&vellum, "gold", &pattern(MIB, 1)).await;
+    vellum.create_snapshot(&spec("gold@s")).await.unwrap();
+    vellum.clone_image(&spec("gold@s"), &spec("child"), Default::default()).await.unwrap();
+    let export = offer(&vellum, &[]).open("child").await.unwrap();
+    let fast = ZeroFlags { fast: true, ..Default::default() };
+    export.write_zeroes(Extent::new(8192, 4096), fast).await.unwrap();
+    let slow = export.write_zeroes(Extent::new(100, 100), fast).await.unwrap_err();
+    assert_eq!(slow.errno, Errno::NotSupported);
+    let allocated = ZeroFlags { no_hole: true, ..Default::default() };
+    export.write_zeroes(Extent::new(16384, 8192), allocated).await.unwrap();
+    export.write(40960, vec![5; 10].into(), true).await.unwrap();
+    export.cache(Extent::new(0, MIB)).await.unwrap();
+    export.flush().await.unwrap();
+    let mut expect = pattern(MIB, 1);
+    expect[8192..12288].fill(0);
+    expect[16384..24576].fill(0);
+    expect[40960..40970].fill(5);
+    drop(export);
+    assert!(content(&vellum, "child").await == expect);
+    let usage = vellum.usage(&vellum.locate(&spec("child")).await.unwrap()).await.unwrap();
+    assert_eq!((usage[0].data_bytes, usage[0].zero_bytes), (12288, 4096));
 }
