@@ -14,11 +14,16 @@ use crate::{Error, ErrorKind, Format, Result, SinkOptions};
 /// What zeros are written from, where they must be written.
 pub(crate) static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
+/// Devices zero whole blocks, of this size or a smaller one.
+const DEVICE_BLOCK: u64 = 4096;
+
 /// A place to write to at any offset.
 #[derive(Debug)]
 pub(crate) struct Destination {
     place: Place,
     path: PathBuf,
+    /// A write failed, so what is there is not what was meant to be.
+    broken: bool,
 }
 
 #[derive(Debug)]
@@ -45,59 +50,59 @@ impl Destination {
         if found.is_some() && !options.overwrite {
             return Err(exists(&path));
         }
-        let place = match found.as_ref().map(|found| (found.file_type(), found.permissions())) {
-            None => new_file(&path, Permissions::from_mode(0o666), options)?,
-            Some((kind, permissions)) if kind.is_file() => {
-                let place = new_file(&path, permissions.clone(), options)?;
-                // Again, since the first time the umask had its say.
-                if let Place::File { file, .. } = &place {
-                    file.as_file().set_permissions(permissions).map_err(|error| {
-                        Error::io(format!("set the permissions of {}", path.display()), error)
-                    })?;
-                }
-                place
+        let place = match found {
+            None => new_file(&path, None, options)?,
+            Some(found) if found.is_file() => new_file(&path, Some(found.permissions()), options)?,
+            Some(found) if found.file_type().is_block_device() => {
+                open_device(&path, size, options)?
             }
-            Some((kind, _)) if kind.is_block_device() => open_device(&path, size, options)?,
             Some(_) => {
-                return Err(Error::unsupported(format!(
-                    "{}: neither a file nor a block device",
-                    path.display()
-                )));
+                let context = format!("{}: neither a file nor a block device", path.display());
+                return Err(Error::unsupported(context));
             }
         };
-        Ok(Self { place, path })
+        Ok(Self { place, path, broken: false })
     }
 
     /// Writes all of `data`.
-    pub(crate) fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        self.file().write_all_at(data, offset).map_err(|error| self.failed("write", error))
+    pub(crate) fn write_at(&mut self, data: &[u8], offset: u64) -> Result<()> {
+        self.file().write_all_at(data, offset).map_err(|error| {
+            self.broken = true;
+            self.failed("write", error)
+        })
     }
 
     /// Makes `extent`, which was not written before, read as zeros. In a new file it does already.
-    pub(crate) fn zero(&self, extent: Extent) -> Result<()> {
+    pub(crate) fn zero(&mut self, extent: Extent) -> Result<()> {
         let Place::Device(device) = &self.place else { return Ok(()) };
-        if extent.is_empty() {
-            return Ok(());
-        }
-        // Devices that cannot do it take only whole blocks, or nothing at all; then the zeros are written.
+        let blocks = extent.align_in(DEVICE_BLOCK);
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        if fallocate(device, flags, extent.offset(), extent.length()).is_ok() {
-            return Ok(());
+        if blocks.is_empty() || fallocate(device, flags, blocks.offset(), blocks.length()).is_err()
+        {
+            return self.write_zeros(extent);
         }
+        self.write_zeros(Extent::between(extent.offset(), blocks.offset()))?;
+        self.write_zeros(Extent::between(blocks.end(), extent.end()))
+    }
+
+    fn write_zeros(&mut self, extent: Extent) -> Result<()> {
         extent
             .chunks(ZEROS.len() as u64)
             .try_for_each(|part| self.write_at(&ZEROS[..part.len_usize()], part.offset()))
     }
 
-    /// Sets the length of a file, makes everything durable, and gives a file its name.
+    /// Sets the length of a file, makes everything durable, and gives a file its name; refuses if a write has failed.
     pub(crate) fn publish(self, length: u64) -> Result<()> {
+        if self.broken {
+            return Err(broken().of(&self.path));
+        }
         if let Place::File { file, .. } = &self.place {
             file.as_file()
                 .set_len(length)
                 .map_err(|error| self.failed("set the length of", error))?;
         }
         self.file().sync_all().map_err(|error| self.failed("sync", error))?;
-        let Self { place: Place::File { file, overwrite }, path } = self else { return Ok(()) };
+        let Self { place: Place::File { file, overwrite }, path, .. } = self else { return Ok(()) };
         let renamed = if overwrite { file.persist(&path) } else { file.persist_noclobber(&path) };
         renamed.map_err(|error| match error.error.kind() {
             IoKind::AlreadyExists => exists(&path),
@@ -121,18 +126,28 @@ impl Destination {
     }
 }
 
-fn new_file(path: &Path, permissions: Permissions, options: SinkOptions) -> Result<Place> {
+/// What becomes of a sink of which a write has failed.
+pub(crate) fn broken() -> Error {
+    Error::new(ErrorKind::Io, "an earlier write failed, so the disk is not complete")
+}
+
+/// A file beside `path`, with the permissions of the one it is to replace.
+fn new_file(path: &Path, replaced: Option<Permissions>, options: SinkOptions) -> Result<Place> {
     let Some(name) = path.file_name() else {
         return Err(Error::invalid(format!("{}: this is no name for a file", path.display())));
     };
     // A long name is cut, so that the temporary one is not too long.
     let name: String = name.to_string_lossy().chars().take(50).collect();
+    let failed = |error| Error::io(format!("create a file beside {}", path.display()), error);
     let file = tempfile::Builder::new()
         .prefix(&format!(".{name}."))
         .suffix(".part")
-        .permissions(permissions)
+        .permissions(Permissions::from_mode(0o666))
         .tempfile_in(directory_of(path))
-        .map_err(|error| Error::io(format!("create a file beside {}", path.display()), error))?;
+        .map_err(failed)?;
+    if let Some(permissions) = replaced {
+        file.as_file().set_permissions(permissions).map_err(failed)?;
+    }
     Ok(Place::File { file, overwrite: options.overwrite })
 }
 

@@ -32,7 +32,7 @@ impl Sink for RawSink {
         self.destination.zero(Extent::between(skipped.offset(), extent.end()))
     }
 
-    fn finish(self: Box<Self>) -> Result<()> {
+    fn finish(mut self: Box<Self>) -> Result<()> {
         self.destination.zero(self.order.rest())?;
         self.destination.publish(self.size)
     }

@@ -17,14 +17,14 @@ use crate::{Error, Format, Result, StreamSink};
 /// zeros. What is written is stored, even if it is zeros; [`zero_runs`](crate::zero_runs) finds those that need not be.
 ///
 /// Nothing is promised before [`finish`](Sink::finish) has returned: then the disk is complete, under its name, and will survive
-/// the loss of power. A sink that is dropped, or has failed once, leaves nothing under the name (but what went to a device or a
-/// pipe stays there).
+/// the loss of power. A sink that is dropped, or of which a write has failed, leaves nothing under the name (but what went to a
+/// device or a pipe stays there).
 pub trait Sink: Send {
     /// Writes `data` at `offset`.
     ///
     /// # Errors
-    /// `Invalid` if that lies before the end of the last call or past the end of the disk. `NoSpace`, `Io`; `Closed` if
-    /// whoever read the pipe has gone. After any of them the sink is of no further use.
+    /// `Invalid`, changing nothing, if that lies before the end of the last call or past the end of the disk. `NoSpace`, `Io`;
+    /// `Closed` if whoever read the pipe has gone; after these the sink is of no further use, and `finish` fails.
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<()>;
 
     /// Makes `extent` read as zeros, storing nothing where that can be avoided.

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use bytes::Bytes;
 use vellum_core::{BufferPool, Extent, IMAGE_SIZE_MAX, State};
 
-use crate::destination::ZEROS;
+use crate::destination::{ZEROS, broken};
 use crate::sink::{Order, Sink};
 use crate::zeros::zero_runs;
 use crate::{Error, Format, Result};
@@ -142,6 +142,7 @@ impl<R: Read> Iterator for StreamSource<R> {
 pub struct StreamSink<W> {
     writer: W,
     order: Order,
+    broken: bool,
 }
 
 impl StreamSink<File> {
@@ -159,11 +160,17 @@ impl StreamSink<File> {
 impl<W: Write> StreamSink<W> {
     /// Sends a disk of `size` bytes. The writer needs no buffer.
     pub fn new(writer: W, size: u64) -> Self {
-        Self { writer, order: Order::new(size) }
+        Self { writer, order: Order::new(size), broken: false }
     }
 
     fn send(&mut self, data: &[u8]) -> Result<()> {
-        self.writer.write_all(data).map_err(|error| Error::io("write the disk to the pipe", error))
+        if self.broken {
+            return Err(broken());
+        }
+        self.writer.write_all(data).map_err(|error| {
+            self.broken = true;
+            Error::io("write the disk to the pipe", error)
+        })
     }
 
     fn send_zeros(&mut self, extent: Extent) -> Result<()> {
@@ -185,6 +192,9 @@ impl<W: Write + Send> Sink for StreamSink<W> {
 
     /// Sends the rest and flushes the writer. Whether that makes it durable is for whoever reads it to see to.
     fn finish(mut self: Box<Self>) -> Result<()> {
+        if self.broken {
+            return Err(broken());
+        }
         self.send_zeros(self.order.rest())?;
         self.writer.flush().map_err(|error| Error::io("write the disk to the pipe", error))
     }

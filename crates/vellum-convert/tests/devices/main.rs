@@ -1,4 +1,5 @@
-//! Block devices as sources and destinations. Needs root and a loop device; without, the tests show as ignored.
+//! Block devices as sources and destinations, and a file system that is full. Needs root and a loop device; without, the tests
+//! show as ignored.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
@@ -21,6 +22,7 @@ fn main() {
     let trials = vec![
         trial("a_device_is_a_raw_disk", a_device_is_a_raw_disk),
         trial("a_device_is_written_in_place", a_device_is_written_in_place),
+        trial("a_full_file_system_gets_no_half_disk", a_full_file_system_gets_no_half_disk),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -91,5 +93,40 @@ fn a_device_is_written_in_place() -> Result<()> {
     disk[size as usize..].fill(0xff);
     tools::ok("blockdev", &["--flushbufs", &device.device])?;
     ensure!(device.content()? == disk);
+    Ok(())
+}
+
+/// A small file system in memory, until it is dropped.
+struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    fn new(size: &str) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let options = format!("size={size}");
+        let point = directory.path().to_string_lossy().into_owned();
+        tools::ok("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", &point])?;
+        Ok(Self(directory))
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // As above.
+        let _ = tools::run("umount", &[self.0.path()]);
+    }
+}
+
+fn a_full_file_system_gets_no_half_disk() -> Result<()> {
+    let small = Tmpfs::new("1m")?;
+    for format in [Format::Raw, Format::Qcow2] {
+        let path = small.0.path().join("disk");
+        let mut sink = create(&path, SIZE as u64, SinkOptions { format, overwrite: false })?;
+        let mut write = |i: u64| sink.write(i << 16, &[1; 1 << 16]);
+        let error = (0..SIZE as u64 >> 16).find_map(|i| write(i).err());
+        ensure!(error.as_ref().map(|error| error.kind()) == Some(ErrorKind::NoSpace), "{error:?}");
+        // Whoever does not look at errors does not get a disk either.
+        ensure!(sink.finish().is_err());
+        ensure!(fs::read_dir(small.0.path())?.count() == 0);
+    }
     Ok(())
 }

@@ -109,6 +109,8 @@ fn a_reader_that_goes_away_is_an_error_not_a_panic() {
     let cause =
         std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<io::Error>());
     assert_eq!(cause.map(io::Error::kind), Some(io::ErrorKind::BrokenPipe));
+    assert_eq!(sink.zero(Extent::new(4096, 1)).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(Box::new(sink).finish().unwrap_err().kind(), ErrorKind::Io);
 }
 
 #[test]
