@@ -6,6 +6,7 @@ mod directories;
 mod fixture;
 mod full;
 mod ownership;
+mod processes;
 mod read_only;
 mod removal;
 mod snapshots;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vellum_core::{Extent, State};
-use vellum_engine::{Catalog, Content, ErrorKind, Fill, Guarded, Head, Layer, Ownership, Part};
+use vellum_engine::{Catalog, Content, ErrorKind, Fill, Guarded, Head, Ownership, Part};
 
 use crate::fixture::{
     Home, byte, clone, image, kind, read, snapshot, snapshot_of, write, write_blocks,

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use vellum_core::Extent;
-use vellum_engine::{
-    Catalog, Change, ErrorKind, Guarded, Head, HeadChange, Layer, Ownership, Prepared,
-};
+use vellum_engine::{Catalog, Change, ErrorKind, Guarded, Head, HeadChange, Ownership, Prepared};
 
 use crate::fixture::{
     Home, byte, child, clone, image, kind, read, snapshot, snapshot_of, write, write_blocks,
