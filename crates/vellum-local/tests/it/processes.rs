@@ -136,6 +136,7 @@ async fn check(home: &Home, round: u32) -> usize {
                 *expected,
                 "round {round}: it was acknowledged"
             );
+            looked_at += 1;
         }
         head.close().await.unwrap();
     }
