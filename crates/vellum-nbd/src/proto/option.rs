@@ -120,7 +120,7 @@ pub enum Asked {
     Answer(Vec<u8>),
     /// The list: answer with [`list`].
     List,
-    /// What an export is, and to use it if `go`: answer with [`describe`] or [`refuse`].
+    /// What an export is, and to use it if `go`: answer with [`Negotiation::describe`] or [`refuse`].
     Info {
         /// The export.
         name: String,
