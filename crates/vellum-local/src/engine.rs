@@ -26,6 +26,7 @@ use crate::lock::{Lock, LockFile};
 use crate::open_layer::OpenLayer;
 use crate::opening::{self, OpenOptions};
 use crate::pool::PoolDirectory;
+use crate::removal::Empty;
 use crate::store::{Access, LayerFacts, LayerStore};
 
 /// The smallest block, in bytes: what a disk writes at once.
@@ -166,29 +167,39 @@ impl<D: Disk> LocalCatalog<D> {
         change: Change,
     ) -> Result<ImageRecord> {
         self.writable()?;
-        let names_less = matches!(change, Change::RemoveSnapshot(_));
-        let record = self
-            .freeing("change an image", move |db| {
-                images::at_version(db, image, at)?;
-                match &change {
-                    Change::Rename(name) => images::rename(db, image, name)?,
-                    Change::RemoveSnapshot(snapshot) => snapshots::remove(db, image, snapshot)?,
-                    Change::RenameSnapshot(snapshot, name) => {
-                        snapshots::rename(db, image, snapshot, name)?;
-                    }
-                    Change::Meta(key, value) => images::put_meta(db, image, key, value.as_deref())?,
+        let empty = match &change {
+            Change::RemoveSnapshot(snapshot) => {
+                let record = self.look_up(image).await?;
+                let named = record.snapshots.iter().find(|found| found.id == *snapshot);
+                let losing =
+                    named.map(|found| LayerId::of_revision(&found.revision)).transpose()?;
+                Some(self.hold_empty(image, losing.into_iter().collect()).await)
+            }
+            Change::Rename(_) | Change::RenameSnapshot(..) | Change::Meta(..) => None,
+        };
+        let taken_out = empty.as_ref().map(Empty::layers).unwrap_or_default();
+        self.freeing("change an image", move |db| {
+            images::at_version(db, image, at)?;
+            match &change {
+                Change::Rename(name) => images::rename(db, image, name)?,
+                Change::RemoveSnapshot(snapshot) => {
+                    snapshots::remove(db, image, snapshot)?;
+                    layers::take_out_empty(db, image, &taken_out)?;
                 }
-                layers::record_change(db, image)?;
-                record::load(db, image)
-            })
-            .await?;
-        if names_less && self.take_out_empty_layers(image).await {
-            return self
-                .database()
-                .read("look up an image", move |db| record::load(db, image))
-                .await;
-        }
-        Ok(record)
+                Change::RenameSnapshot(snapshot, name) => {
+                    snapshots::rename(db, image, snapshot, name)?;
+                }
+                Change::Meta(key, value) => images::put_meta(db, image, key, value.as_deref())?,
+            }
+            layers::record_change(db, image)?;
+            record::load(db, image)
+        })
+        .await
+    }
+
+    /// The record of an image.
+    pub(crate) async fn look_up(&self, image: ImageNo) -> Result<ImageRecord> {
+        self.database().read("look up an image", move |db| record::load(db, image)).await
     }
 }
 
@@ -230,8 +241,7 @@ impl<D: Disk> Catalog for LocalCatalog<D> {
     }
 
     async fn get(&self, id: &ImageId) -> Result<ImageRecord> {
-        let image = ImageNo::of(id)?;
-        self.database().read("look up an image", move |db| record::load(db, image)).await
+        self.look_up(ImageNo::of(id)?).await
     }
 
     async fn list(&self, after: Option<&ImageName>, max: usize) -> Result<Vec<ImageRecord>> {

@@ -35,6 +35,7 @@ use crate::engine::{LocalCatalog, facts, in_use};
 use crate::layer::LocalLayer;
 use crate::lock::Lock;
 use crate::open_layer::OpenLayer;
+use crate::removal::Empty;
 use crate::store::Access;
 
 /// The one writer of an image, or the one who fills a sealed layer.
@@ -157,16 +158,17 @@ impl<D: Disk> LocalHead<D> {
 
     async fn prepare_cut(self) -> Result<LocalPrepared<D>> {
         let (catalog, image) = (self.0.catalog.clone(), self.0.image);
-        let (head, pool) = (self.layer_id()?, catalog.pool());
-        let ((lost_snapshot, record), undecided) = catalog
+        let empty = catalog.empty_parents(&catalog.look_up(image).await?).await;
+        let (head, pool, taken_out) = (self.layer_id()?, catalog.pool(), empty.layers());
+        let (record, undecided) = catalog
             .database()
             .prepare("cut an image from its parent", move |db| {
                 expect_head(db, image, head)?;
-                let lost_snapshot = images::cut_parent(db, pool, image)?;
-                Ok((lost_snapshot, record::load(db, image)?))
+                images::cut_parent(db, pool, image, &taken_out)?;
+                record::load(db, image)
             })
             .await?;
-        Ok(LocalPrepared { head: self, undecided, work: Work::Cut { record, lost_snapshot } })
+        Ok(LocalPrepared { head: self, undecided, work: Work::Cut { record, _empty: empty } })
     }
 
     /// What became of a change whose commit failed: the record if it was made after all. Where that cannot be found out, the
@@ -175,11 +177,10 @@ impl<D: Disk> LocalHead<D> {
         if error.happened() == Happened::NotDone {
             return Err(error);
         }
-        let image = self.0.image;
-        let database = self.0.catalog.database();
+        let (catalog, image) = (&self.0.catalog, self.0.image);
         let found = async {
-            database.settle().await?;
-            database.read("look what became of a change", move |db| record::load(db, image)).await
+            catalog.database().settle().await?;
+            catalog.look_up(image).await
         };
         match found.await {
             Ok(found) if found.version == record.version => Ok(found),
@@ -309,8 +310,8 @@ enum Work<D: Disk> {
     },
     Cut {
         record: ImageRecord,
-        /// The image of this pool that loses its automatic snapshot by it.
-        lost_snapshot: Option<ImageNo>,
+        /// Held until it is decided, since what is empty is taken out by it.
+        _empty: Empty<D>,
     },
 }
 
@@ -324,14 +325,7 @@ impl<D: Disk> Prepared for LocalPrepared<D> {
                 Work::Snapshot { successor, record } => {
                     commit_snapshot(head, undecided, successor, record).await
                 }
-                Work::Cut { record, lost_snapshot } => {
-                    let committed = commit_cut(&head, undecided, record).await?;
-                    if let Some(parent) = lost_snapshot {
-                        let catalog = head.0.catalog.clone();
-                        tokio::spawn(async move { catalog.take_out_empty_layers(parent).await });
-                    }
-                    Ok(committed)
-                }
+                Work::Cut { record, _empty } => commit_cut(&head, undecided, record).await,
             }
         })
         .await

@@ -58,6 +58,8 @@ pub(crate) struct Inner<D: Disk> {
     pub(crate) ranges: Ranges,
     /// The map file; none before the first write.
     pub(crate) map: OnceLock<D::File>,
+    /// The same file, opened for writing by a filler where readers had opened it before.
+    pub(crate) map_to_fill: OnceLock<D::File>,
     /// Held while the files of a layer are created.
     pub(crate) creating: tokio::sync::Mutex<()>,
     /// As of the last sync.
@@ -106,7 +108,12 @@ impl<D: Disk> Inner<D> {
         }
     }
 
-    fn map_name(&self) -> String {
+    /// The map, to be written by an owner or a filler.
+    pub(crate) fn map_to_write(&self) -> Option<&D::File> {
+        self.map_to_fill.get().or_else(|| self.map.get())
+    }
+
+    pub(crate) fn map_name(&self) -> String {
         self.shared.layer_dir(self.facts.id).join("map").display().to_string()
     }
 

@@ -73,6 +73,7 @@ impl<D: Disk> LocalLayer<D> {
             segments,
             ranges: Ranges::default(),
             map,
+            map_to_fill: OnceLock::new(),
             creating: tokio::sync::Mutex::default(),
             epoch: Mutex::new(epoch),
             live: Live::default(),
@@ -90,10 +91,17 @@ impl<D: Disk> LocalLayer<D> {
 
     /// Lets a filler in: whoever reads the layer goes on, and sees what is filled.
     pub(crate) async fn allow_fills(&self) -> Result<()> {
-        let present = present_segments(&self.0.shared, &self.0.facts).await?;
-        self.0.syncing.go_on();
+        let inner = &self.0;
+        let present = present_segments(&inner.shared, &inner.facts).await?;
+        if inner.map.get().is_some() && inner.map_to_fill.get().is_none() {
+            let path = inner.map_name();
+            let map = inner.shared.disk.open(path.as_ref(), OpenMode::ReadWrite).await;
+            let map = map.map_err(|error| Error::io(format!("open {path} for writing"), error))?;
+            let _ = inner.map_to_fill.set(map);
+        }
+        inner.syncing.go_on();
         self.take_over(&present).await?;
-        self.0.role.fillable.store(true, Ordering::Release);
+        inner.role.fillable.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -127,7 +135,7 @@ impl<D: Disk> LocalLayer<D> {
             for (_, records) in &counting {
                 inner.replay(records).await?;
             }
-            if !counting.is_empty() {
+            if counting.iter().any(|(_, records)| !records.is_empty()) {
                 // The sync that takes the records over must not look like the one that was under way.
                 inner.epoch.lock().epoch = epoch.epoch.wrapping_add(1);
                 inner.role.recovered.store(true, Ordering::Release);
@@ -239,7 +247,7 @@ impl<D: Disk> Inner<D> {
         let epoch = self.epoch.lock().epoch;
         let words = [0; sector::PAGE_WORDS];
         let bytes = sector::encode(self.facts.id.number(), page, epoch, &words);
-        let map = self.map.get().expect("files are created before pages");
+        let map = self.map_to_write().expect("files are created before pages");
         let at = (page + 1) * PAGE as u64;
         map.write_at(vec![Bytes::from(bytes)], at, Durability::AtSync).await.map_err(|error| {
             Error::io(format!("add page {page} to the map of layer {}", self.facts.id), error)

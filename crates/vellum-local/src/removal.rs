@@ -4,11 +4,11 @@
 //! files. Which files are to go is remembered in the same transaction; files that no catalog ever mentioned are listed, and
 //! removed only if somebody asks for it, since they may be newer than a catalog that was brought back from a backup.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use rusqlite::Connection;
 use vellum_disk::{Disk, LockKind};
-use vellum_engine::{ChildRef, Error, ErrorKind, ImageRecord, Pending, Result, Version};
+use vellum_engine::{Catalog, ChildRef, Error, ErrorKind, ImageRecord, Pending, Result, Version};
 
 use crate::LayerId;
 use crate::catalog::children::ParentInPool;
@@ -24,15 +24,30 @@ const COLLECT_MAX: usize = 256;
 const REMOVED: &str = "removed ";
 const STRANGE: &str = "strange ";
 
-/// The layers of an image that is about to go, each held alone.
+/// The layers of an image that is about to go. Its head is held alone, and so nobody writes or reads it; the others so that
+/// nobody fills them.
 struct Held<D: Disk> {
     with_files: Vec<LayerId>,
     _locks: Vec<Lock<D::File>>,
 }
 
+/// Layers that define nothing, and will not while this is held. They can be taken out in the transaction that takes their
+/// name away.
+#[derive(Debug)]
+pub(crate) struct Empty<D: Disk> {
+    layers: Vec<LayerId>,
+    _locks: Vec<Lock<D::File>>,
+}
+
+impl<D: Disk> Empty<D> {
+    /// For the closure of a transaction.
+    pub(crate) fn layers(&self) -> Vec<LayerId> {
+        self.layers.clone()
+    }
+}
+
 impl<D: Disk> LocalCatalog<D> {
-    /// Removes an image with all it holds. Takes every layer of it alone first: whoever writes, fills or reads its head has it
-    /// open.
+    /// Removes an image with all it holds.
     pub(crate) async fn remove_image(self, image: ImageNo, at: Version) -> Result<()> {
         self.writable()?;
         let (record, children) = self
@@ -45,18 +60,14 @@ impl<D: Disk> LocalCatalog<D> {
             return Err(images::has_children(&record, children));
         }
         let held = self.hold_all(&record).await?;
-        let (pool, with_files) = (vellum_engine::Catalog::pool(&self), held.with_files.clone());
-        let lost_snapshot = self
-            .freeing("remove an image", move |db| {
-                images::at_version(db, image, at)?;
-                images::remove(db, pool, image, &with_files)
-            })
-            .await?;
+        let empty = self.empty_parents(&record).await;
+        let (pool, with_files, taken_out) = (self.pool(), held.with_files.clone(), empty.layers());
+        self.freeing("remove an image", move |db| {
+            images::at_version(db, image, at)?;
+            images::remove(db, pool, image, &with_files, &taken_out)
+        })
+        .await?;
         self.remove_files(&held.with_files).await;
-        drop(held);
-        if let Some(parent) = lost_snapshot {
-            self.take_out_empty_layers(parent).await;
-        }
         Ok(())
     }
 
@@ -64,7 +75,8 @@ impl<D: Disk> LocalCatalog<D> {
         let mut held = Held { with_files: Vec::new(), _locks: Vec::new() };
         for revision in &record.revisions {
             let layer = LayerId::of_revision(&revision.id)?;
-            let lock = self.try_lock(layer, LockKind::Exclusive)?.ok_or_else(|| {
+            let kind = if revision.sealed { LockKind::Shared } else { LockKind::Exclusive };
+            let lock = self.try_lock(layer, kind)?.ok_or_else(|| {
                 let what = format!("image {} is in use; close it first", record.name);
                 Error::new(ErrorKind::InUse, what)
             })?;
@@ -79,51 +91,45 @@ impl<D: Disk> LocalCatalog<D> {
     /// Takes a child from a list, and what only it kept in place.
     pub(crate) async fn detach_child(self, parent: ParentInPool, child: ChildRef) -> Result<()> {
         self.writable()?;
-        let lost_snapshot = self
-            .freeing("detach a child", move |db| {
-                children::unlist(db, child.pool, &parent, &child.image)
-            })
-            .await?;
-        if lost_snapshot {
-            self.take_out_empty_layers(parent.image).await;
-        }
-        Ok(())
+        let empty = self.hold_empty(parent.image, [parent.layer].into()).await;
+        let taken_out = empty.layers();
+        self.freeing("detach a child", move |db| {
+            children::unlist(db, child.pool, &parent, &child.image, &taken_out)
+        })
+        .await
     }
 
-    /// Takes layers out of an image that have no name and define nothing, and says whether there were any. Best effort: one
-    /// that stays costs a look at each read and is found again when the next name goes.
-    pub(crate) async fn take_out_empty_layers(&self, image: ImageNo) -> bool {
+    /// Of the layers in this pool that an image has for parents, those that are empty.
+    pub(crate) async fn empty_parents(&self, record: &ImageRecord) -> Empty<D> {
+        let mut all = Empty { layers: Vec::new(), _locks: Vec::new() };
+        for link in images::parents_in_pool(record, self.pool()) {
+            let Ok(parent) = ParentInPool::of(&link) else { continue };
+            let empty = self.hold_empty(parent.image, [parent.layer].into()).await;
+            all.layers.extend(empty.layers);
+            all._locks.extend(empty._locks);
+        }
+        all
+    }
+
+    /// Of these layers of an image, and of those that have lost their name before, the ones that are empty. Best effort: one
+    /// that is overlooked costs a look at each read, and is found again when the next name goes.
+    pub(crate) async fn hold_empty(&self, image: ImageNo, losing: Vec<LayerId>) -> Empty<D> {
+        let mut empty = Empty { layers: Vec::new(), _locks: Vec::new() };
         let unnamed = self
             .database()
             .read("look for unnamed layers", move |db| layers::unnamed(db, image))
             .await;
-        let mut locks = Vec::new();
-        let mut empty = Vec::new();
-        for layer in unnamed.unwrap_or_default() {
+        let candidates: BTreeSet<_> =
+            losing.into_iter().chain(unnamed.unwrap_or_default()).collect();
+        for layer in candidates {
             // While the lock is held nobody fills the layer, and without files it defines nothing.
-            let Ok(Some(lock)) = self.try_lock(layer, LockKind::Exclusive) else { continue };
+            let Ok(Some(lock)) = self.try_lock(layer, LockKind::Shared) else { continue };
             if self.directory().has_files(layer).await.is_ok_and(|has| !has) {
-                locks.push(lock);
-                empty.push(layer);
+                empty._locks.push(lock);
+                empty.layers.push(layer);
             }
         }
-        if empty.is_empty() {
-            return false;
-        }
-        let result = self
-            .database()
-            .write("take out empty layers", move |db| {
-                let mut any = false;
-                for layer in empty {
-                    any |= layers::take_out_empty(db, image, layer)?;
-                }
-                Ok(any)
-            })
-            .await;
-        result.unwrap_or_else(|error| {
-            tracing::debug!(error = %error.chain(), "empty layers stay for now");
-            false
-        })
+        empty
     }
 
     /// Runs a transaction that takes something away. On a full disk it gives up the reserve and runs it once more.

@@ -68,6 +68,12 @@ impl Syncing {
         self.0.lock().stopped = false;
     }
 
+    fn end_if_idle(&self) -> bool {
+        let mut queue = self.0.lock();
+        queue.running = !queue.waiting.is_empty();
+        !queue.running
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         self.0.lock().running
     }
@@ -138,20 +144,18 @@ impl<D: Disk> LocalLayer<D> {
 /// Runs syncs for as long as somebody waits for one.
 async fn drive_syncs<D: Disk>(layer: Arc<Inner<D>>) {
     loop {
-        let waiting = {
-            let mut queue = layer.syncing.0.lock();
-            if queue.waiting.is_empty() {
-                queue.running = false;
-                return;
-            }
-            std::mem::take(&mut queue.waiting)
-        };
+        let waiting = std::mem::take(&mut layer.syncing.0.lock().waiting);
         let result = match layer.check_poison() {
             Ok(()) => layer.sync_once().await,
             poisoned => poisoned,
         };
+        // Before anybody is told, so that whoever was told the last one finds none running.
+        let ended = layer.syncing.end_if_idle();
         for waiter in waiting {
             let _ = waiter.send(result.clone());
+        }
+        if ended {
+            return;
         }
     }
 }
@@ -190,7 +194,7 @@ impl<D: Disk> Inner<D> {
         pages: &[(u64, [u64; sector::PAGE_WORDS])],
         next: &Epoch,
     ) -> Result<(), (&'static str, std::io::Error)> {
-        let Some(map) = self.map.get() else { return Ok(()) };
+        let Some(map) = self.map_to_write() else { return Ok(()) };
         let layer = self.facts.id.number();
         for run in pages.chunk_by(|(page, _), (next, _)| page + 1 == *next) {
             for run in run.chunks(PAGES_AT_ONCE) {
@@ -227,7 +231,7 @@ impl<D: Disk> Inner<D> {
         for which in 0..2 {
             let _ = self.shared.disk.remove_file(&self.shared.log_path(self.facts.id, which)).await;
         }
-        if let Some(map) = self.map.get() {
+        if let Some(map) = self.map_to_write() {
             let mark = header::encode_epoch(
                 self.facts.id.number(),
                 &Epoch { poisoned: Some(now()), ..epoch },

@@ -61,24 +61,25 @@ pub(crate) fn list_in_pool(
     list(db, parent, &ChildRef { pool, image: child.id() })
 }
 
-/// Takes a child from the list of a layer, and with the last one the automatic snapshots of the layer. Idempotent. Says
-/// whether a snapshot went.
+/// Takes a child from the list of a layer, and with the last one the automatic snapshots of the layer. Of the layers that have
+/// no name then, those in `empty` are taken out. Idempotent.
 pub(crate) fn unlist(
     db: &Connection,
     child_pool: PoolId,
     parent: &ParentInPool,
     child: &ImageId,
-) -> Outcome<bool> {
+    empty: &[LayerId],
+) -> Outcome<()> {
     let key = layer_key(parent.layer);
     let taken = db
         .prepare_cached("DELETE FROM children WHERE layer = ?1 AND pool = ?2 AND image = ?3")?
         .execute(params![key, child_pool.0, child.as_str()])?;
     let others = db.prepare_cached("SELECT 1 FROM children WHERE layer = ?1")?.exists([key])?;
     if taken == 0 || others || !snapshots::remove_auto(db, parent.layer)? {
-        return Ok(false);
+        return Ok(());
     }
-    layers::record_change(db, parent.image)?;
-    Ok(true)
+    layers::take_out_empty(db, parent.image, empty)?;
+    layers::record_change(db, parent.image)
 }
 
 /// The children listed for an image. `NotFound` if there is no such image.

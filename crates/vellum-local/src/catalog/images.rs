@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, params};
 use vellum_core::ImageName;
-use vellum_engine::{Below, Error, ErrorKind, ImageRecord, NewImage, NewParent, PoolId, Version};
+use vellum_engine::{
+    Below, Error, ErrorKind, ImageRecord, NewImage, NewParent, ParentLink, PoolId, Version,
+};
 
 use super::Outcome;
 use super::children::{self, ParentInPool};
@@ -197,26 +199,19 @@ fn check_meta(keys: usize, key: &str, value: &str) -> Outcome<()> {
 }
 
 /// Removes an image with its snapshots and layers, and takes it from the list of a parent in this pool. Of its layers,
-/// those in `with_files` are remembered until their files are gone. `HasChildren` if something hangs on it. Says which
-/// image of this pool lost an automatic snapshot by it.
+/// those in `with_files` are remembered until their files are gone; of the parent's, those in `empty` go if they lose their
+/// name by it. `HasChildren` if something hangs on the image.
 pub(crate) fn remove(
     db: &Connection,
     pool: PoolId,
     image: ImageNo,
     with_files: &[LayerId],
-) -> Outcome<Option<ImageNo>> {
+    empty: &[LayerId],
+) -> Outcome<()> {
     let record = record::load(db, image)?;
     let children = children::of_image(db, image)?.len();
     if children > 0 {
-        let parent =
-            format!("image {} has {children} children; flatten or remove them first", record.name);
-        return Err(Error::new(ErrorKind::HasChildren, parent).into());
-    }
-    let mut tidy = None;
-    for link in parents_in_pool(&record, pool) {
-        if children::unlist(db, pool, &ParentInPool::of(&link)?, &image.id())? {
-            tidy = Some(ImageNo::of(&link.image)?);
-        }
+        return Err(has_children(&record, children).into());
     }
     for table in [
         "DELETE FROM meta WHERE image = ?1",
@@ -226,8 +221,8 @@ pub(crate) fn remove(
     ] {
         db.prepare_cached(table)?.execute([image.0])?;
     }
-    layers::remember_removed(db, with_files)?;
-    Ok(tidy)
+    leave_parents(db, pool, &record, empty)?;
+    layers::remember_removed(db, with_files)
 }
 
 /// The error for an image that children hang on.
@@ -238,12 +233,14 @@ pub(crate) fn has_children(record: &ImageRecord, children: usize) -> Error {
     )
 }
 
-/// Cuts the link to the parent image. Says which image of this pool lost an automatic snapshot by it.
+/// Cuts the link to the parent image, and takes the image from the list of a parent in this pool; of its layers, those in
+/// `empty` go if they lose their name by it.
 pub(crate) fn cut_parent(
     db: &Connection,
     pool: PoolId,
     image: ImageNo,
-) -> Outcome<Option<ImageNo>> {
+    empty: &[LayerId],
+) -> Outcome<()> {
     let record = record::load(db, image)?;
     db.prepare_cached(
         "UPDATE layers SET below = 'nothing', overlap = 0, below_layer = NULL,
@@ -251,17 +248,24 @@ pub(crate) fn cut_parent(
          WHERE image = ?1 AND below = 'parent'",
     )?
     .execute([image.0])?;
-    let mut tidy = None;
-    for link in parents_in_pool(&record, pool) {
-        if children::unlist(db, pool, &ParentInPool::of(&link)?, &image.id())? {
-            tidy = Some(ImageNo::of(&link.image)?);
-        }
-    }
-    layers::record_change(db, image)?;
-    Ok(tidy)
+    leave_parents(db, pool, &record, empty)?;
+    layers::record_change(db, image)
 }
 
-fn parents_in_pool(record: &ImageRecord, pool: PoolId) -> Vec<vellum_engine::ParentLink> {
+fn leave_parents(
+    db: &Connection,
+    pool: PoolId,
+    record: &ImageRecord,
+    empty: &[LayerId],
+) -> Outcome<()> {
+    for link in parents_in_pool(record, pool) {
+        children::unlist(db, pool, &ParentInPool::of(&link)?, &record.id, empty)?;
+    }
+    Ok(())
+}
+
+/// The links of an image to parents in this pool: one, whatever number of its layers carry it.
+pub(crate) fn parents_in_pool(record: &ImageRecord, pool: PoolId) -> Vec<ParentLink> {
     let links = record.revisions.iter().filter_map(|revision| match &revision.below {
         Below::Parent { link, .. } if link.pool == pool => {
             Some((link.revision.clone(), link.clone()))

@@ -143,14 +143,20 @@ pub(crate) fn add(db: &Connection, pool: PoolId, new: &NewLayer<'_>) -> Outcome<
     Ok(())
 }
 
-/// Takes a layer out that defines nothing: what lies above it inherits from what lies below it instead, up to the smaller
-/// overlap. Does nothing unless the layer is sealed, unnamed, and without children. Says whether it went. The caller
-/// keeps everybody from writing into it meanwhile.
-pub(crate) fn take_out_empty(db: &Connection, image: ImageNo, layer: LayerId) -> Outcome<bool> {
-    let key = layer_key(layer);
-    if !can_go(db, image, layer)? {
-        return Ok(false);
+/// Takes layers of an image out that define nothing: what lies above one inherits from what lies below it instead, up to the
+/// smaller overlap. Passes over those that are not sealed, have a name, or have children. The caller keeps everybody from
+/// writing into them meanwhile, and notes that the record changed.
+pub(crate) fn take_out_empty(db: &Connection, image: ImageNo, empty: &[LayerId]) -> Outcome<()> {
+    for layer in empty {
+        if can_go(db, image, *layer)? {
+            take_out(db, *layer)?;
+        }
     }
+    Ok(())
+}
+
+fn take_out(db: &Connection, layer: LayerId) -> Outcome<()> {
+    let key = layer_key(layer);
     db.prepare_cached(
         "UPDATE layers SET
            (below, overlap, below_layer, parent_pool, parent_image, parent_revision) =
@@ -161,8 +167,7 @@ pub(crate) fn take_out_empty(db: &Connection, image: ImageNo, layer: LayerId) ->
     )?
     .execute([key])?;
     db.prepare_cached("DELETE FROM layers WHERE id = ?1")?.execute([key])?;
-    record_change(db, image)?;
-    Ok(true)
+    Ok(())
 }
 
 fn can_go(db: &Connection, image: ImageNo, layer: LayerId) -> Outcome<bool> {
