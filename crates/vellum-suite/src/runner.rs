@@ -102,24 +102,31 @@ mod tests {
         }
     }
 
-    fn outcome(
-        run: fn(Pool<Memory>) -> LocalBoxFuture<'static, Result<()>>,
-    ) -> Result<Completion, Failed> {
+    type Run = fn(Pool<Memory>) -> LocalBoxFuture<'static, Result<()>>;
+
+    fn outcome(run: Run) -> Result<Completion, Failed> {
+        outcome_within(TIME_MAX, run)
+    }
+
+    fn outcome_within(time_max: Duration, run: Run) -> Result<Completion, Failed> {
         let harness = Arc::new(Memory(MemoryStore::default()));
-        super::run(Case { name: "case", run }, harness, Duration::from_millis(100))
+        super::run(Case { name: "case", run }, harness, time_max)
     }
 
     #[test]
     fn a_case_that_does_not_end_fails() {
-        let failed = outcome(|_| Box::pin(std::future::pending())).err().unwrap();
-        assert_eq!(failed.message(), Some("it did not end within 100ms"));
-        let blocks = outcome(|_| {
+        let waits: Run = |_| Box::pin(std::future::pending());
+        let blocks: Run = |_| {
             Box::pin(async {
-                std::thread::sleep(Duration::from_millis(300));
-                Ok(())
+                loop {
+                    std::thread::park();
+                }
             })
-        });
-        assert!(blocks.is_err());
+        };
+        for run in [waits, blocks] {
+            let failed = outcome_within(Duration::from_millis(100), run).err().unwrap();
+            assert_eq!(failed.message(), Some("it did not end within 100ms"));
+        }
     }
 
     #[test]
