@@ -89,7 +89,7 @@ fn snapshot_named(name: &str) -> HeadChange {
 
 fn limit_files(bytes: Option<u64>) -> Rlimit {
     let before = getrlimit(Resource::Fsize);
-    setrlimit(Resource::Fsize, Rlimit { current: bytes, ..before.clone() }).unwrap();
+    setrlimit(Resource::Fsize, Rlimit { current: bytes, ..before }).unwrap();
     before
 }
 
