@@ -7,6 +7,7 @@
 mod cargo;
 mod check;
 mod demo;
+mod dependencies;
 mod direction;
 mod full_run;
 mod packages;

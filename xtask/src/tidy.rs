@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::cargo::output;
-use crate::promises;
+use crate::{dependencies, promises};
 
 /// Text that is looked at, by the end of its name.
 const TEXT: [&str; 9] =
@@ -133,6 +133,13 @@ fn whole(files: &[File], crates: &[String]) -> Vec<String> {
         .filter(|file| file.name.ends_with(".rs"))
         .map(|file| file.text.clone())
         .collect();
+    let named: Vec<(&str, &str)> =
+        files.iter().map(|file| (file.name.as_str(), file.text.as_str())).collect();
+    let sources_by_name: Vec<_> =
+        named.iter().copied().filter(|(name, _)| name.ends_with(".rs")).collect();
+    for (name, text) in named.iter().filter(|(name, _)| name.ends_with("/Cargo.toml")) {
+        problems.extend(dependencies::problems(name, text, &sources_by_name));
+    }
     let document = find("docs/promises.md").unwrap_or_default();
     problems.extend(
         promises::problems(document, &sources)
