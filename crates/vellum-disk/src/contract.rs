@@ -4,8 +4,8 @@
 //!
 //! - A call that changes a file, once polled, runs to its end even if its future is dropped: it owns what it needs.
 //!   Dropping the future only drops the answer.
-//! - Futures are `Send`, may be polled on any thread, and never block the thread that polls them, save for the cold calls
-//!   of [`Disk`], which may run a short system call on a helper thread.
+//! - Futures are `Send`, may be polled on any thread, and never block the thread that polls them, unless
+//!   [it may wait](crate::let_this_thread_wait).
 //! - Errors are [`io::Error`]s that keep their `raw_os_error`, so that `ENOSPC`, `EIO` and `ESTALE` can be told apart.
 
 use std::future::Future;

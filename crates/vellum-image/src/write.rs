@@ -60,7 +60,9 @@ impl<C: Catalog> Image<C> {
                     continue;
                 }
             };
-            if self.fill_and_write(&view, &write, &missing).await? == Step::Done {
+            // Boxed, so that the many writes that need no copy-up have a small future.
+            let filled = Box::pin(self.fill_and_write(&view, &write, &missing));
+            if filled.await? == Step::Done {
                 return Ok(());
             }
         }
@@ -74,7 +76,7 @@ impl<C: Catalog> Image<C> {
             let head = view.writer()?;
             if head.must_fill_first(piece) {
                 drop(pass);
-                self.fill_objects(&view, piece).await?;
+                Box::pin(self.fill_objects(&view, piece)).await?;
                 continue;
             }
             let guard = if view.copies_objects() && piece.offset() < view.chain.parent_limit() {

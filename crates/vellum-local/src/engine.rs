@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use vellum_core::ImageName;
 use vellum_core::geometry::IMAGE_SIZE_MAX;
@@ -37,6 +38,10 @@ const BLOCK_SIZE_MAX: u32 = 1 << 20;
 
 /// How often a head that moved on while it was being locked is looked up again.
 const HEAD_ATTEMPTS: usize = 16;
+
+/// How often a sealed layer that is held is tried again, and after how long.
+const FILL_ATTEMPTS: usize = 10;
+const FILL_POLL: Duration = Duration::from_millis(10);
 
 /// An open pool. Clones share it; it is closed when the last one, and the last head and layer from it, is gone.
 #[derive(Clone, Debug)]
@@ -150,14 +155,26 @@ impl<D: Disk> LocalCatalog<D> {
 
     async fn fill_layer(self, image: ImageNo, layer: LayerId) -> Result<LocalHead<D>> {
         self.writable()?;
-        let lock = self.try_lock(layer, LockKind::Exclusive)?;
         let row = self.layer_row(image, layer).await?;
-        let lock = lock.ok_or_else(|| in_use(&row))?;
         if !row.sealed {
             return Err(not_sealed(&row));
         }
+        let lock = self.lock_to_fill(layer).await?.ok_or_else(|| in_use(&row))?;
+        // It may have been taken out before it was locked.
+        let row = self.layer_row(image, layer).await?;
         let layer = self.store().layer(facts(&row), Access::Fill).await?;
         Ok(LocalHead::filler(self, image, layer, lock))
+    }
+
+    /// Whoever makes sure that a sealed layer is empty holds it for a moment, which is no reason to fail.
+    async fn lock_to_fill(&self, layer: LayerId) -> Result<Option<Lock<D::File>>> {
+        for _ in 0..FILL_ATTEMPTS {
+            if let Some(lock) = self.try_lock(layer, LockKind::Exclusive)? {
+                return Ok(Some(lock));
+            }
+            tokio::time::sleep(FILL_POLL).await;
+        }
+        Ok(None)
     }
 
     async fn change_image(

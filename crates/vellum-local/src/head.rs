@@ -77,10 +77,7 @@ impl<D: Disk> Drop for Shared<D> {
             let _ = layer.give_up_files();
             drop(lock);
         };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(running.map(give_up))),
-            Err(_) => drop(std::thread::spawn(move || give_up(running.blocking_recv()))),
-        }
+        drop(self.catalog.store().runtime().spawn(running.map(give_up)));
     }
 }
 

@@ -132,13 +132,15 @@ impl<D: Disk> Inner<D> {
         }
     }
 
-    async fn read_epoch(&self, map: &D::File) -> Result<Epoch> {
+    /// The first page of the map, checked.
+    pub(crate) async fn first_page(&self, map: &D::File) -> Result<[u8; PAGE]> {
         let what = self.map_name();
-        let (buffer, result) =
-            map.read_at(self.shared.options.buffers.take(PAGE), 0..PAGE, 0).await;
+        let buffer = self.shared.options.buffers.take(PAGE);
+        let (buffer, result) = map.read_at(buffer, 0..PAGE, 0).await;
         result.map_err(|error| Error::io(format!("read the header of {what}"), error))?;
-        let bytes: &[u8; PAGE] = buffer[..].try_into().expect("the buffer is as long as a page");
-        Ok(header::decode(&what, self.facts.id.number(), bytes)?.1)
+        let page = buffer[..].try_into().expect("the buffer is as long as a page");
+        header::decode(&what, self.facts.id.number(), &page)?;
+        Ok(page)
     }
 
     async fn read_page(&self, page: u64) -> Result<Page> {
@@ -159,7 +161,7 @@ impl<D: Disk> Inner<D> {
             let end = self.pages.states(rest, usize::MAX, &mut runs);
             rest = rest.split(end).1;
             if !rest.is_empty() {
-                self.page(rest.offset() / self.units.page_size()).await?;
+                Box::pin(self.page(rest.offset() / self.units.page_size())).await?;
             }
         }
         Ok(runs)
@@ -324,7 +326,8 @@ impl<D: Disk> LocalLayer<D> {
                 Err(error) => Err(Error::io(format!("open {}", path.display()), error)),
             };
         };
-        let found = inner.read_epoch(map).await?;
+        let page = inner.first_page(map).await?;
+        let (_, found) = header::decode(&inner.map_name(), inner.facts.id.number(), &page)?;
         Ok(found.epoch == inner.epoch.lock().epoch)
     }
 }

@@ -30,8 +30,12 @@ mod ranges;
 mod recovery;
 mod removal;
 mod segment;
+#[cfg(test)]
+mod simulated;
 pub mod store;
 mod sync;
+#[cfg(test)]
+mod testing;
 
 pub use engine::LocalCatalog;
 pub use head::{LocalHead, LocalPrepared};

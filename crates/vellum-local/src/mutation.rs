@@ -32,6 +32,12 @@ struct DataWrite {
     parts: Vec<Bytes>,
 }
 
+impl DataWrite {
+    fn extent(&self) -> Extent {
+        Extent::new(self.offset, self.parts.iter().map(|part| part.len() as u64).sum())
+    }
+}
+
 /// What a mutation is going to do.
 #[derive(Default)]
 struct Plan {
@@ -192,24 +198,25 @@ impl<D: Disk> LocalLayer<D> {
     /// Steps two to five.
     async fn carry_out(&self, plan: Plan, durability: Durability) -> Result<()> {
         let inner = &self.0;
-        if !plan.writes.is_empty() || !plan.changes.is_empty() {
-            inner.create_files().await?;
+        // What is boxed here and below happens rarely, and would make the future of every write larger.
+        if inner.map.get().is_none() && (!plan.writes.is_empty() || !plan.changes.is_empty()) {
+            Box::pin(inner.create_files()).await?;
         }
         inner.create_pages(&plan.changes).await?;
-        // Without a change of states, data that is durable by itself is all there is to a durable write.
-        let by_itself = durability == Durability::Durable && plan.changes.is_empty();
+        // Where the states are on the medium and stay, data that is durable by itself is all there is to a durable write.
+        let by_itself = durability == Durability::Durable && inner.states_are_durable(&plan);
         let on_disk = if by_itself { OnDisk::Durable } else { OnDisk::AtSync };
         for write in plan.writes {
-            let length: usize = write.parts.iter().map(Bytes::len).sum();
+            let length = write.extent().length();
             inner.segments.write(write.offset, write.parts, on_disk).await?;
-            self.note_unsynced(length as u64);
+            self.note_unsynced(length);
         }
         if !plan.changes.is_empty() {
             inner.change(&plan.changes).await?;
             self.log_changes(&plan.changes).await?;
         }
         if durability == Durability::Durable && !by_itself {
-            self.sync().await?;
+            Box::pin(self.sync()).await?;
         }
         Ok(())
     }
@@ -217,10 +224,14 @@ impl<D: Disk> LocalLayer<D> {
     async fn log_changes(&self, changes: &[(Extent, State)]) -> Result<()> {
         let records: Vec<Record> =
             changes.iter().map(|(at, state)| self.0.record(*at, *state)).collect();
-        let log = self.0.live_log().await?;
-        if log.append(&records).await? == Appended::Full {
-            return self.sync().await;
-        }
+        let log = loop {
+            let log = self.0.live_log().await?;
+            match log.append(&records).await? {
+                Appended::Done => break log,
+                Appended::Full => return Box::pin(self.sync()).await,
+                Appended::Retired => {}
+            }
+        };
         if log.is_filling_up() || self.0.pages.changes() > self.0.shared.options.changed_pages_max {
             self.sync_soon(std::time::Duration::ZERO);
         }
@@ -234,11 +245,13 @@ impl<D: Disk> LocalLayer<D> {
 
     /// Syncs after a while, if the layer is still open then; does nothing if such a sync is on its way.
     fn sync_soon(&self, after: std::time::Duration) {
-        if self.0.sync_is_due.swap(true, Ordering::AcqRel) {
+        let is_due = &self.0.sync_is_due;
+        // Looked at first, since all writers share its cache line.
+        if is_due.load(Ordering::Acquire) || is_due.swap(true, Ordering::AcqRel) {
             return;
         }
         let layer = std::sync::Arc::downgrade(&self.0);
-        tokio::spawn(async move {
+        self.0.shared.runtime.spawn(async move {
             tokio::time::sleep(after).await;
             if let Some(layer) = layer.upgrade() {
                 layer.sync_is_due.store(false, Ordering::Release);
@@ -390,12 +403,18 @@ impl<D: Disk> Inner<D> {
         Ok(())
     }
 
+    /// Whether a power cut finds the states that a plan leaves.
+    fn states_are_durable(&self, plan: &Plan) -> bool {
+        plan.changes.is_empty()
+            && plan.writes.iter().all(|write| self.pages.are_durable(write.extent()))
+    }
+
     /// Makes the pages of some units exist.
     async fn create_pages(&self, changes: &[(Extent, State)]) -> Result<()> {
         for (at, _) in changes {
             for (page, _) in self.units.by_page(*at) {
                 if !self.pages.is_present(page) {
-                    self.create_page(page).await?;
+                    Box::pin(self.create_page(page)).await?;
                 }
             }
         }
@@ -406,7 +425,7 @@ impl<D: Disk> Inner<D> {
     pub(crate) async fn change(&self, changes: &[(Extent, State)]) -> Result<()> {
         self.create_pages(changes).await?;
         while let Err(page) = self.pages.change(changes) {
-            self.page(page).await?;
+            Box::pin(self.page(page)).await?;
         }
         Ok(())
     }

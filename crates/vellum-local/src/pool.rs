@@ -272,6 +272,15 @@ impl<D: Disk> PoolDirectory<D> {
         Ok(found)
     }
 
+    /// Makes durable that files of layers are gone.
+    pub(crate) async fn sync_removals(&self) -> Result<()> {
+        for directory in [self.layers(), self.live()] {
+            let synced = self.disk.sync_dir(&directory).await;
+            synced.map_err(|error| self.failed("sync the directories of", error))?;
+        }
+        Ok(())
+    }
+
     fn failed(&self, what: &str, error: io::Error) -> Error {
         Error::io(format!("{what} the pool {}", self.path.display()), error)
     }

@@ -15,7 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use vellum_core::Buffer;
+use vellum_core::{Buffer, Extent, State};
 use vellum_disk::{Disk, Durability, File, OpenMode};
 use vellum_engine::{Error, Result};
 
@@ -97,6 +97,7 @@ impl<D: Disk> LocalLayer<D> {
             let path = inner.map_name();
             let map = inner.shared.disk.open(path.as_ref(), OpenMode::ReadWrite).await;
             let map = map.map_err(|error| Error::io(format!("open {path} for writing"), error))?;
+            header::check_writable(&path, &inner.first_page(&map).await?)?;
             let _ = inner.map_to_fill.set(map);
         }
         inner.syncing.go_on();
@@ -152,10 +153,23 @@ impl<D: Disk> LocalLayer<D> {
     /// recovered. The first sync clears the mark of a failed one.
     async fn take_over(&self, present: &[u64]) -> Result<()> {
         let inner = &self.0;
-        inner.segments.own_existing(present.iter().copied()).await?;
+        for number in present {
+            if let Some(lacking) = inner.segments.own(*number).await? {
+                inner.check_holds_no_data(*number, lacking).await?;
+                inner.segments.lengthen(*number).await?;
+            }
+        }
+        // A process may have died between making the files and this; pages and data go only into files that stay.
+        if let Some(map) = inner.map_to_write() {
+            if let Err(error) = map.sync_data().await {
+                return Err(inner.poison("sync the map", error).await);
+            }
+            inner.sync_names().await?;
+        }
         let poisoned = inner.epoch.lock().poisoned.is_some();
+        // Whoever died left no trace of writes over data, which may be in the cache alone: the first sync covers them too.
+        inner.segments.distrust();
         if inner.role.recovered.swap(false, Ordering::AcqRel) || poisoned {
-            inner.segments.distrust();
             self.sync().await?;
         }
         Ok(())
@@ -217,9 +231,32 @@ impl<D: Disk> Inner<D> {
         let page = header::encode(&self.header(), &self.epoch.lock());
         map.write_at(vec![page.into()], 0, Durability::AtSync).await.map_err(failed)?;
         map.sync_data().await.map_err(failed)?;
-        disk.sync_dir(&dir).await.map_err(failed)?;
-        disk.sync_dir(&self.shared.layers_dir()).await.map_err(failed)?;
+        self.sync_names().await?;
         let _ = self.map.set(map);
+        Ok(())
+    }
+
+    /// Makes the names of the layer's files durable.
+    async fn sync_names(&self) -> Result<()> {
+        let dir = self.shared.layer_dir(self.facts.id);
+        for dir in [&dir, &self.shared.layers_dir()] {
+            let synced = self.shared.disk.sync_dir(dir).await;
+            synced.map_err(|error| Error::io(format!("sync {}", dir.display()), error))?;
+        }
+        Ok(())
+    }
+
+    /// Fails if a segment lacks something that the map says it has.
+    async fn check_holds_no_data(&self, number: u64, lacking: Extent) -> Result<()> {
+        for (_, piece) in self.units.by_page(lacking) {
+            if self.states_of(piece).await?.iter().any(|run| run.state == State::Data) {
+                let path = self.shared.layer_dir(self.facts.id).join(segment::file_name(number));
+                return Err(Error::corrupt(format!(
+                    "{} lacks {lacking} of the image, where the map says that it holds data",
+                    path.display()
+                )));
+            }
+        }
         Ok(())
     }
 
@@ -281,10 +318,16 @@ async fn look<D: Disk>(
     };
     result.map_err(failed)?;
     let page: &[u8; PAGE] = page[..].try_into().expect("the buffer is as long as a page");
-    if page.iter().all(|byte| *byte == 0) {
+    let presence = presence(&map, units).await.map_err(failed)?;
+    // A power cut may leave either sector of a map that was being created; with pages behind it, it was damaged later.
+    let is_zero = |sector: &[u8]| sector.iter().all(|byte| *byte == 0);
+    if page.chunks(SECTOR).take(2).any(is_zero) && presence.next(0).is_none() {
         return Ok(None);
     }
     let (header, epoch) = header::decode(&what, facts.id.number(), page)?;
+    if access != Access::Read {
+        header::check_writable(&what, page)?;
+    }
     if (header.size, header.block_size) != (facts.size, facts.block_size) {
         return Err(Error::corrupt(format!(
             "{what}: for an image of {} bytes in blocks of {}, but the catalog says {} in blocks of {}",
@@ -297,7 +340,6 @@ async fn look<D: Disk>(
             map_length(units)
         )));
     }
-    let presence = presence(&map, units).await.map_err(failed)?;
     let segments = present_segments(shared, facts).await?;
     Ok(Some(OnDisk { map, epoch, presence, segments }))
 }

@@ -169,7 +169,8 @@ impl<D: Disk> LocalCatalog<D> {
                 }
             }
         }
-        if gone.is_empty() {
+        // Forgotten only when a power cut cannot bring the files back.
+        if gone.is_empty() || self.directory().sync_removals().await.is_err() {
             return;
         }
         let forget = self
@@ -234,6 +235,7 @@ impl<D: Disk> LocalCatalog<D> {
             self.database().read("look up a layer", move |db| layers::known(db, &[layer])).await?;
         if known.is_empty() {
             self.store().remove_files(layer).await?;
+            self.directory().sync_removals().await?;
         }
         self.database()
             .write("forget removed layers", move |db| layers::forget_removed(db, &[layer]))

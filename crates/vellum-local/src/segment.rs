@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use vellum_core::{Buffer, Extent};
 use vellum_disk::{Disk, Durability, File, LockKind, OpenMode, TryRead};
 use vellum_engine::{Error, ErrorKind, Result};
@@ -29,17 +31,35 @@ pub(crate) struct Segments<D: Disk> {
     dir: PathBuf,
     size: u64,
     lock_wait: Duration,
-    open: RwLock<BTreeMap<u64, Segment<D::File>>>,
+    open: RwLock<BTreeMap<u64, Arc<Segment<D::File>>>>,
     /// Held while a segment is opened or created, which waits.
     opening: tokio::sync::Mutex<()>,
-    /// Written since the last sync began.
-    unsynced: Mutex<BTreeMap<u64, D::File>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Segment<F> {
     file: F,
-    writable: bool,
+    writable: AtomicBool,
+    /// Written since the last sync began.
+    unsynced: AtomicBool,
+}
+
+impl<F> Segment<F> {
+    fn new(file: F, writable: bool) -> Arc<Self> {
+        Arc::new(Self {
+            file,
+            writable: AtomicBool::new(writable),
+            unsynced: AtomicBool::new(false),
+        })
+    }
+
+    fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::Acquire)
+    }
+
+    fn mark_unsynced(&self) {
+        self.unsynced.store(true, Ordering::Release);
+    }
 }
 
 impl<D: Disk> Segments<D> {
@@ -51,22 +71,32 @@ impl<D: Disk> Segments<D> {
             lock_wait,
             open: RwLock::default(),
             opening: tokio::sync::Mutex::default(),
-            unsynced: Mutex::default(),
         }
     }
 
-    /// Opens the segments that exist for writing, each with its lock: what an earlier owner still had in flight has landed then.
-    pub(crate) async fn own_existing(&self, present: impl Iterator<Item = u64>) -> Result<()> {
-        for number in present {
-            self.open_for_writing(number, OpenMode::ReadWrite).await?;
-        }
-        Ok(())
+    /// Opens a segment that exists for writing, with its lock: what an earlier owner still had in flight has landed then.
+    /// Answers what it lacks of its nominal length, as an extent of the image: whoever began it died before it was whole, or
+    /// something was lost, which the map can tell.
+    pub(crate) async fn own(&self, number: u64) -> Result<Option<Extent>> {
+        let (file, length) = self.open_for_writing(number, OpenMode::ReadWrite).await?;
+        self.open.write().insert(number, Segment::new(file, true));
+        let nominal = self.nominal_length(number);
+        let start = number * SEGMENT;
+        Ok((length < nominal).then(|| Extent::between(start + length, start + nominal)))
+    }
+
+    /// Gives a segment that is open for writing its nominal length.
+    pub(crate) async fn lengthen(&self, number: u64) -> Result<()> {
+        let segment = self.for_writing(number).await?;
+        let result = segment.file.set_length(self.nominal_length(number)).await;
+        result
+            .map_err(|error| Error::io(format!("lengthen {}", self.path(number).display()), error))
     }
 
     /// Closes what was opened for writing; nothing may be unsynced any more. Reading goes on.
     pub(crate) fn release(&self) -> Result<()> {
-        for segment in self.open.write().values_mut().filter(|segment| segment.writable) {
-            segment.writable = false;
+        for segment in self.open.write().values().filter(|segment| segment.is_writable()) {
+            segment.writable.store(false, Ordering::Release);
             let whole = Extent::new(WHOLE.0, WHOLE.1);
             segment.file.unlock(whole).map_err(|error| Error::io("unlock a data file", error))?;
         }
@@ -117,12 +147,12 @@ impl<D: Disk> Segments<D> {
         let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
         let mut parts = parts;
         for (number, piece) in pieces(Extent::new(offset, length)) {
-            let file = self.for_writing(number).await?;
+            let segment = self.for_writing(number).await?;
             let here = split_parts(&mut parts, piece.length());
-            let result = file.write_at(here, piece.offset() % SEGMENT, durability).await;
+            let result = segment.file.write_at(here, piece.offset() % SEGMENT, durability).await;
             // Marked when it has landed, be it in part: a sync that begins now covers it, and one that began before does not.
             if durability == Durability::AtSync || result.is_err() {
-                self.unsynced.lock().insert(number, file);
+                segment.mark_unsynced();
             }
             result.map_err(|error| {
                 Error::io(format!("write {piece} of {}", self.path(number).display()), error)
@@ -135,9 +165,10 @@ impl<D: Disk> Segments<D> {
     /// Frees the space of an extent, which then reads as zeros.
     pub(crate) async fn punch(&self, at: Extent) -> Result<()> {
         for (number, piece) in pieces(at) {
-            let file = self.for_writing(number).await?;
-            let result = file.punch(Extent::new(piece.offset() % SEGMENT, piece.length())).await;
-            self.unsynced.lock().insert(number, file);
+            let segment = self.for_writing(number).await?;
+            let range = Extent::new(piece.offset() % SEGMENT, piece.length());
+            let result = segment.file.punch(range).await;
+            segment.mark_unsynced();
             result.map_err(|error| {
                 Error::io(format!("punch {piece} of {}", self.path(number).display()), error)
                     .maybe_done()
@@ -147,21 +178,20 @@ impl<D: Disk> Segments<D> {
     }
 
     pub(crate) fn is_unsynced(&self) -> bool {
-        !self.unsynced.lock().is_empty()
+        self.open.read().values().any(|segment| segment.unsynced.load(Ordering::Acquire))
     }
 
     /// Takes what was written since the last sync began.
     pub(crate) fn take_unsynced(&self) -> Vec<D::File> {
-        std::mem::take(&mut *self.unsynced.lock()).into_values().collect()
+        let open = self.open.read();
+        let unsynced = open.values().filter(|it| it.unsynced.swap(false, Ordering::AcqRel));
+        unsynced.map(|segment| segment.file.clone()).collect()
     }
 
     /// Counts everything that is open for writing as unsynced: what a dead process wrote there may not be on the medium.
     pub(crate) fn distrust(&self) {
         let open = self.open.read();
-        let writable = open.iter().filter(|(_, segment)| segment.writable);
-        self.unsynced
-            .lock()
-            .extend(writable.map(|(number, segment)| (*number, segment.file.clone())));
+        open.values().filter(|segment| segment.is_writable()).for_each(|it| it.mark_unsynced());
     }
 
     /// All open files.
@@ -182,7 +212,7 @@ impl<D: Disk> Segments<D> {
             Ok(file) => file,
             Err(error) => return Err(self.missing(&path, error).await),
         };
-        self.open.write().insert(number, Segment { file: file.clone(), writable: false });
+        self.open.write().insert(number, Segment::new(file.clone(), false));
         Ok(file)
     }
 
@@ -201,34 +231,57 @@ impl<D: Disk> Segments<D> {
         }
     }
 
-    async fn for_writing(&self, number: u64) -> Result<D::File> {
-        if let Some(segment) = self.open.read().get(&number).filter(|segment| segment.writable) {
-            return Ok(segment.file.clone());
+    /// A segment to write to, which appears with its first write.
+    async fn for_writing(&self, number: u64) -> Result<Arc<Segment<D::File>>> {
+        match self.open_writable(number) {
+            Some(segment) => Ok(segment),
+            // Boxed, so that every other write has a small future.
+            None => Box::pin(self.begin(number)).await,
         }
-        let _alone = self.opening.lock().await;
-        if let Some(segment) = self.open.read().get(&number).filter(|segment| segment.writable) {
-            return Ok(segment.file.clone());
-        }
-        self.open_for_writing(number, OpenMode::ReadWriteOrCreate).await
     }
 
-    async fn open_for_writing(&self, number: u64, mode: OpenMode) -> Result<D::File> {
+    fn open_writable(&self, number: u64) -> Option<Arc<Segment<D::File>>> {
+        self.open.read().get(&number).filter(|segment| segment.is_writable()).cloned()
+    }
+
+    async fn begin(&self, number: u64) -> Result<Arc<Segment<D::File>>> {
+        let _alone = self.opening.lock().await;
+        if let Some(segment) = self.open_writable(number) {
+            return Ok(segment);
+        }
+        let (file, length) = self.open_for_writing(number, OpenMode::ReadWriteOrCreate).await?;
+        if length < self.nominal_length(number) {
+            self.complete(number, &file, length).await?;
+        }
+        let segment = Segment::new(file, true);
+        self.open.write().insert(number, segment.clone());
+        Ok(segment)
+    }
+
+    /// Makes a new file a segment.
+    async fn complete(&self, number: u64, file: &D::File, length: u64) -> Result<()> {
+        let (path, nominal) = (self.path(number), self.nominal_length(number));
+        if length > 0 {
+            let what = format!("{} has {length} bytes, expected {nominal}", path.display());
+            return Err(Error::corrupt(what));
+        }
+        let failed = |error| Error::io(format!("create {}", path.display()), error);
+        file.hint_extent_size(EXTENT_HINT).await;
+        file.set_length(nominal).await.map_err(failed)?;
+        self.disk.sync_dir(&self.dir).await.map_err(failed)
+    }
+
+    async fn open_for_writing(&self, number: u64, mode: OpenMode) -> Result<(D::File, u64)> {
         let path = self.path(number);
         let failed = |error| Error::io(format!("open {} for writing", path.display()), error);
         let file = self.disk.open(&path, mode).await.map_err(failed)?;
         self.lock(&file, &path).await?;
-        let nominal = self.size.saturating_sub(number * SEGMENT).min(SEGMENT);
         let length = file.length().await.map_err(failed)?;
-        if length == 0 && mode == OpenMode::ReadWriteOrCreate {
-            file.hint_extent_size(EXTENT_HINT).await;
-            file.set_length(nominal).await.map_err(failed)?;
-            self.disk.sync_dir(&self.dir).await.map_err(failed)?;
-        } else if length < nominal {
-            let what = format!("{} has {length} bytes, expected {nominal}", path.display());
-            return Err(Error::corrupt(what));
-        }
-        self.open.write().insert(number, Segment { file: file.clone(), writable: true });
-        Ok(file)
+        Ok((file, length))
+    }
+
+    fn nominal_length(&self, number: u64) -> u64 {
+        self.size.saturating_sub(number * SEGMENT).min(SEGMENT)
     }
 
     /// The lock is on the description that writes. A process that was killed holds it until its last write has landed.
@@ -259,7 +312,7 @@ impl<D: Disk> Segments<D> {
 }
 
 /// The name of a segment's file.
-fn file_name(number: u64) -> String {
+pub(crate) fn file_name(number: u64) -> String {
     format!("data.{number}")
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use vellum_core::BufferPool;
 use vellum_disk::{BootId, Disk};
 use vellum_engine::{Error, ErrorKind, ImageId, Result, RevisionId};
@@ -98,12 +99,15 @@ pub(crate) struct Shared<D: Disk> {
     pub(crate) options: StoreOptions,
     pub(crate) cache: Arc<PageCache>,
     pub(crate) boot: Option<BootId>,
+    /// The runtime that the pool was opened on, where work goes on that outlives a request: requests may come from runtimes
+    /// that end with their client.
+    pub(crate) runtime: Handle,
     next_key: AtomicU64,
     open: Mutex<HashMap<LayerId, Weak<Inner<D>>>>,
 }
 
 impl<D: Disk> LayerStore<D> {
-    /// The layers in the directory of a pool.
+    /// The layers in the directory of a pool. The runtime this is called on must last as long as they are open.
     pub async fn open(disk: D, pool: PathBuf, options: StoreOptions) -> Result<Self> {
         let boot = disk.boot_id().await.map_err(|error| Error::io("read the boot id", error))?;
         let cache = Arc::new(PageCache::new((options.map_cache_bytes / PAGE).max(64)));
@@ -113,9 +117,15 @@ impl<D: Disk> LayerStore<D> {
             options,
             cache,
             boot,
+            runtime: Handle::current(),
             next_key: AtomicU64::new(0),
             open: Mutex::default(),
         })))
+    }
+
+    /// Where work goes on that outlives a request.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.0.runtime
     }
 
     /// Opens a layer. One that is frozen is shared by all that read it in this process, and by who fills it; one that is owned

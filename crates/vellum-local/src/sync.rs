@@ -31,9 +31,9 @@ use vellum_engine::{Error, Result};
 
 use crate::format::header::{self, Epoch};
 use crate::format::live::LogHeader;
-use crate::format::{PAGE, sector};
+use crate::format::{PAGE, SECTOR, sector};
 use crate::layer::{Inner, LocalLayer};
-use crate::log::{LOG_SIZE, Log};
+use crate::log::Log;
 use crate::recovery::now;
 
 /// Neighbouring pages that are written at once.
@@ -92,15 +92,13 @@ struct Files<F: File> {
     both: Option<[F; 2]>,
     /// Which of them takes records.
     which: usize,
-    /// The log that did before, until its last batch has landed.
-    previous: Option<Log<F>>,
 }
 
 impl<F: File> Default for Live<F> {
     fn default() -> Self {
         Self {
             current: Mutex::default(),
-            files: tokio::sync::Mutex::new(Files { both: None, which: 0, previous: None }),
+            files: tokio::sync::Mutex::new(Files { both: None, which: 0 }),
         }
     }
 }
@@ -129,7 +127,7 @@ impl<D: Disk> LocalLayer<D> {
             !std::mem::replace(&mut queue.running, true)
         };
         if drive {
-            tokio::spawn(drive_syncs(self.0.clone()));
+            self.0.shared.runtime.spawn(drive_syncs(self.0.clone()));
         }
         done.await.unwrap_or_else(|_| {
             Err(Error::new(
@@ -219,7 +217,7 @@ impl<D: Disk> Inner<D> {
 
     /// Poisons the layer. Before anybody is told, what would be believed of it is taken away: the logs, which run ahead of what is
     /// on the medium; and the map gets a mark for whoever opens it next.
-    async fn poison(&self, doing: &str, error: std::io::Error) -> Error {
+    pub(crate) async fn poison(&self, doing: &str, error: std::io::Error) -> Error {
         let error = Error::io(format!("{doing} of layer {}", self.facts.id), error).maybe_done();
         let epoch = *self.epoch.lock();
         tracing::error!(
@@ -251,23 +249,27 @@ impl<D: Disk> Inner<D> {
         if self.live.current().is_none() {
             return Ok(Some(files));
         }
-        if let Some(previous) = files.previous.take() {
-            // Its last batch could land on top of the new header.
-            previous.drain().await;
-        }
         let which = 1 - files.which;
         let file = files.both.as_ref().expect("a log that takes records has files")[which].clone();
         let log = Log::begin(file, self.log_header(epoch)).await?;
-        files.previous = self.live.current.lock().replace(log);
+        let previous = self.live.current.lock().replace(log);
         files.which = which;
+        if let Some(previous) = previous {
+            // The next sync writes a new header over it, which nothing may land on top of.
+            previous.retire().await;
+        }
         Ok(None)
     }
 
     /// The log that takes records; begins it if this is the first record since the layer was opened or unsealed.
     pub(crate) async fn live_log(&self) -> Result<Log<D::File>> {
-        if let Some(log) = self.live.current() {
-            return Ok(log);
+        match self.live.current() {
+            Some(log) => Ok(log),
+            None => Box::pin(self.begin_log()).await,
         }
+    }
+
+    async fn begin_log(&self) -> Result<Log<D::File>> {
         let mut files = self.live.files.lock().await;
         if let Some(log) = self.live.current() {
             return Ok(log);
@@ -275,19 +277,20 @@ impl<D: Disk> Inner<D> {
         let both = [self.log_file(0).await?, self.log_file(1).await?];
         let epoch = self.epoch.lock().epoch;
         let log = Log::begin(both[0].clone(), self.log_header(epoch)).await?;
-        *files = Files { both: Some(both), which: 0, previous: None };
+        *files = Files { both: Some(both), which: 0 };
         *self.live.current.lock() = Some(log.clone());
         Ok(log)
     }
 
-    /// A log file, all of it written, so that appending cannot run out of space.
+    /// A log file that holds nothing.
     async fn log_file(&self, which: usize) -> Result<D::File> {
         let path = self.shared.log_path(self.facts.id, which);
         let failed = |error| Error::io(format!("create {}", path.display()), error);
         let file =
             self.shared.disk.open(&path, OpenMode::ReadWriteOrCreate).await.map_err(failed)?;
-        // Zeros over what an earlier owner left: two logs that both look valid would be one too many.
-        let zeros = Bytes::from(vec![0; LOG_SIZE as usize]);
+        // Zeros over the header that an earlier owner left: two logs that both look valid would be one too many. The records
+        // behind it belong to it alone.
+        let zeros = Bytes::from_static(&[0; SECTOR]);
         file.write_at(vec![zeros], 0, Durability::AtSync).await.map_err(failed)?;
         Ok(file)
     }
@@ -302,11 +305,10 @@ impl<D: Disk> Inner<D> {
     /// same states.
     pub(crate) async fn drop_logs(&self) {
         let mut files = self.live.files.lock().await;
-        let had = self.live.current.lock().take().is_some();
-        *files = Files { both: None, which: 0, previous: None };
-        if !had {
-            return;
-        }
+        let current = self.live.current.lock().take();
+        *files = Files { both: None, which: 0 };
+        let Some(current) = current else { return };
+        current.retire().await;
         for which in 0..2 {
             let _ = self.shared.disk.remove_file(&self.shared.log_path(self.facts.id, which)).await;
         }

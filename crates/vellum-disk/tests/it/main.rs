@@ -43,12 +43,17 @@ async fn write(file: &impl File, offset: u64, data: &[u8]) {
 async fn parts_land_one_after_another() {
     for (_dir, disk, path) in files().await {
         let file = disk.open(&path, OpenMode::Create).await.unwrap();
-        let parts: Vec<Bytes> =
-            (0..3000u32).map(|n| Bytes::from(vec![n as u8; n as usize % 7])).collect();
-        file.write_at(parts.clone(), 5, Durability::Durable).await.unwrap();
-        let all = parts.concat();
-        assert_eq!(read(&file, 5, all.len()).await.unwrap(), all);
-        assert_eq!(file.length().await.unwrap(), 5 + all.len() as u64);
+        let small = (0..3000u32).map(|n| Bytes::from(vec![n as u8; n as usize % 7]));
+        let large = [1, 70_000, 3, 300_001, 65_536].map(|length| vec![length as u8; length].into());
+        for parts in [small.collect(), Vec::from(large)] {
+            for durability in [Durability::Durable, Durability::AtSync] {
+                file.set_length(0).await.unwrap();
+                file.write_at(parts.clone(), 5, durability).await.unwrap();
+                let all = parts.concat();
+                assert_eq!(file.length().await.unwrap(), 5 + all.len() as u64);
+                assert!(read(&file, 5, all.len()).await.unwrap() == all);
+            }
+        }
     }
 }
 

@@ -13,7 +13,7 @@
 //!
 //! Image name and what lies below are for people and for rebuilding a lost catalog; nothing trusts them.
 
-use vellum_engine::{Error, Result};
+use vellum_engine::{Error, ErrorKind, Result};
 
 use super::{PAGE, Reader, SECTOR, VERSION, check_features, checksum, unsupported_version};
 
@@ -22,6 +22,7 @@ const EPOCH_MAGIC: &[u8; 8] = b"VELLUMEP";
 const NAME_MAX: usize = 128;
 const BELOW_MAX: usize = 300;
 const CRC_AT: usize = 508;
+const READ_ONLY_COMPATIBLE_AT: usize = 16;
 /// Where the sector that each sync writes lies in the file.
 pub(crate) const EPOCH_AT: u64 = SECTOR as u64;
 
@@ -106,6 +107,20 @@ pub(crate) fn decode(what: &str, layer: u64, page: &[u8; PAGE]) -> Result<(Heade
     }
     let header = Header { layer, size, block_size, image, image_name, below };
     Ok((header, decode_epoch(what, layer, &page[SECTOR..2 * SECTOR])?))
+}
+
+/// Fails unless this program may write a map with this first page, which was [decoded](decode) before.
+pub(crate) fn check_writable(what: &str, page: &[u8; PAGE]) -> Result<()> {
+    let unknown = Reader(&page[READ_ONLY_COMPATIBLE_AT..]).u32();
+    if unknown == 0 {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "{what} uses features {unknown:#x} that this program can read and must not write; use a newer one"
+        ),
+    ))
 }
 
 fn decode_epoch(what: &str, layer: u64, sector: &[u8]) -> Result<Epoch> {
@@ -204,6 +219,24 @@ mod tests {
         header.below = "\u{e9}".repeat(400);
         let (read, _) = decode("map", header.layer, &page(&header, &epoch)).unwrap();
         assert_eq!(read.below, "\u{e9}".repeat(150));
+    }
+
+    #[test]
+    fn features_decide_whether_a_map_is_read_written_or_left_alone() {
+        let (header, epoch) = example();
+        let with_feature = |at: usize| {
+            let mut bytes = encode(&header, &epoch);
+            bytes[at] = 4;
+            let mut sector = bytes[..CRC_AT].to_vec();
+            seal(&mut sector, header.layer, 0);
+            bytes[..SECTOR].copy_from_slice(&sector);
+            <[u8; PAGE]>::try_from(bytes).unwrap()
+        };
+        for (at, read, written) in [(12, false, false), (16, true, false), (20, true, true)] {
+            let page = with_feature(at);
+            assert_eq!(decode("map", header.layer, &page).is_ok(), read, "{at}");
+            assert_eq!(read && check_writable("map", &page).is_ok(), written, "{at}");
+        }
     }
 
     #[test]

@@ -159,6 +159,12 @@ impl Pages {
         Ok(())
     }
 
+    /// Whether all states of an extent are on the medium as they are in memory.
+    pub(crate) fn are_durable(&self, at: Extent) -> bool {
+        let inner = self.inner.read();
+        self.units.by_page(at).all(|(page, _)| !inner.pinned.contains_key(&page))
+    }
+
     /// Whether a page changed since the last sync began.
     pub(crate) fn has_changes(&self) -> bool {
         !self.inner.read().changed.is_empty()

@@ -1,0 +1,444 @@
+//! [`SimDisk`]: a disk in memory that can lose power, kill its process, run full, fail and stand still.
+//!
+//! What a caller may rely on is what [`vellum_disk::Disk`] says and nothing more. One seed tells one story, on a runtime of one
+//! thread: calls take a random number of turns, and writes land in pieces.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
+use rand::RngExt;
+use tokio::sync::watch;
+use vellum_core::{Buffer, Extent};
+use vellum_disk::{
+    BootId, Disk, Durability, File, FileIdentity, FileSystem, LockKind, OpenMode, TryRead,
+};
+
+use super::medium::Medium;
+use super::world::{Call, Entry, Fault, Lock, World};
+use crate::format::SECTOR;
+
+/// A simulated disk, as one life of a process sees it. Clones share it.
+#[derive(Clone)]
+pub(crate) struct SimDisk {
+    shared: Arc<Shared>,
+    life: u64,
+}
+
+struct Shared {
+    world: Mutex<World>,
+    /// Raised when something happens that a test may wait for.
+    changes: watch::Sender<()>,
+    held: Mutex<Vec<Held>>,
+    next_description: AtomicU64,
+}
+
+/// Calls that stand still.
+struct Held {
+    call: Call,
+    file: &'static str,
+    gate: Arc<Gate>,
+}
+
+/// Keeps calls from going on until it is opened.
+#[derive(Debug)]
+struct Gate {
+    arrived: watch::Sender<u32>,
+    open: watch::Sender<bool>,
+}
+
+/// A hold on some calls; they go on when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Hold(Arc<Gate>);
+
+impl Hold {
+    /// Waits until a call has arrived.
+    pub(crate) async fn arrived(&self) {
+        self.0.arrived.subscribe().wait_for(|arrived| *arrived > 0).await.unwrap();
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.open.send_replace(true);
+    }
+}
+
+impl SimDisk {
+    /// An empty disk with the directories of a pool at `/pool`.
+    pub(crate) fn new(seed: u64) -> Self {
+        let shared = Shared {
+            world: Mutex::new(World::new(seed)),
+            changes: watch::Sender::new(()),
+            held: Mutex::default(),
+            next_description: AtomicU64::new(0),
+        };
+        Self { shared: Arc::new(shared), life: 0 }
+    }
+
+    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+        self.shared.world.lock()
+    }
+
+    /// The process dies. What it had written is seen by the next one, which uses the disk that this returns.
+    pub(crate) fn process_death(&self) -> Self {
+        let mut world = self.world();
+        world.end_life();
+        Self { shared: self.shared.clone(), life: world.life }
+    }
+
+    /// The power fails.
+    pub(crate) fn power_cut(&self) -> Self {
+        let mut world = self.world();
+        world.cut_power();
+        Self { shared: self.shared.clone(), life: world.life }
+    }
+
+    /// Waits until this life has ended.
+    pub(crate) async fn ended(&self) {
+        let mut changes = self.shared.changes.subscribe();
+        while self.world().life == self.life {
+            changes.changed().await.unwrap();
+        }
+    }
+
+    pub(crate) fn fail(&self, fault: Fault) {
+        self.world().faults.push(fault);
+    }
+
+    /// Makes calls stand still before they do anything.
+    pub(crate) fn hold(&self, call: Call, file: &'static str) -> Hold {
+        let gate =
+            Arc::new(Gate { arrived: watch::Sender::new(0), open: watch::Sender::new(false) });
+        self.shared.held.lock().push(Held { call, file, gate: gate.clone() });
+        Hold(gate)
+    }
+
+    /// The calls since the last time this was asked.
+    pub(crate) fn take_trace(&self) -> Vec<(Call, String)> {
+        std::mem::take(&mut self.world().trace)
+    }
+
+    /// Changes a byte, as damage would.
+    pub(crate) fn damage(&self, path: &str, offset: u64) {
+        let mut world = self.world();
+        let Ok(Entry::File(number)) = world.find(Path::new(path)) else { panic!("no {path}") };
+        let now = world.now;
+        let file = world.files.get_mut(&number).unwrap();
+        let mut byte = [0];
+        assert_eq!(file.read(&mut byte, offset), 1);
+        file.write(now, offset, &[byte[0] ^ 0x10]);
+    }
+
+    /// A call: waits its turns, and never returns in a life that is over.
+    async fn turn(&self) {
+        let turns = {
+            let mut world = self.world();
+            let most = world.yields_max;
+            world.chance.random_range(0..=most)
+        };
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+        if self.world().life != self.life {
+            self.shared.changes.send_replace(());
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn begin(&self, call: Call, path: &Path) -> io::Result<()> {
+        let held = self.shared.held.lock().iter().find_map(|held| {
+            let fits = held.call == call && path.to_string_lossy().ends_with(held.file);
+            (fits && !*held.gate.open.borrow()).then(|| held.gate.clone())
+        });
+        if let Some(gate) = held {
+            gate.arrived.send_modify(|arrived| *arrived += 1);
+            let _ = gate.open.subscribe().wait_for(|open| *open).await;
+        }
+        self.turn().await;
+        let result = self.world().begin(call, path);
+        self.turn().await;
+        result
+    }
+
+    fn file(&self, path: &Path, number: u64) -> SimFile {
+        let id = self.shared.next_description.fetch_add(1, Ordering::Relaxed);
+        let open = Description { disk: self.clone(), id };
+        SimFile { open: Arc::new(open), number, path: path.into() }
+    }
+}
+
+impl fmt::Debug for SimDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SimDisk(life {})", self.life)
+    }
+}
+
+fn errno(error: i32) -> io::Error {
+    io::Error::from_raw_os_error(error)
+}
+
+const ENOSPC: i32 = 28;
+
+impl Disk for SimDisk {
+    type File = SimFile;
+
+    async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<SimFile> {
+        self.turn().await;
+        let found = self.world().find(path);
+        let number = match (found, mode) {
+            (Ok(Entry::Directory), _) => return Err(io::ErrorKind::IsADirectory.into()),
+            (Ok(_), OpenMode::Create) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (Ok(Entry::File(number)), _) => number,
+            (Err(error), OpenMode::Read | OpenMode::ReadWrite) => return Err(error),
+            (Err(_), _) => {
+                self.begin(Call::Create, path).await?;
+                let mut world = self.world();
+                world.find(path.parent().expect("files lie in directories"))?;
+                match world.find(path) {
+                    Ok(Entry::File(number)) => number,
+                    _ => world.create_file(path),
+                }
+            }
+        };
+        Ok(self.file(path, number))
+    }
+
+    async fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.begin(Call::Create, path).await?;
+        let mut world = self.world();
+        if world.find(path).is_ok() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        world.find(path.parent().expect("it lies in a directory"))?;
+        world.rename(path, Some(Entry::Directory));
+        Ok(())
+    }
+
+    async fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.begin(Call::Remove, path).await?;
+        let mut world = self.world();
+        world.find(path)?;
+        world.rename(path, None);
+        Ok(())
+    }
+
+    async fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.begin(Call::Remove, path).await?;
+        let mut world = self.world();
+        world.find(path)?;
+        if !world.children(path).is_empty() {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        world.rename(path, None);
+        Ok(())
+    }
+
+    async fn list_dir(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        self.turn().await;
+        let world = self.world();
+        world.find(path)?;
+        Ok(world.children(path))
+    }
+
+    async fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.begin(Call::SyncDir, path).await?;
+        self.world().sync_names(path);
+        Ok(())
+    }
+
+    async fn file_system(&self, _path: &Path) -> io::Result<FileSystem> {
+        let available = self.world().free.saturating_mul(SECTOR as u64);
+        Ok(FileSystem { name: "simulated".into(), local: true, read_only: false, available })
+    }
+
+    async fn boot_id(&self) -> io::Result<Option<BootId>> {
+        Ok(self.world().boot)
+    }
+}
+
+/// An open simulated file.
+#[derive(Clone, Debug)]
+pub(crate) struct SimFile {
+    open: Arc<Description>,
+    number: u64,
+    path: Arc<Path>,
+}
+
+#[derive(Debug)]
+struct Description {
+    disk: SimDisk,
+    id: u64,
+}
+
+impl Drop for Description {
+    fn drop(&mut self) {
+        self.disk.world().unlock(self.id, Extent::new(0, u64::MAX));
+    }
+}
+
+impl SimFile {
+    fn with<T>(&self, act: impl FnOnce(&mut World, &mut Medium) -> T) -> T {
+        let mut world = self.open.disk.world();
+        let mut medium = world.files.remove(&self.number).expect("open files stay");
+        let result = act(&mut world, &mut medium);
+        world.files.insert(self.number, medium);
+        result
+    }
+
+    async fn begin(&self, call: Call) -> io::Result<()> {
+        self.open.disk.begin(call, &self.path).await
+    }
+
+    /// Writes what there is room for.
+    fn put(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.with(|world, medium| {
+            let growth = medium.growth(offset, bytes.len());
+            if growth > world.free {
+                return Err(errno(ENOSPC));
+            }
+            if world.free != u64::MAX {
+                world.free -= growth;
+            }
+            world.now += 1;
+            medium.write(world.now, offset, bytes);
+            Ok(())
+        })
+    }
+}
+
+impl File for SimFile {
+    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> TryRead {
+        self.with(|world, medium| {
+            let cached = world.yields_max == 0 || world.chance.random_bool(0.7);
+            if cached && medium.read(buffer, offset) == buffer.len() {
+                TryRead::Done
+            } else {
+                TryRead::WouldWait
+            }
+        })
+    }
+
+    async fn read_at(
+        &self,
+        mut buffer: Buffer,
+        range: Range<usize>,
+        offset: u64,
+    ) -> (Buffer, io::Result<()>) {
+        self.open.disk.turn().await;
+        let wanted = range.len();
+        let read = self.with(|_, medium| medium.read(&mut buffer[range], offset));
+        let result = if read == wanted { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+        (buffer, result)
+    }
+
+    async fn write_at(
+        &self,
+        parts: Vec<Bytes>,
+        offset: u64,
+        durability: Durability,
+    ) -> io::Result<()> {
+        let bytes = parts.concat();
+        self.begin(Call::Write).await?;
+        let at = Extent::new(offset, bytes.len() as u64);
+        let steps =
+            if self.open.disk.world().yields_max == 0 { 1 << 30 } else { SECTOR as u64 * 8 };
+        for piece in at.chunks(steps) {
+            self.put(piece.offset(), &bytes[at.range_of(&piece)])?;
+            self.open.disk.turn().await;
+        }
+        if durability == Durability::Durable {
+            self.with(|world, medium| medium.sync_range(world.now, at));
+        }
+        Ok(())
+    }
+
+    async fn punch(&self, extent: Extent) -> io::Result<()> {
+        self.begin(Call::Punch).await?;
+        self.with(|world, medium| {
+            let before = medium.sectors();
+            world.now += 1;
+            medium.punch(world.now, extent);
+            if world.free != u64::MAX {
+                world.free += before - medium.sectors();
+            }
+        });
+        Ok(())
+    }
+
+    async fn allocate(&self, _extent: Extent) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn copy_from(
+        &self,
+        source: &Self,
+        source_offset: u64,
+        offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        let length = usize::try_from(length).expect("tests copy little");
+        let buffer = Buffer::from_vec(vec![0; length]);
+        let (buffer, result) = source.read_at(buffer, 0..length, source_offset).await;
+        result?;
+        self.write_at(vec![buffer.freeze()], offset, Durability::AtSync).await
+    }
+
+    async fn sync_data(&self) -> io::Result<()> {
+        let began = self.open.disk.world().now;
+        let result = self.begin(Call::SyncData).await;
+        self.with(|world, medium| match &result {
+            Ok(()) => medium.sync(began),
+            Err(_) => medium.forget(&mut world.chance),
+        });
+        result
+    }
+
+    async fn length(&self) -> io::Result<u64> {
+        self.open.disk.turn().await;
+        Ok(self.with(|_, medium| medium.length()))
+    }
+
+    async fn set_length(&self, length: u64) -> io::Result<()> {
+        self.begin(Call::SetLength).await?;
+        self.with(|world, medium| {
+            world.now += 1;
+            medium.set_length(world.now, length);
+        });
+        Ok(())
+    }
+
+    async fn allocated(&self) -> io::Result<u64> {
+        Ok(self.with(|_, medium| medium.sectors()) * SECTOR as u64)
+    }
+
+    async fn next_data(&self, offset: u64) -> io::Result<Option<Extent>> {
+        self.open.disk.turn().await;
+        Ok(self.with(|_, medium| medium.next_data(offset)))
+    }
+
+    async fn drop_cache(&self) {
+        self.with(|_, medium| medium.drop_cache());
+    }
+
+    async fn hint_extent_size(&self, _bytes: u32) {}
+
+    fn identity(&self) -> FileIdentity {
+        FileIdentity { device: 1, inode: self.number }
+    }
+
+    fn try_lock(&self, range: Extent, kind: LockKind) -> io::Result<bool> {
+        let lock = Lock { file: self.number, description: self.open.id, at: range, kind };
+        Ok(self.open.disk.world().try_lock(lock))
+    }
+
+    fn unlock(&self, range: Extent) -> io::Result<()> {
+        self.open.disk.world().unlock(self.open.id, range);
+        Ok(())
+    }
+}

@@ -1,0 +1,156 @@
+//! Storage that fails, and storage that is full.
+
+use vellum_engine::{ErrorKind, Guarded, Result};
+
+use super::disk::SimDisk;
+use super::world::{Call, Fault};
+use super::{BLOCK, Lab, SimLayer, blocks, facts, seen, write, write_of};
+use crate::format::SECTOR;
+use crate::format::sector::PAGE_UNITS;
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+async fn try_write(layer: &SimLayer, block: u64, byte: u8) -> Result<Guarded> {
+    layer.write(write_of(blocks(block, 1), byte)).await
+}
+
+fn once(call: Call, file: &'static str, error: i32) -> Fault {
+    Fault { call, file, error, times: 1 }
+}
+
+/// What a sync consists of that can fail for good.
+const STEPS: [(Call, &str); 3] =
+    [(Call::SyncData, "data.0"), (Call::Write, "map"), (Call::SyncData, "map")];
+
+#[tokio::test]
+async fn a_failed_sync_poisons_the_layer_and_is_never_repeated() {
+    for (call, file) in STEPS {
+        let lab = Lab::new(64 * BLOCK).await;
+        let layer = lab.own().await;
+        write(&layer, blocks(0, 1), b'a').await;
+        layer.sync().await.unwrap();
+        write(&layer, blocks(1, 1), b'b').await;
+        lab.disk.fail(once(call, file, EIO));
+        assert_eq!(layer.sync().await.unwrap_err().kind(), ErrorKind::Io, "{call:?} {file}");
+        lab.disk.take_trace();
+        for _ in 0..3 {
+            assert_eq!(layer.sync().await.unwrap_err().kind(), ErrorKind::Poisoned);
+            assert_eq!(try_write(&layer, 2, b'c').await.unwrap_err().kind(), ErrorKind::Poisoned);
+        }
+        assert_eq!(layer.close().await.unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(lab.disk.take_trace(), [], "nothing touches the disk any more");
+        assert_eq!(seen(&layer, 0, 1).await, b"a", "reads go on");
+    }
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_the_next_owner_keeps_the_last_good_one_and_goes_on() {
+    for (call, file) in STEPS {
+        for seed in 0..10 {
+            let lab = Lab::on(SimDisk::new(seed), facts(64 * BLOCK, BLOCK)).await;
+            let layer = lab.own().await;
+            write(&layer, blocks(0, 1), b'a').await;
+            layer.sync().await.unwrap();
+            write(&layer, blocks(1, 1), b'b').await;
+            lab.disk.fail(once(call, file, EIO));
+            layer.sync().await.unwrap_err();
+            let lab = lab.after_death().await;
+            let layer = lab.own().await;
+            assert_eq!(seen(&layer, 0, 1).await, b"a", "{call:?} {file}, seed {seed}");
+            write(&layer, blocks(2, 1), b'c').await;
+            layer.sync().await.unwrap();
+            let lab = lab.after_power_cut().await;
+            let layer = lab.own().await;
+            assert_eq!(seen(&layer, 0, 1).await, b"a", "{call:?} {file}, seed {seed}");
+            assert_eq!(seen(&layer, 2, 1).await, b"c", "{call:?} {file}, seed {seed}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_sync_that_fails_tells_all_who_wait_for_it() {
+    let lab = Lab::new(64 * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1), b'a').await;
+    lab.disk.fail(once(Call::SyncData, "data.0", EIO));
+    let syncs = futures::future::join_all((0..4).map(|_| layer.sync())).await;
+    assert!(syncs.iter().all(Result::is_err), "{syncs:?}");
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_the_write_that_needs_a_page_of_the_map_and_not_the_sync() {
+    let lab = Lab::new(2 * PAGE_UNITS * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1), b'a').await;
+    lab.disk.fail(once(Call::Write, "map", ENOSPC));
+    let error = try_write(&layer, PAGE_UNITS, b'b').await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace);
+    layer.sync().await.unwrap();
+    write(&layer, blocks(PAGE_UNITS, 1), b'b').await;
+    let lab = lab.after_death().await;
+    assert_eq!(seen(&lab.own().await, PAGE_UNITS - 1, 3).await, b"?b?");
+}
+
+#[tokio::test]
+async fn no_failure_to_create_a_file_spoils_the_layer() {
+    for (call, file) in [
+        (Call::Create, "ab"),
+        (Call::Create, "map"),
+        (Call::SetLength, "map"),
+        (Call::Write, "map"),
+        (Call::SyncDir, "layers"),
+        (Call::Create, "data.0"),
+        (Call::SetLength, "data.0"),
+        (Call::Write, "data.0"),
+        (Call::Create, "ab.0"),
+        (Call::Create, "ab.1"),
+        (Call::Write, "ab.1"),
+    ] {
+        let lab = Lab::new(64 * BLOCK).await;
+        let layer = lab.own().await;
+        lab.disk.fail(once(call, file, ENOSPC));
+        let error = try_write(&layer, 0, b'a').await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{call:?} {file}");
+        write(&layer, blocks(0, 1), b'b').await;
+        layer.sync().await.unwrap();
+        let lab = lab.after_power_cut().await;
+        assert_eq!(seen(&lab.own().await, 0, 2).await, b"b?", "{call:?} {file}");
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_runs_full_loses_nothing_it_acknowledged() {
+    for seed in 0..10 {
+        let lab = Lab::on(SimDisk::new(seed), facts(4 * PAGE_UNITS * BLOCK, BLOCK)).await;
+        lab.disk.world().free = 300 + seed;
+        let layer = lab.own().await;
+        let mut done = Vec::new();
+        let mut refused = 0;
+        for block in (0..4 * PAGE_UNITS).step_by(97) {
+            match try_write(&layer, block, b'a').await {
+                Ok(_) => done.push(block),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::NoSpace);
+                    refused += 1;
+                }
+            }
+            if block % 4 == 0 {
+                layer.sync().await.unwrap();
+            }
+        }
+        assert!(!done.is_empty() && refused > 0, "{} done, {refused} refused", done.len());
+        let died = lab.after_death().await;
+        let layer = died.own().await;
+        for block in &done {
+            assert_eq!(seen(&layer, *block, 1).await, b"a", "seed {seed}");
+        }
+        let cut = died.after_power_cut().await;
+        let layer = cut.own().await;
+        for block in done {
+            assert_eq!(seen(&layer, block, 1).await, b"a", "the new owner had synced, seed {seed}");
+        }
+        cut.disk.world().free = 1 << (20 - SECTOR.trailing_zeros());
+        write(&layer, blocks(1, 1), b'z').await;
+    }
+}

@@ -1,0 +1,312 @@
+//! What an opening finds: logs that count and logs that do not, files cut short at their birth, the work of a dead owner,
+//! and damage.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use vellum_core::Buffer;
+use vellum_disk::{BootId, Disk, Durability as OnDisk, File, OpenMode};
+use vellum_engine::{Durability, ErrorKind, Guarded, Write};
+
+use super::disk::SimDisk;
+use super::{BLOCK, Lab, blocks, facts, look, options, seen, write, write_of};
+use crate::LayerId;
+use crate::format::live::{LogHeader, RECORD};
+use crate::format::sector::{PAGE_UNITS, SECTOR_WORDS, WORD_UNITS};
+use crate::format::{PAGE, SECTOR};
+use crate::store::{Access, AfterStop, LayerFacts, StoreOptions};
+
+const MAP: &str = "/pool/layers/00000000000000ab/map";
+const DATA: &str = "/pool/layers/00000000000000ab/data.0";
+const LOG: &str = "/pool/live/00000000000000ab.0";
+/// What one sector of a page speaks of.
+const SECTOR_UNITS: u64 = SECTOR_WORDS as u64 * WORD_UNITS;
+
+async fn contents(disk: &SimDisk, path: &str) -> Vec<u8> {
+    let file = disk.open(Path::new(path), OpenMode::Read).await.unwrap();
+    let length = file.length().await.unwrap() as usize;
+    let (bytes, result) = file.read_at(Buffer::from_vec(vec![0; length]), 0..length, 0).await;
+    result.unwrap();
+    bytes.to_vec()
+}
+
+async fn replace(disk: &SimDisk, path: &str, bytes: Vec<u8>) {
+    let file = disk.open(Path::new(path), OpenMode::ReadWrite).await.unwrap();
+    file.set_length(bytes.len() as u64).await.unwrap();
+    file.write_at(vec![Bytes::from(bytes)], 0, OnDisk::AtSync).await.unwrap();
+}
+
+/// A process that wrote `a` and synced, then wrote blocks 1 to 3 and died.
+async fn dead() -> Lab {
+    let lab = Lab::new(2 * PAGE_UNITS * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1), b'a').await;
+    layer.seal().await.unwrap();
+    layer.unseal();
+    for (block, byte) in [(1, b'b'), (2, b'c'), (3, b'd')] {
+        write(&layer, blocks(block, 1), byte).await;
+    }
+    lab.after_death().await
+}
+
+/// Changes what the log of [`dead`] is bound to, as if all of it had been written so.
+async fn rebind(lab: &Lab, change: impl Fn(LogHeader) -> LogHeader) {
+    let bytes = contents(&lab.disk, LOG).await;
+    let header = LogHeader::decode(0xab, bytes[..SECTOR].try_into().unwrap()).unwrap();
+    let (records, header) = (header.records(&bytes[SECTOR..]), change(header));
+    let mut bytes = header.encode();
+    for (index, record) in records.iter().enumerate() {
+        header.encode_record(index as u64, record, &mut bytes);
+    }
+    replace(&lab.disk, LOG, bytes).await;
+}
+
+#[tokio::test]
+async fn a_log_counts_for_its_boot_its_map_and_its_epoch_alone() {
+    type Change = fn(LogHeader) -> LogHeader;
+    let cases: [(&str, Change, &[u8]); 7] = [
+        ("its own", |header| header, b"abcd?"),
+        (
+            "another number in its header and records",
+            |header| LogHeader { nonce: 9, ..header },
+            b"abcd?",
+        ),
+        ("another boot", |header| LogHeader { boot: Some(BootId([9; 16])), ..header }, b"a????"),
+        (
+            "another file",
+            |mut header| {
+                header.map.inode += 1;
+                header
+            },
+            b"a????",
+        ),
+        (
+            "another device",
+            |mut header| {
+                header.map.device += 1;
+                header
+            },
+            b"a????",
+        ),
+        (
+            "an earlier epoch",
+            |header| LogHeader { epoch: header.epoch.wrapping_sub(1), ..header },
+            b"a????",
+        ),
+        // Only behind the log of the epoch itself does the next one count.
+        (
+            "the next epoch",
+            |header| LogHeader { epoch: header.epoch.wrapping_add(1), ..header },
+            b"a????",
+        ),
+    ];
+    for (what, change, expected) in cases {
+        let lab = dead().await;
+        rebind(&lab, change).await;
+        assert_eq!(seen(&lab.own().await, 0, 5).await, expected, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_of_unknown_boot_is_believed_or_not_by_what_the_user_says() {
+    for (after, expected) in [
+        (None, None),
+        (Some(AfterStop::ProcessDeath), Some(b"abcd?")),
+        (Some(AfterStop::PowerCut), Some(b"a????")),
+    ] {
+        let lab = dead().await;
+        rebind(&lab, |header| LogHeader { boot: None, ..header }).await;
+        let lab = Lab::with(lab.disk, lab.facts, StoreOptions { after, ..options() }).await;
+        match expected {
+            None => assert_eq!(lab.open(Access::Own).await.unwrap_err().kind(), ErrorKind::Busy),
+            Some(expected) => assert_eq!(seen(&lab.own().await, 0, 5).await, expected),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_log_with_a_changed_byte_is_shorter_or_none_and_never_says_something_else() {
+    for at in 0..SECTOR + 3 * RECORD {
+        let lab = dead().await;
+        lab.disk.damage(LOG, at as u64);
+        let whole = at.checked_sub(SECTOR).map_or(0, |behind| behind / RECORD);
+        let expected = [b"a????", b"ab???", b"abc??"][whole];
+        let layer = lab.open(Access::Read).await.unwrap();
+        assert_eq!(seen(&layer, 0, 5).await, expected, "byte {at}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_only_reads_sees_what_a_dead_owner_wrote_and_writes_nothing() {
+    let lab = dead().await;
+    lab.disk.take_trace();
+    let layer = lab.open(Access::Read).await.unwrap();
+    assert_eq!(seen(&layer, 0, 5).await, b"abcd?");
+    assert_eq!(lab.disk.take_trace(), []);
+    let sealed = layer.write(write_of(blocks(0, 1), b'x')).await.unwrap();
+    assert_eq!(sealed, Guarded::Sealed);
+}
+
+#[tokio::test]
+async fn the_first_sync_of_a_new_owner_covers_the_data_of_a_dead_one() {
+    for seed in 0..20 {
+        let lab = Lab::on(SimDisk::new(seed), facts(64 * BLOCK, BLOCK)).await;
+        let layer = lab.own().await;
+        write(&layer, blocks(0, 1), b'a').await;
+        layer.sync().await.unwrap();
+        // Data over data leaves no trace in the log.
+        write(&layer, blocks(0, 1), b'b').await;
+        let lab = lab.after_death().await;
+        lab.own().await.sync().await.unwrap();
+        let lab = lab.after_power_cut().await;
+        let (bytes, _) = look(&lab.own().await, blocks(0, 1)).await.unwrap();
+        assert!(bytes.iter().all(|byte| *byte == b'b'), "seed {seed}");
+    }
+}
+
+#[tokio::test]
+async fn a_durable_write_over_one_that_was_not_survives_with_the_state_it_needs() {
+    for seed in 0..20 {
+        let lab = Lab::on(SimDisk::new(seed), facts(64 * BLOCK, BLOCK)).await;
+        let layer = lab.own().await;
+        write(&layer, blocks(0, 1), b'a').await;
+        let durable = Write { durability: Durability::Durable, ..write_of(blocks(0, 1), b'b') };
+        assert_eq!(layer.write(durable).await.unwrap(), Guarded::Done);
+        let lab = lab.after_power_cut().await;
+        assert_eq!(seen(&lab.own().await, 0, 2).await, b"b?", "seed {seed}");
+    }
+}
+
+#[tokio::test]
+async fn files_that_a_dead_process_made_stay_once_its_successor_has_synced() {
+    for seed in 0..10 {
+        for call in 1.. {
+            let lab = Lab::on(SimDisk::new(seed), facts(64 * BLOCK, BLOCK)).await;
+            let layer = lab.own().await;
+            lab.disk.world().calls_left = Some(call);
+            let died = tokio::select! {
+                biased;
+                result = layer.write(write_of(blocks(0, 1), b'a')) => {
+                    assert_eq!(result.unwrap(), Guarded::Done);
+                    false
+                }
+                () = lab.disk.ended() => true,
+            };
+            let lab = lab.after_death().await;
+            let layer = lab.own().await;
+            write(&layer, blocks(1, 1), b'b').await;
+            layer.sync().await.unwrap();
+            let lab = lab.after_power_cut().await;
+            assert_eq!(seen(&lab.own().await, 1, 2).await, b"b?", "call {call}, seed {seed}");
+            if !died {
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_layer_cut_short_at_its_birth_holds_nothing_and_can_be_written() {
+    for seed in 0..20 {
+        for call in 1.. {
+            let lab = Lab::on(SimDisk::new(seed), facts(64 * BLOCK, BLOCK)).await;
+            let layer = lab.own().await;
+            lab.disk.world().calls_left = Some(call);
+            let cut = tokio::select! {
+                biased;
+                result = layer.write(write_of(blocks(0, 1), b'a')) => {
+                    assert_eq!(result.unwrap(), Guarded::Done);
+                    false
+                }
+                () = lab.disk.ended() => true,
+            };
+            let lab = lab.after_power_cut().await;
+            let layer = lab.own().await;
+            assert_eq!(seen(&layer, 0, 2).await, b"??", "call {call}, seed {seed}");
+            write(&layer, blocks(0, 1), b'b').await;
+            layer.sync().await.unwrap();
+            let lab = lab.after_power_cut().await;
+            assert_eq!(seen(&lab.own().await, 0, 2).await, b"b?", "call {call}, seed {seed}");
+            if !cut {
+                break;
+            }
+        }
+    }
+}
+
+/// A layer that was closed in good order, with data in both pages.
+async fn closed() -> Lab {
+    let lab = Lab::new(2 * PAGE_UNITS * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1), b'a').await;
+    write(&layer, blocks(PAGE_UNITS, 1), b'b').await;
+    layer.close().await.unwrap();
+    lab.after_death().await
+}
+
+#[tokio::test]
+async fn a_changed_byte_in_the_header_of_a_map_is_corrupt() {
+    for at in 0..2 * SECTOR as u64 {
+        let lab = closed().await;
+        lab.disk.damage(MAP, at);
+        for access in [Access::Read, Access::Own, Access::Fill] {
+            assert_eq!(lab.open(access).await.unwrap_err().kind(), ErrorKind::Corrupt, "byte {at}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_changed_byte_in_a_page_of_a_map_is_corrupt_and_spoils_that_page_alone() {
+    for at in (0..PAGE as u64).step_by(61) {
+        let lab = closed().await;
+        lab.disk.damage(MAP, PAGE as u64 + at);
+        let layer = lab.own().await;
+        let damaged = blocks(at / SECTOR as u64 * SECTOR_UNITS, 1);
+        assert_eq!(
+            look(&layer, damaged).await.unwrap_err().kind(),
+            ErrorKind::Corrupt,
+            "byte {at}"
+        );
+        let refused = layer.write(write_of(damaged, b'x')).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "byte {at}");
+        assert_eq!(seen(&layer, PAGE_UNITS, 2).await, b"b?");
+    }
+}
+
+#[tokio::test]
+async fn files_that_are_too_short_are_corrupt_and_never_zeros() {
+    for (path, length) in [(MAP, 2 * PAGE as u64), (MAP, PAGE as u64), (DATA, 0), (DATA, BLOCK)] {
+        let lab = closed().await;
+        let file = lab.disk.open(Path::new(path), OpenMode::ReadWrite).await.unwrap();
+        file.set_length(length).await.unwrap();
+        let owned = lab.open(Access::Own).await;
+        assert_eq!(owned.unwrap_err().kind(), ErrorKind::Corrupt, "{path} of {length} bytes");
+        if let Ok(layer) = lab.open(Access::Read).await {
+            let error = look(&layer, blocks(PAGE_UNITS, 1)).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{path} of {length} bytes");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_missing_data_file_is_corrupt() {
+    let lab = closed().await;
+    lab.disk.remove_file(Path::new(DATA)).await.unwrap();
+    let layer = lab.open(Access::Read).await.unwrap();
+    assert_eq!(look(&layer, blocks(0, 1)).await.unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+#[tokio::test]
+async fn the_map_of_another_layer_is_corrupt() {
+    let lab = closed().await;
+    let other =
+        LayerFacts { id: LayerId::from_hex("00000000000000cd").unwrap(), ..lab.facts.clone() };
+    let layer = lab.store.layer(other.clone(), Access::Own).await.unwrap();
+    write(&layer, blocks(0, 1), b'z').await;
+    layer.close().await.unwrap();
+    drop(layer);
+    let bytes = contents(&lab.disk, MAP).await;
+    replace(&lab.disk, "/pool/layers/00000000000000cd/map", bytes).await;
+    let error = lab.store.layer(other, Access::Own).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+}

@@ -1,0 +1,135 @@
+//! What the tests of layers on disk stand on: a [simulated disk](disk), a [record of what may be read](history), and short
+//! ways to say what is done to a layer. Not part of the engine.
+
+mod cost;
+mod crashes;
+pub(crate) mod disk;
+mod failures;
+pub(crate) mod history;
+mod leftovers;
+mod medium;
+mod sync_steps;
+pub(crate) mod world;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use vellum_core::{Buffer, Extent, Runs, State};
+use vellum_engine::{Durability, Guard, Guarded, ImageId, Known, Layer, Result, TryRead, Write};
+
+use crate::LayerId;
+use crate::layer::LocalLayer;
+use crate::store::{Access, LayerFacts, LayerStore, StoreOptions};
+use disk::SimDisk;
+
+pub(crate) const BLOCK: u64 = 4096;
+pub(crate) const ID: &str = "00000000000000ab";
+
+/// One life of a process that has a layer open, or may open it.
+pub(crate) struct Lab {
+    pub(crate) disk: SimDisk,
+    pub(crate) store: LayerStore<SimDisk>,
+    pub(crate) facts: LayerFacts,
+}
+
+pub(crate) type SimLayer = LocalLayer<SimDisk>;
+
+impl Lab {
+    /// A new disk, and an image of this size on it.
+    pub(crate) async fn new(size: u64) -> Self {
+        Self::on(SimDisk::new(1), facts(size, BLOCK)).await
+    }
+
+    /// A process begins.
+    pub(crate) async fn on(disk: SimDisk, facts: LayerFacts) -> Self {
+        Self::with(disk, facts, options()).await
+    }
+
+    pub(crate) async fn with(disk: SimDisk, facts: LayerFacts, options: StoreOptions) -> Self {
+        let store = LayerStore::open(disk.clone(), PathBuf::from("/pool"), options).await.unwrap();
+        Self { disk, store, facts }
+    }
+
+    pub(crate) async fn open(&self, access: Access) -> Result<SimLayer> {
+        self.store.layer(self.facts.clone(), access).await
+    }
+
+    pub(crate) async fn own(&self) -> SimLayer {
+        self.open(Access::Own).await.unwrap()
+    }
+
+    /// The next process, after this one died.
+    pub(crate) async fn after_death(self) -> Self {
+        Self::on(self.disk.process_death(), self.facts).await
+    }
+
+    /// The next process, after a power cut.
+    pub(crate) async fn after_power_cut(self) -> Self {
+        Self::on(self.disk.power_cut(), self.facts).await
+    }
+}
+
+/// No sync but those that are asked for.
+pub(crate) fn options() -> StoreOptions {
+    StoreOptions { sync_interval: Duration::from_secs(1 << 30), ..StoreOptions::default() }
+}
+
+pub(crate) fn facts(size: u64, block: u64) -> LayerFacts {
+    let id = LayerId::from_hex(ID).unwrap();
+    LayerFacts {
+        id,
+        image: ImageId::new("00000000000000aa"),
+        revision: id.revision(),
+        size,
+        block_size: u32::try_from(block).unwrap(),
+        below: "nothing".into(),
+        image_name: "test".into(),
+    }
+}
+
+pub(crate) fn blocks(first: u64, count: u64) -> Extent {
+    Extent::new(first * BLOCK, count * BLOCK)
+}
+
+pub(crate) fn write_of(at: Extent, byte: u8) -> Write {
+    Write {
+        offset: at.offset(),
+        data: Bytes::from(vec![byte; at.len_usize()]),
+        guard: Guard::Edges,
+        durability: Durability::AtSync,
+    }
+}
+
+/// Writes, which must be done.
+pub(crate) async fn write(layer: &SimLayer, at: Extent, byte: u8) {
+    assert_eq!(layer.write(write_of(at, byte)).await.unwrap(), Guarded::Done);
+}
+
+/// What a layer says of an extent, read in both ways, which must agree: `?` where it inherits.
+pub(crate) async fn look(layer: &SimLayer, at: Extent) -> Result<(Vec<u8>, Runs)> {
+    let buffer = Buffer::from_vec(vec![b'?'; at.len_usize()]);
+    let (buffer, runs) = layer.read(at, buffer, 0..at.len_usize()).await;
+    let runs = runs?;
+    let (mut again, mut runs_again) = (vec![b'?'; at.len_usize()], Runs::new());
+    if layer.try_read(at, &mut again, &mut runs_again) == TryRead::Done {
+        assert_eq!((&again[..], &runs_again), (&buffer[..], &runs));
+    }
+    if layer.states(at, usize::MAX, &mut runs_again) == Known::All {
+        assert_eq!(runs_again, runs);
+    }
+    Ok((buffer.to_vec(), runs))
+}
+
+/// The first byte of some blocks: `?` where the layer inherits.
+pub(crate) async fn seen(layer: &SimLayer, first: u64, count: u64) -> Vec<u8> {
+    let (bytes, _) = look(layer, blocks(first, count)).await.unwrap();
+    bytes.chunks_exact(BLOCK as usize).map(|block| block[0]).collect()
+}
+
+/// The states of some blocks.
+pub(crate) async fn states(layer: &SimLayer, first: u64, count: u64) -> Vec<State> {
+    let (_, runs) = look(layer, blocks(first, count)).await.unwrap();
+    let states = runs.iter().map(|run| vec![run.state; (run.extent.length() / BLOCK) as usize]);
+    states.flatten().collect()
+}
