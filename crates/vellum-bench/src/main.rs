@@ -51,7 +51,8 @@ fn main() -> Result<()> {
         format!("{} is missing; cargo build --release -p vellum-cli", arguments.vellum.display())
     })?;
     let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let dir = tempfile::Builder::new().prefix("vellum-bench-").tempdir_in(parent)?;
+    std::fs::create_dir_all(&parent).with_context(|| format!("create {}", parent.display()))?;
+    let dir = tempfile::Builder::new().prefix("vellum-bench-").tempdir_in(&parent)?;
     let bench = Bench::prepare(dir.path(), &vellum, arguments.size_mib << 20)?;
     let mut report = Report::default();
     let wanted = |name: &str, filter: &Option<String>| {

@@ -95,7 +95,9 @@ impl Vellum {
             },
         );
         let control_task = tokio::spawn(control::server::serve(listener, exports.clone()));
-        let server = Server::new(exports, options.limits, self.buffers().clone());
+        let buffers = self.buffers().clone();
+        let server = Server::new(exports, options.limits, buffers)
+            .on_thread(vellum_disk::let_this_thread_wait);
         if let Some(socket) = &options.socket {
             server
                 .listen_unix(socket)

@@ -14,7 +14,7 @@ type Begun<E> = Option<(Arc<<E as Exports>::Export>, Agreed)>;
 
 /// Negotiates until an export is used, or the client has had enough (`None`).
 pub(super) async fn negotiate<E: Exports>(
-    server: &Shared<E>,
+    server: &Arc<Shared<E>>,
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
 ) -> io::Result<Begun<E>> {
@@ -43,12 +43,15 @@ pub(super) async fn negotiate<E: Exports>(
             }
             Asked::Contexts { name, set, contexts } => {
                 let answer = match server.exports.info(&name).await {
-                    Ok(_) => option::contexts(set, &contexts),
+                    Ok(_) => {
+                        let answer = option::contexts(set, &contexts);
+                        if set {
+                            negotiation.set_contexts(name, contexts);
+                        }
+                        answer
+                    }
                     Err(why) => option::refuse(About::Contexts { set }, &why),
                 };
-                if set {
-                    negotiation.set_contexts(name, contexts);
-                }
                 writer.write_all(&answer).await?;
             }
             Asked::Info { name, go: false, wanted } => {
@@ -58,7 +61,7 @@ pub(super) async fn negotiate<E: Exports>(
                 };
                 writer.write_all(&answer).await?;
             }
-            Asked::Info { name, go: true, wanted } => match server.exports.open(&name).await {
+            Asked::Info { name, go: true, wanted } => match open(server, name.clone()).await? {
                 Ok(export) => {
                     let answer = negotiation.describe(true, &name, &wanted, &export.info());
                     writer.write_all(&answer).await?;
@@ -70,13 +73,23 @@ pub(super) async fn negotiate<E: Exports>(
             },
             Asked::ExportName(name) => {
                 // This option has no refusal but to hang up.
-                let export = server.exports.open(&name).await.map_err(refused)?;
+                let export = open(server, name.clone()).await?.map_err(refused)?;
                 writer.write_all(&negotiation.begin(&export.info())).await?;
                 return Ok(Some((export, negotiation.agreed(&name))));
             }
         }
     }
     Err(io::Error::other(format!("more than {} options", server.limits.options_max)))
+}
+
+/// Opens an export on the server's runtime.
+async fn open<E: Exports>(
+    server: &Arc<Shared<E>>,
+    name: String,
+) -> io::Result<Result<Arc<E::Export>, OpenError>> {
+    let this = server.clone();
+    let opened = server.runtime.spawn(async move { this.exports.open(&name).await });
+    opened.await.map_err(io::Error::other)
 }
 
 fn broken(why: option::Broken) -> io::Error {

@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, tcp, unix};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::export::Exports;
 use crate::server::Server;
@@ -44,54 +47,88 @@ fn is_dead_socket(path: &Path) -> bool {
             .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
-pub(super) async fn accept_unix<E: Exports>(server: Server<E>, listener: UnixListener) {
-    while let Some(permit) = admit(&server).await {
-        let accepted = tokio::select! {
-            () = server.0.ending.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let Some((stream, _)) = accepted_or_pause(accepted).await else { continue };
-        let this = server.clone();
-        server.0.tasks.spawn(async move {
-            let (reader, writer) = stream.into_split();
-            this.serve(reader, writer).await;
-            drop(permit);
-        });
+/// A connection that was accepted, on no runtime yet.
+pub(super) trait Socket: Send + 'static {
+    type Reader: AsyncRead + Unpin + Send;
+    type Writer: AsyncWrite + Unpin + Send + 'static;
+
+    /// What is read and what is written, on the runtime that this is called on.
+    fn halves(self) -> io::Result<(Self::Reader, Self::Writer)>;
+}
+
+impl Socket for UnixStream {
+    type Reader = unix::OwnedReadHalf;
+    type Writer = unix::OwnedWriteHalf;
+
+    fn halves(self) -> io::Result<(Self::Reader, Self::Writer)> {
+        Ok(tokio::net::UnixStream::from_std(self)?.into_split())
     }
 }
 
-pub(super) async fn accept_tcp<E: Exports>(server: Server<E>, listener: TcpListener) {
-    while let Some(permit) = admit(&server).await {
-        let accepted = tokio::select! {
-            () = server.0.ending.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let Some((stream, _)) = accepted_or_pause(accepted).await else { continue };
-        let this = server.clone();
-        server.0.tasks.spawn(async move {
-            // Replies are gathered already; waiting for more would only delay them.
-            let _ = stream.set_nodelay(true);
-            let (reader, writer) = stream.into_split();
-            this.serve(reader, writer).await;
-            drop(permit);
-        });
+impl Socket for TcpStream {
+    type Reader = tcp::OwnedReadHalf;
+    type Writer = tcp::OwnedWriteHalf;
+
+    fn halves(self) -> io::Result<(Self::Reader, Self::Writer)> {
+        // Replies are gathered already; waiting for more would only delay them.
+        let _ = self.set_nodelay(true);
+        Ok(tokio::net::TcpStream::from_std(self)?.into_split())
     }
 }
 
-async fn admit<E: Exports>(server: &Server<E>) -> Option<tokio::sync::OwnedSemaphorePermit> {
+/// The next connection to a Unix socket.
+pub(super) async fn next_unix(listener: &UnixListener) -> io::Result<UnixStream> {
+    listener.accept().await?.0.into_std()
+}
+
+/// The next connection on TCP.
+pub(super) async fn next_tcp(listener: &TcpListener) -> io::Result<TcpStream> {
+    listener.accept().await?.0.into_std()
+}
+
+/// Accepts connections until the server ends.
+pub(super) async fn accept<E: Exports, S: Socket>(
+    server: Server<E>,
+    next: impl AsyncFn() -> io::Result<S>,
+) {
+    while let Some(permit) = admit(&server).await {
+        let accepted = tokio::select! {
+            () = server.0.ending.cancelled() => return,
+            accepted = next() => accepted,
+        };
+        if let Err(error) = accepted.and_then(|socket| start(&server, permit, socket)) {
+            tracing::warn!(%error, "cannot accept a connection");
+            tokio::time::sleep(REFUSED_PAUSE).await;
+        }
+    }
+}
+
+/// Starts the thread of a connection. Everything it begins has ended when it ends, for a connection ends with its last reply.
+fn start<E: Exports>(
+    server: &Server<E>,
+    permit: OwnedSemaphorePermit,
+    socket: impl Socket,
+) -> io::Result<()> {
+    let (server, counted) = (server.clone(), server.0.tasks.token());
+    let work = move || {
+        (server.0.on_thread)();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let serve = async {
+            let (reader, writer) = socket.halves()?;
+            server.serve(reader, writer).await;
+            Ok(())
+        };
+        if let Err(error) = runtime.and_then(|runtime| runtime.block_on(serve)) {
+            tracing::warn!(%error, "cannot serve a connection");
+        }
+        drop((permit, counted));
+    };
+    std::thread::Builder::new().name("vellum-nbd".to_owned()).spawn(work).map(|_| ())
+}
+
+async fn admit<E: Exports>(server: &Server<E>) -> Option<OwnedSemaphorePermit> {
     tokio::select! {
         () = server.0.ending.cancelled() => None,
         permit = server.0.connections.clone().acquire_owned() => permit.ok(),
-    }
-}
-
-async fn accepted_or_pause<T>(accepted: io::Result<T>) -> Option<T> {
-    match accepted {
-        Ok(connection) => Some(connection),
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept a connection");
-            tokio::time::sleep(REFUSED_PAUSE).await;
-            None
-        }
     }
 }

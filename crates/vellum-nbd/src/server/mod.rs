@@ -1,12 +1,16 @@
 //! [`Server`]: connections, their limits, and their end.
 //!
-//! A connection is a task that reads and one that writes. Requests run side by side in tasks of their own, and are answered in
-//! whatever order they end; a read that need not wait is answered where it was parsed. What was started is never
-//! cancelled because its connection died.
+//! A connection has a thread, with a runtime of its own: handing each request to another thread costs more than most requests
+//! do, and a request that waits in the kernel holds up its own client alone. On it, one task reads and one writes. Requests
+//! run side by side in tasks of their own, and are answered in whatever order they end; a read that need not wait is answered
+//! where it was parsed. What was started is never cancelled because its connection died.
+//!
+//! Exports are opened on the runtime that the server was made on, so that what they leave running outlives the connection.
 
 mod handshake;
 mod listener;
 mod reader;
+mod under_way;
 mod writer;
 
 use std::fmt;
@@ -16,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -84,6 +89,10 @@ struct Shared<E> {
     bytes: Arc<Semaphore>,
     ending: CancellationToken,
     tasks: TaskTracker,
+    /// Where the server was made.
+    runtime: Handle,
+    /// What each connection's thread does first.
+    on_thread: fn(),
 }
 
 /// Payload is counted in these units, so that 512 MiB are few enough permits.
@@ -91,11 +100,36 @@ const BYTES_UNIT: usize = 4096;
 
 impl<E: Exports> Server<E> {
     /// A server that does not listen yet.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, which must last as long as the server.
     pub fn new(exports: E, limits: Limits, buffers: BufferPool) -> Self {
         let connections = Arc::new(Semaphore::new(limits.connections_max));
         let bytes = Arc::new(Semaphore::new(limits.bytes_max / BYTES_UNIT));
         let (ending, tasks) = (CancellationToken::new(), TaskTracker::new());
-        Self(Arc::new(Shared { exports, limits, buffers, connections, bytes, ending, tasks }))
+        let runtime = Handle::current();
+        Self(Arc::new(Shared {
+            exports,
+            limits,
+            buffers,
+            connections,
+            bytes,
+            ending,
+            tasks,
+            runtime,
+            on_thread: || (),
+        }))
+    }
+
+    /// Has something done on the thread of each connection before anything else.
+    ///
+    /// # Panics
+    /// If the server listens already.
+    #[must_use]
+    pub fn on_thread(mut self, begin: fn()) -> Self {
+        let shared = Arc::get_mut(&mut self.0).expect("a server that listens is not changed");
+        shared.on_thread = begin;
+        self
     }
 
     /// What it offers.
@@ -107,7 +141,8 @@ impl<E: Exports> Server<E> {
     /// `AddrInUse`.
     pub fn listen_unix(&self, path: &Path) -> std::io::Result<()> {
         let listener = listener::bind_unix(path)?;
-        self.0.tasks.spawn(listener::accept_unix(self.clone(), listener));
+        let next = async move || listener::next_unix(&listener).await;
+        self.0.tasks.spawn(listener::accept(self.clone(), next));
         Ok(())
     }
 
@@ -115,11 +150,12 @@ impl<E: Exports> Server<E> {
     pub async fn listen_tcp(&self, address: SocketAddr) -> std::io::Result<SocketAddr> {
         let listener = tokio::net::TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        self.0.tasks.spawn(listener::accept_tcp(self.clone(), listener));
+        let next = async move || listener::next_tcp(&listener).await;
+        self.0.tasks.spawn(listener::accept(self.clone(), next));
         Ok(address)
     }
 
-    /// Serves one connection to its end.
+    /// Serves one connection to its end, on the runtime of the caller.
     pub async fn serve(
         &self,
         mut reader: impl AsyncRead + Unpin + Send,

@@ -15,6 +15,7 @@ use crate::proto::option::Agreed;
 use crate::proto::reply::{self, Pieces};
 use crate::proto::request::{Command, Request, flag};
 use crate::proto::validate::validate;
+use crate::server::under_way::UnderWay;
 use crate::server::writer::{Holds, Reply, write_replies};
 use crate::server::{BYTES_UNIT, Shared};
 
@@ -65,14 +66,20 @@ pub(super) async fn transmit<E: Exports>(
         buffers: server.buffers.clone(),
     };
     let mut input = Input { reader, buffer: BytesMut::with_capacity(READ_AT_ONCE) };
+    let under_way = UnderWay::default();
+    let start = |taken| under_way.add(connection.serve(taken));
     tokio::select! {
+        biased;
         () = server.ending.cancelled() => {}
-        result = connection.take_requests(&mut input, server) => {
-            if let Err(error) = result {
+        taking = connection.take_requests(&mut input, start) => {
+            if let Err(error) = taking {
                 tracing::debug!(%error, "a connection broke off");
             }
         }
+        () = under_way.run() => {}
     }
+    under_way.end().await;
+    drop(under_way);
     drop(connection);
     // The writer ends when the last request under way has been answered, or found nobody to answer.
     if let Ok(Err(error)) = writing.await {
@@ -132,10 +139,11 @@ impl<R: AsyncRead + Unpin> Input<R> {
 }
 
 impl<X: Export> Connection<X> {
-    async fn take_requests<E: Exports<Export = X>>(
+    /// Reads requests until the client leaves. Those that can be answered on the spot are; `start` has the others carried out.
+    async fn take_requests(
         &self,
         input: &mut Input<impl AsyncRead + Unpin>,
-        server: &Shared<E>,
+        start: impl Fn(Taken),
     ) -> io::Result<()> {
         loop {
             let permit = self.requests.clone().acquire_owned().await.map_err(io::Error::other)?;
@@ -166,7 +174,7 @@ impl<X: Export> Connection<X> {
             };
             match self.read_at_once(&request, at) {
                 Some(pieces) => self.answer(pieces, holds),
-                None => self.start(server, request, at, data, holds),
+                None => start(Taken { request, at, data, holds }),
             }
         }
     }
@@ -187,40 +195,52 @@ impl<X: Export> Connection<X> {
         read.then(|| reply::data(&self.agreed, request, buffer.freeze()))
     }
 
-    /// Carries a request out in a task of its own, which outlives the connection.
-    fn start<E: Exports<Export = X>>(
-        &self,
-        server: &Shared<E>,
-        request: Request,
-        at: Extent,
-        data: Option<Bytes>,
-        holds: Holds,
-    ) {
-        let (export, agreed, replies) =
-            (self.export.clone(), self.agreed.clone(), self.replies.clone());
-        let descriptors_max = self.descriptors_max;
-        server.tasks.spawn(async move {
-            let pieces =
-                match carry_out(&*export, &agreed, &request, at, data, descriptors_max).await {
-                    Ok(pieces) => pieces,
-                    Err(error) => reply::failed(&agreed, &request, &error),
-                };
-            // A connection that is gone is not waiting for it.
-            let _ = replies.send(Reply { pieces, holds });
-        });
+    /// Carries a request out and answers it.
+    async fn serve(&self, taken: Taken) {
+        let Taken { request, at, data, holds } = taken;
+        let pieces = match self.carry_out(&request, at, data).await {
+            Ok(pieces) => pieces,
+            Err(error) => reply::failed(&self.agreed, &request, &error),
+        };
+        self.answer(pieces, holds);
     }
 
     fn answer(&self, pieces: Pieces, holds: Holds) {
+        // A connection that is gone is not waiting for it.
         let _ = self.replies.send(Reply { pieces, holds });
+    }
+
+    async fn carry_out(
+        &self,
+        request: &Request,
+        at: Extent,
+        data: Option<Bytes>,
+    ) -> Result<Pieces, NbdError> {
+        if let Some(data) = data {
+            self.export.write(at.offset(), data, request.flags & flag::FUA != 0).await?;
+            return Ok(reply::done(&self.agreed, request));
+        }
+        let descriptors_max = self.descriptors_max;
+        // Boxed, so that the futures of the many writes are small.
+        let rest =
+            carry_out_without_payload(&*self.export, &self.agreed, request, at, descriptors_max);
+        Box::pin(rest).await
     }
 }
 
-async fn carry_out<X: Export>(
+/// A request that was taken, and what came with it.
+struct Taken {
+    request: Request,
+    at: Extent,
+    data: Option<Bytes>,
+    holds: Holds,
+}
+
+async fn carry_out_without_payload<X: Export>(
     export: &X,
     agreed: &Agreed,
     request: &Request,
     at: Extent,
-    data: Option<Bytes>,
     descriptors_max: usize,
 ) -> Result<Pieces, NbdError> {
     let has = |flag: u16| request.flags & flag != 0;
@@ -231,7 +251,6 @@ async fn carry_out<X: Export>(
             let max = if has(flag::REQ_ONE) { 1 } else { descriptors_max };
             return block_status(export, agreed, request, at, max).await;
         }
-        Command::Write => export.write(at.offset(), data.unwrap_or_default(), fua).await?,
         Command::Flush => export.flush().await?,
         Command::Trim => export.trim(at, fua).await?,
         Command::WriteZeroes => {
@@ -239,7 +258,7 @@ async fn carry_out<X: Export>(
             export.write_zeroes(at, flags).await?;
         }
         Command::Cache => export.cache(at).await?,
-        Command::Disconnect | Command::Unknown(_) => {
+        Command::Write | Command::Disconnect | Command::Unknown(_) => {
             return Err(NbdError::new(Errno::Invalid, "not a command to carry out"));
         }
     }

@@ -1,0 +1,104 @@
+//! What a client can drive has an end; and the end of the server.
+
+use std::time::Duration;
+
+use vellum_nbd::Limits;
+
+use crate::in_time;
+use crate::memory_export::{Call, server};
+use crate::peer::{Style, client, command, connect, option, wanted};
+
+const SOON: Duration = Duration::from_millis(200);
+
+#[tokio::test]
+async fn a_client_that_takes_no_replies_holds_a_bounded_number_of_requests() {
+    let (server, disk) = server(Limits { requests_max: 16, ..Limits::default() });
+    let (mut peer, _) = connect(&server, 2048);
+    peer.hello(3).await;
+    peer.use_export(Style::Simple, "disk").await;
+    // Replies of 16 KiB do not fit into what the peer reads ahead.
+    let flood = async {
+        for _ in 0..1000 {
+            peer.request(command::READ, 0, 0, 16 << 10).await;
+        }
+    };
+    assert!(tokio::time::timeout(SOON, flood).await.is_err(), "it is not read any more");
+    let calls = disk.take_calls().len();
+    assert!((1..=17).contains(&calls), "{calls} requests were begun");
+}
+
+#[tokio::test]
+async fn payload_waits_for_room_in_the_connection_and_in_the_server() {
+    for (connection_bytes_max, bytes_max) in [(64 << 10, 1 << 20), (1 << 20, 64 << 10)] {
+        let limits = Limits { connection_bytes_max, bytes_max, ..Limits::default() };
+        let (server, disk) = server(limits);
+        let mut peer = client(&server, Style::Simple, "disk").await;
+        disk.hold(true);
+        let flood = async {
+            for _ in 0..100 {
+                peer.write(0, 0, &[b'x'; 16 << 10]).await;
+            }
+        };
+        assert!(tokio::time::timeout(SOON, flood).await.is_err());
+        assert_eq!(disk.take_calls().len(), 4, "as many as have room at once");
+        disk.hold(false);
+    }
+}
+
+#[tokio::test]
+async fn a_payload_larger_than_the_limit_is_served_alone() {
+    let limits = Limits { connection_bytes_max: 8192, bytes_max: 8192, ..Limits::default() };
+    let (server, _) = server(limits);
+    let mut peer = client(&server, Style::Simple, "disk").await;
+    for _ in 0..3 {
+        peer.write(0, 0, &[b'x'; 100_000]).await;
+        assert_eq!(in_time(peer.outcome(false)).await, 0);
+    }
+}
+
+#[tokio::test]
+async fn shutdown_answers_what_is_under_way_and_then_hangs_up() {
+    let (server, disk) = server(Limits::default());
+    let mut peer = client(&server, Style::Simple, "disk").await;
+    disk.hold(true);
+    let cookie = peer.write(0, 0, b"last").await;
+    in_time(disk.called(1)).await;
+    let shutdown = tokio::spawn({
+        let server = server.clone();
+        async move { server.shutdown(Duration::from_secs(10)).await }
+    });
+    tokio::time::sleep(SOON / 10).await;
+    peer.request(command::FLUSH, 0, 0, 0).await;
+    disk.hold(false);
+    assert_eq!(in_time(peer.simple()).await, (cookie, 0));
+    assert_eq!(in_time(peer.rest()).await, b"");
+    assert!(in_time(shutdown).await.unwrap());
+    assert!(!disk.take_calls().contains(&Call::Flush), "no new requests are taken");
+}
+
+#[tokio::test]
+async fn shutdown_gives_up_at_its_deadline() {
+    let (server, disk) = server(Limits::default());
+    let mut peer = client(&server, Style::Simple, "disk").await;
+    disk.hold(true);
+    peer.write(0, 0, b"stuck").await;
+    in_time(disk.called(1)).await;
+    assert!(!in_time(server.shutdown(SOON)).await);
+    disk.hold(false);
+    assert!(
+        in_time(server.shutdown(Duration::from_secs(5))).await,
+        "it ends once nothing is stuck"
+    );
+}
+
+#[tokio::test]
+async fn shutdown_ends_negotiations_and_idle_connections() {
+    let (server, _) = server(Limits::default());
+    let (mut negotiating, _) = connect(&server, 4096);
+    negotiating.hello(3).await;
+    negotiating.ask(option::INFO, &wanted("disk", &[])).await;
+    let mut idle = client(&server, Style::Extended, "disk").await;
+    assert!(in_time(server.shutdown(Duration::from_secs(5))).await);
+    assert_eq!(in_time(negotiating.rest()).await, b"");
+    assert_eq!(in_time(idle.rest()).await, b"");
+}

@@ -1,0 +1,108 @@
+//! Sockets: where a server listens, and how many it lets in.
+
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use tokio::net::{TcpStream, UnixStream};
+use vellum_nbd::Limits;
+
+use crate::in_time;
+use crate::memory_export::server;
+use crate::peer::{Peer, Style};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unix_socket_is_for_its_owner_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nbd");
+    let (server, _) = server(Limits::default());
+    server.listen_unix(&path).unwrap();
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let mut peer = Peer::new(UnixStream::connect(&path).await.unwrap());
+    peer.hello(3).await;
+    peer.use_export(Style::Extended, "disk").await;
+    peer.write(0, 0, b"abc").await;
+    assert_eq!(in_time(peer.outcome(false)).await, 0);
+    assert_eq!(in_time(peer.read(0, 4)).await, b"abc\0");
+    drop(peer);
+    assert!(in_time(server.shutdown(Duration::from_secs(10))).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_a_dead_server_left_is_replaced_and_a_live_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nbd");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let (first, _) = server(Limits::default());
+    first.listen_unix(&path).unwrap();
+    let (second, _) = server(Limits::default());
+    assert_eq!(second.listen_unix(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
+    let file = dir.path().join("file");
+    std::fs::write(&file, "precious").unwrap();
+    assert_eq!(second.listen_unix(&file).unwrap_err().kind(), ErrorKind::AddrInUse);
+    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+    Peer::new(UnixStream::connect(&path).await.unwrap()).hello(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_longer_than_a_socket_address_can_be_listened_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let deep = dir.path().join("d".repeat(150));
+    std::fs::create_dir(&deep).unwrap();
+    let (server, _) = server(Limits::default());
+    server.listen_unix(&deep.join("nbd")).unwrap();
+    let short = dir.path().join("short");
+    std::os::unix::fs::symlink(&deep, &short).unwrap();
+    Peer::new(UnixStream::connect(short.join("nbd")).await.unwrap()).hello(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tcp_listens_on_a_port_of_its_own_choice() {
+    let (server, _) = server(Limits::default());
+    let address = server.listen_tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    assert_ne!(address.port(), 0);
+    let mut peer = Peer::new(TcpStream::connect(address).await.unwrap());
+    peer.hello(3).await;
+    peer.use_export(Style::Structured, "disk").await;
+    assert_eq!(in_time(peer.read(0, 3)).await, [0; 3]);
+    let busy = server.listen_tcp(address).await.unwrap_err();
+    assert_eq!(busy.kind(), ErrorKind::AddrInUse);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_limit_wait_until_one_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nbd");
+    let (server, _) = server(Limits { connections_max: 2, ..Limits::default() });
+    server.listen_unix(&path).unwrap();
+    let mut first = Peer::new(UnixStream::connect(&path).await.unwrap());
+    first.hello(3).await;
+    let mut second = Peer::new(UnixStream::connect(&path).await.unwrap());
+    second.hello(3).await;
+    let mut third = Peer::new(UnixStream::connect(&path).await.unwrap());
+    assert!(tokio::time::timeout(Duration::from_millis(200), third.hello(3)).await.is_err());
+    drop(first);
+    in_time(third.take(18)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_share_what_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nbd");
+    let (server, _) = server(Limits::default());
+    server.listen_unix(&path).unwrap();
+    let mut peers = Vec::new();
+    for _ in 0..4 {
+        let mut peer = Peer::new(UnixStream::connect(&path).await.unwrap());
+        peer.hello(3).await;
+        peer.use_export(Style::Simple, "disk").await;
+        peers.push(peer);
+    }
+    for (index, peer) in peers.iter_mut().enumerate() {
+        peer.write(0, index as u64, &[b'a' + index as u8]).await;
+        assert_eq!(in_time(peer.outcome(false)).await, 0);
+    }
+    for peer in &mut peers {
+        assert_eq!(in_time(peer.read(0, 4)).await, b"abcd");
+    }
+}
