@@ -226,3 +226,47 @@ pub enum DiscardTo {
     /// What the parent holds
     Parent,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, CommandFactory};
+
+    use super::Arguments;
+
+    const DOCUMENT: &str = include_str!("../../../docs/cli.md");
+
+    /// Each command that does something itself, with all the words before it.
+    fn leaves(command: &Command, words: &str, found: &mut Vec<(String, Command)>) {
+        let words = format!("{words}{}", command.get_name());
+        if !command.has_subcommands() {
+            found.push((words, command.clone()));
+            return;
+        }
+        for below in command.get_subcommands() {
+            leaves(below, &format!("{words} "), found);
+        }
+    }
+
+    #[test]
+    fn the_document_names_every_command_and_every_option() {
+        let mut commands = Vec::new();
+        leaves(&Arguments::command(), "", &mut commands);
+        assert!(commands.len() > 20, "{} commands were found", commands.len());
+        let mut missing = Vec::new();
+        for (words, command) in commands {
+            if !DOCUMENT.contains(&format!("`{words}")) && !DOCUMENT.contains(&format!("\n{words}"))
+            {
+                missing.push(words.clone());
+            }
+            let options = command.get_arguments().filter_map(|argument| argument.get_long());
+            let unnamed = options.filter(|option| !DOCUMENT.contains(&format!("--{option}")));
+            missing.extend(unnamed.map(|option| format!("{words} --{option}")));
+        }
+        assert!(missing.is_empty(), "docs/cli.md lacks {missing:?}");
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -55,7 +55,7 @@ impl Failure {
         let Failure::Library(error) = self else { return None };
         match error.kind() {
             ErrorKind::NotFound => Some(
-                "`vellum ls` lists the images of this home; --home or VELLUM_HOME names another",
+                "`vellum ls` lists the images of this home, `vellum snap ls` the snapshots of one; --home or VELLUM_HOME names another home",
             ),
             ErrorKind::Exists => Some("choose another name, or remove the image with `vellum rm`"),
             ErrorKind::InUse => {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use vellum_core::{Extent, SnapshotName};
 
-use crate::{ImageRecord, Layer, Result};
+use crate::{Error, ErrorKind, ImageRecord, Layer, Result};
 
 /// The one writer of an image; exists only while the image is owned. Clones share the ownership, which ends when the last
 /// clone is gone and the last request in flight has landed, or with [`close`](Self::close).
@@ -154,6 +154,28 @@ pub struct Fill {
     pub parts: Vec<Part>,
     /// A write to apply in the same step. Its own guard is not looked at.
     pub then: Option<Write>,
+}
+
+impl Fill {
+    /// Whether the parts are what the contract asks for, given a check that an extent consists of whole units of the image.
+    /// `Invalid` if not. What is to be written after them is not looked at.
+    pub fn check_parts(&self, check_whole_units: impl Fn(Extent) -> Result<()>) -> Result<()> {
+        let mut end = 0;
+        for part in &self.parts {
+            check_whole_units(part.at)?;
+            let fits = match &part.content {
+                Content::Data(data) => data.len() as u64 == part.at.length(),
+                Content::Zero => true,
+            };
+            if part.at.offset() < end || !fits {
+                let what =
+                    "the parts of a fill must ascend, and each have as many bytes as its extent";
+                return Err(Error::new(ErrorKind::Invalid, what));
+            }
+            end = part.at.end();
+        }
+        Ok(())
+    }
 }
 
 /// A run of whole units and what they become, if they are inherited.

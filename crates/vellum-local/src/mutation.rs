@@ -282,31 +282,16 @@ impl<D: Disk> Inner<D> {
 
     /// All units that a fill touches; `None` if there are none.
     fn check_fill(&self, fill: &Fill) -> Result<Option<Extent>> {
-        let mut hull: Option<Extent> = None;
-        let mut end = 0;
-        for part in &fill.parts {
-            self.check_whole_units(part.at)?;
-            let fits = match &part.content {
-                Content::Data(data) => data.len() as u64 == part.at.length(),
-                Content::Zero => true,
-            };
-            if part.at.offset() < end || !fits {
-                let what =
-                    "the parts of a fill must ascend, and each have as many bytes as its extent";
-                return Err(Error::new(ErrorKind::Invalid, what));
-            }
-            end = part.at.end();
-            hull = Some(Extent::between(hull.map_or(part.at.offset(), |hull| hull.offset()), end));
-        }
-        if let Some(write) = &fill.then {
-            let units = self.units.around(self.check_range(write.extent())?);
-            let hull_so_far = hull.unwrap_or(units);
-            hull = Some(Extent::between(
-                hull_so_far.offset().min(units.offset()),
-                hull_so_far.end().max(units.end()),
-            ));
-        }
-        Ok(hull)
+        fill.check_parts(|at| self.check_whole_units(at))?;
+        let written = match &fill.then {
+            Some(write) => Some(self.units.around(self.check_range(write.extent())?)),
+            None => None,
+        };
+        let touched = [fill.parts.first(), fill.parts.last()].into_iter().flatten();
+        let touched = touched.map(|part| part.at).chain(written);
+        Ok(touched.reduce(|hull, at| {
+            Extent::between(hull.offset().min(at.offset()), hull.end().max(at.end()))
+        }))
     }
 
     /// The inherited units that stand in the way of a write.

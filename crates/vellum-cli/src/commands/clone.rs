@@ -37,7 +37,7 @@ pub async fn run(
             "many clones are made of one snapshot; name it, as in IMAGE@SNAP",
         ));
     }
-    let bar = progress::bytes("clone", None);
+    let bar = progress::count("clone", count.into());
     let digits = count.to_string().len().max(4);
     for number in 1..=count {
         let name = format!("{}-{number:0digits$}", child.image);

@@ -46,7 +46,7 @@ pub async fn run(vellum: &Vellum, arguments: Arguments) -> Result {
 async fn export(image: &Image, arguments: &Arguments) -> Result {
     let size = source_size(&image.record().meta, image.size());
     let mut sink = open(arguments, size)?;
-    let bar = progress::bytes("export", Some(size));
+    let bar = progress::bytes("export", size);
     let mut rest = Extent::new(0, size);
     while !rest.is_empty() {
         let map = image.map(rest, ENTRIES).await?;

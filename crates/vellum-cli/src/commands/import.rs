@@ -112,7 +112,7 @@ fn open(file: &Path, format: Option<Format>, allow_backing: bool) -> Result<Sour
 
 async fn fill(vellum: &Vellum, spec: &ImageSpec, source: Source) -> Result {
     let image = vellum.open_image(spec, Open::Own).await?;
-    let bar = progress::bytes("import", Some(source.size()));
+    let bar = progress::bytes("import", source.size());
     let (send, mut parts) = mpsc::channel(WRITES);
     let buffers = vellum.buffers().clone();
     let reading = tokio::task::spawn_blocking(move || read(&source, &buffers, &send));

@@ -88,7 +88,7 @@ async fn run_command(vellum: &Vellum, command: Command, output: &mut Output) -> 
 }
 
 async fn flatten(vellum: &Vellum, spec: &ImageSpec, rate: Option<u64>) -> Result {
-    let bar = progress::bytes("flatten", Some(0));
+    let bar = progress::bytes("flatten", 0);
     let options = FlattenOptions { bytes_per_second: rate, ..FlattenOptions::default() };
     let progress = |done, total| {
         bar.set_length(total);

@@ -10,8 +10,8 @@ use super::content::Units;
 use super::layer::{MemoryLayer, Stored, Versions};
 use super::owners::{Hold, Lock};
 use crate::{
-    AtomicSpan, Catalog, Committed, Content, Durability, Error, ErrorKind, Fill, Guarded, Head,
-    HeadChange, ImageId, ImageRecord, Ownership, Prepared, Result, SetTo, Write,
+    AtomicSpan, Catalog, Committed, Durability, Error, ErrorKind, Fill, Guarded, Head, HeadChange,
+    ImageId, ImageRecord, Ownership, Prepared, Result, SetTo, Write,
 };
 
 /// The one writer of an image. Clones share the ownership.
@@ -115,20 +115,7 @@ impl MemoryHead {
     }
 
     fn check_fill(&self, fill: &Fill) -> Result<()> {
-        let mut end = 0;
-        for part in &fill.parts {
-            self.check_whole_units(part.at)?;
-            let fits = match &part.content {
-                Content::Data(data) => data.len() as u64 == part.at.length(),
-                Content::Zero => true,
-            };
-            if part.at.offset() < end || !fits {
-                let what =
-                    "the parts of a fill must ascend, and each have as many bytes as its extent";
-                return Err(Error::new(ErrorKind::Invalid, what));
-            }
-            end = part.at.end();
-        }
+        fill.check_parts(|at| self.check_whole_units(at))?;
         match &fill.then {
             Some(write) => self.check_range(write.extent()),
             None => Ok(()),

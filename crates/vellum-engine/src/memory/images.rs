@@ -209,7 +209,7 @@ impl Images {
         let children = self.children_of(&found.revision);
         if children > 0 {
             let what = format!(
-                "snapshot {} has {children} children; flatten or remove them first",
+                "snapshot {} has children ({children}); flatten or remove them first",
                 found.name
             );
             return Err(Error::new(ErrorKind::HasChildren, what));
@@ -293,7 +293,7 @@ impl Images {
             record.revisions.iter().map(|revision| self.children_of(&revision.id)).sum();
         if children > 0 {
             let what = format!(
-                "image {} has {children} children; flatten or remove them first",
+                "image {} has children ({children}); flatten or remove them first",
                 record.name
             );
             return Err(Error::new(ErrorKind::HasChildren, what));

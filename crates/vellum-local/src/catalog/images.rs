@@ -229,7 +229,7 @@ pub(crate) fn remove(
 pub(crate) fn has_children(record: &ImageRecord, children: usize) -> Error {
     Error::new(
         ErrorKind::HasChildren,
-        format!("image {} has {children} children; flatten or remove them first", record.name),
+        format!("image {} has children ({children}); flatten or remove them first", record.name),
     )
 }
 

@@ -59,7 +59,7 @@ pub(crate) fn remove(db: &Connection, image: ImageNo, snapshot: &SnapshotId) -> 
         .query_row([layer], |row| row.get(0))?;
     if children > 0 {
         let parent =
-            format!("snapshot {name} has {children} children; flatten or remove them first");
+            format!("snapshot {name} has children ({children}); flatten or remove them first");
         return Err(Error::new(ErrorKind::HasChildren, parent).into());
     }
     db.prepare_cached("DELETE FROM snapshots WHERE id = ?1")?.execute([key])?;

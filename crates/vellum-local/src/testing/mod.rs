@@ -1,5 +1,8 @@
-//! What the tests of layers on disk stand on: a [simulated disk](disk), a [record of what may be read](history), and short
-//! ways to say what is done to a layer. Not part of the engine.
+//! What the tests of layers on disk stand on: a [simulated disk](disk) made of [media](medium), a [record of what may be
+//! read](history), a [world] of random programs, and short ways to say what is done to a layer. Not part of the engine.
+//!
+//! The scenarios are a file each: [crashes] at random moments, [sync_steps] cut one after another, [failures] of calls and of
+//! space, [leftovers] that an earlier life left behind, and the [cost] of a request in calls.
 
 mod cost;
 mod crashes;
