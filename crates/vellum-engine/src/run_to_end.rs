@@ -11,8 +11,8 @@ use tokio::runtime::Handle;
 /// task of the runtime it was first polled on, with its buffers, locks and ranges. Dropped before it was ever polled, it
 /// never happens.
 ///
-/// Must be polled within a tokio runtime. If that runtime shuts down, so does what is left: then the process is going
-/// away, and what the kernel was already given lands all the same.
+/// Must be polled within a tokio runtime. If that runtime shuts down, so does what is left, but for what the kernel was already
+/// given. So whoever ends a runtime of its own, such as that of one connection, first waits for what was started there.
 pub struct RunToEnd<F>
 where
     F: Future<Output: Send> + Send + 'static,

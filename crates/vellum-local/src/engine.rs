@@ -4,6 +4,7 @@
 //! what is looked up, and what is opened before what is believed.
 
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,11 +31,9 @@ use crate::pool::PoolDirectory;
 use crate::removal::Empty;
 use crate::store::{Access, LayerFacts, LayerStore};
 
-/// The smallest block, in bytes: what a disk writes at once.
-const BLOCK_SIZE_MIN: u32 = 512;
-
-/// The largest block, in bytes: a write to a part of one that is not data yet writes all of it.
-const BLOCK_SIZE_MAX: u32 = 1 << 20;
+/// How small and how large a block may be, in bytes: what a disk writes at once; and what a write to a part of one that is not
+/// data yet may have to write.
+pub(crate) const BLOCK_SIZES: RangeInclusive<u32> = 512..=1 << 20;
 
 /// How often a head that moved on while it was being locked is looked up again.
 const HEAD_ATTEMPTS: usize = 16;
@@ -308,11 +307,11 @@ impl<D: Disk> Catalog for LocalCatalog<D> {
         if !row.sealed {
             return Err(not_sealed(&row));
         }
-        let opened = self.store().layer(facts(&row), Access::Read).await?;
-        // A layer without files inherits everything; one whose files were just removed must not look like that. Files go
-        // after the row, so if the row is still there, the files were.
+        let opened = self.store().layer(facts(&row), Access::Read).await;
+        // A layer without files inherits everything; one whose files were just removed must not look like that, nor like one
+        // that lost some. Files go after the row, so if the row is still there, the files were.
         self.layer_row(image, layer).await?;
-        Ok(OpenLayer::new(opened))
+        Ok(OpenLayer::new(opened?))
     }
 
     async fn read_head(&self, image: &ImageId) -> Result<OpenLayer<D>> {
@@ -342,8 +341,8 @@ fn capabilities() -> Capabilities {
     Capabilities {
         engine: "embedded",
         size_max: IMAGE_SIZE_MAX,
-        block_size_min: BLOCK_SIZE_MIN,
-        block_size_max: BLOCK_SIZE_MAX,
+        block_size_min: *BLOCK_SIZES.start(),
+        block_size_max: *BLOCK_SIZES.end(),
         snapshots: Snapshots::Sealed,
         inherit: true,
         ack_is_durable: false,

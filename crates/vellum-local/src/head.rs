@@ -180,7 +180,10 @@ impl<D: Disk> LocalHead<D> {
             catalog.look_up(image).await
         };
         match found.await {
-            Ok(found) if found.version == record.version => Ok(found),
+            // Somebody else may have raised the version, by another change, where this one came to nothing.
+            Ok(found) if found.version == record.version && is_the_same_change(&found, &record) => {
+                Ok(found)
+            }
             Ok(_) => Err(error),
             Err(unknown) => {
                 let unknown = unknown.chain();
@@ -190,6 +193,11 @@ impl<D: Disk> LocalHead<D> {
             }
         }
     }
+}
+
+/// Whether a record that was found shows the change that another one was prepared with: what a snapshot or a cut changes.
+fn is_the_same_change(found: &ImageRecord, prepared: &ImageRecord) -> bool {
+    found.head == prepared.head && found.parent().is_some() == prepared.parent().is_some()
 }
 
 fn expect_head(db: &rusqlite::Connection, image: ImageNo, head: LayerId) -> Outcome<()> {

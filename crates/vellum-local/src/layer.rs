@@ -73,8 +73,8 @@ pub(crate) struct Inner<D: Disk> {
     /// Units that were set to inherited, whose space is still to be freed.
     pub(crate) freeable: Mutex<Vec<Extent>>,
     pub(crate) unsynced_bytes: AtomicU64,
-    /// Whether a sync by the clock is on its way.
-    pub(crate) sync_is_due: AtomicBool,
+    /// Whether a sync that nobody asked for is on its way: by the clock, and for want of room.
+    pub(crate) sync_on_its_way: [AtomicBool; 2],
 }
 
 /// Who may change a layer.

@@ -20,7 +20,7 @@ use vellum_engine::{Error, Result};
 
 use crate::LayerId;
 
-/// The byte that is held while a pool is created or changes its id. No layer has this id.
+/// The byte that is held while a pool is created. No layer has this id.
 const POOL_BYTE: Extent = Extent::new(0, 1);
 
 /// The open lock file of a pool. Clones share it.

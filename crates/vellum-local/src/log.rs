@@ -138,10 +138,14 @@ impl<F: File> Log<F> {
     }
 
     async fn write_queued(&self) {
+        let mut writing = Writing(Some(&self.0));
         loop {
             // One system call for all who are about to queue theirs, instead of one each.
             tokio::task::yield_now().await;
-            let Some((bytes, at, waiting)) = self.take_queued() else { return };
+            let Some((bytes, at, waiting)) = self.take_queued() else {
+                writing.0 = None;
+                return;
+            };
             let result = self.0.file.write_at(vec![bytes], at, Durability::AtSync).await;
             let appended = match result {
                 Ok(()) => Appended::Done,
@@ -176,6 +180,20 @@ impl<F: File> Log<F> {
         }
         let at = SECTOR as u64 + queue.records * RECORD as u64 - bytes.len() as u64;
         Some((bytes.into(), at, waiting))
+    }
+}
+
+/// Whoever writes what is queued. Dropped in the middle, by a thread that panics or a runtime that ends, it lets nobody wait for
+/// it: the log takes no more records, and those that were queued may be in the file or not.
+struct Writing<'a, F>(Option<&'a Shared<F>>);
+
+impl<F> Drop for Writing<'_, F> {
+    fn drop(&mut self) {
+        if let Some(log) = self.0 {
+            let mut queue = log.queue.lock();
+            (queue.writing, queue.broken) = (false, true);
+            (queue.bytes, queue.waiting, queue.landed) = Default::default();
+        }
     }
 }
 
@@ -264,6 +282,26 @@ mod tests {
         assert_eq!(log.append(&[record(50)]).await.unwrap(), Appended::Full);
         log.retire().await;
         assert_eq!(records(&file, header(1)).await, [record(0)]);
+    }
+
+    #[tokio::test]
+    async fn whoever_writes_and_goes_away_leaves_nobody_waiting() {
+        let disk = SimDisk::new(4);
+        let file = disk.open(Path::new("/pool/live/log"), OpenMode::Create).await.unwrap();
+        let log = Log::begin(file, header(1)).await.unwrap();
+        let hold = disk.hold(Call::Write, "log");
+        let (first, rest) = ([record(0)], [record(1)]);
+        let mut writing = Box::pin(log.append(&first));
+        tokio::select! {
+            _ = &mut writing => panic!("it is held"),
+            () = hold.arrived() => {}
+        }
+        let mut waiting = Box::pin(log.append(&rest));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        drop(writing);
+        assert_eq!(waiting.await.unwrap_err().happened(), vellum_engine::Happened::MaybeDone);
+        assert_eq!(log.append(&[record(2)]).await.unwrap(), Appended::Full);
+        log.retire().await;
     }
 
     #[tokio::test]

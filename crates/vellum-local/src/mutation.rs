@@ -9,10 +9,11 @@
 //! 5. Append the change to the live log. Now it survives the death of the process, and is acknowledged.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use vellum_core::{Extent, Runs, State};
-use vellum_disk::{Disk, Durability as OnDisk};
+use vellum_disk::Disk;
 use vellum_engine::{
     Content, Durability, Error, ErrorKind, Fill, Guard, Guarded, Missing, Result, SetTo, Write,
 };
@@ -20,6 +21,7 @@ use vellum_engine::{
 use crate::format::live::Record;
 use crate::layer::{Inner, LocalLayer};
 use crate::log::Appended;
+use crate::segment::extent_of;
 
 /// Extents whose space is still to be freed; more are forgotten, and leak until somebody checks.
 const FREEABLE_MAX: usize = 1 << 16;
@@ -34,8 +36,17 @@ struct DataWrite {
 
 impl DataWrite {
     fn extent(&self) -> Extent {
-        Extent::new(self.offset, self.parts.iter().map(|part| part.len() as u64).sum())
+        extent_of(self.offset, &self.parts)
     }
+}
+
+/// Why a layer is synced though nobody asked for it.
+#[derive(Clone, Copy)]
+enum Why {
+    /// Something was written a while ago.
+    Clock,
+    /// A log or the memory for changed pages is filling up.
+    Pressure,
 }
 
 /// What a mutation is going to do.
@@ -184,10 +195,20 @@ impl<D: Disk> LocalLayer<D> {
         // Durable first: after a power cut the units could be data again, and must find it.
         self.sync().await?;
         let _under_way = inner.mutations.read().await;
+        // The files are another owner's by now, or what they hold is a snapshot's.
+        if inner.role.sealed.load(Ordering::Acquire) {
+            return Ok(0);
+        }
+        inner.check_poison()?;
         let mut freed = 0;
         for extent in extents {
             let _held = inner.ranges.lock(extent).await;
             for inherited in inner.states_of(extent).await?.in_state(State::Inherited) {
+                if !inner.pages.are_durable(inherited) {
+                    // Inherited once more, after it was data again for a while: the next time.
+                    inner.freeable.lock().push(inherited);
+                    continue;
+                }
                 inner.segments.punch(inherited).await?;
                 freed += inherited.length();
             }
@@ -203,17 +224,24 @@ impl<D: Disk> LocalLayer<D> {
             Box::pin(inner.create_files()).await?;
         }
         inner.create_pages(&plan.changes).await?;
+        if !plan.changes.is_empty() {
+            // Before any data: a log for which there is no room fails the write while nothing has happened yet.
+            inner.live_log().await?;
+        }
         // Where the states are on the medium and stay, data that is durable by itself is all there is to a durable write.
         let by_itself = durability == Durability::Durable && inner.states_are_durable(&plan);
-        let on_disk = if by_itself { OnDisk::Durable } else { OnDisk::AtSync };
         for write in plan.writes {
             let length = write.extent().length();
-            inner.segments.write(write.offset, write.parts, on_disk).await?;
-            self.note_unsynced(length);
+            if by_itself {
+                self.write_durably(write).await?;
+            } else {
+                inner.segments.write(write.offset, write.parts).await?;
+                self.note_unsynced(length);
+            }
         }
         if !plan.changes.is_empty() {
-            inner.change(&plan.changes).await?;
-            self.log_changes(&plan.changes).await?;
+            inner.change(&plan.changes).await.map_err(Error::maybe_done)?;
+            self.log_changes(&plan.changes).await.map_err(Error::maybe_done)?;
         }
         if durability == Durability::Durable && !by_itself {
             Box::pin(self.sync()).await?;
@@ -221,9 +249,21 @@ impl<D: Disk> LocalLayer<D> {
         Ok(())
     }
 
+    /// Writes twice: first to the page cache, where a full disk shows and harms nothing; then through it. Should that fail,
+    /// the kernel has reported an error that may be of any write before, and will not report it again: as after a failed sync
+    /// of the file, nothing that was not synced can be counted on.
+    async fn write_durably(&self, write: DataWrite) -> Result<()> {
+        let segments = &self.0.segments;
+        segments.write(write.offset, write.parts.clone()).await?;
+        match segments.write_through(write.offset, write.parts).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.0.poison("write through to the data", error).await),
+        }
+    }
+
     async fn log_changes(&self, changes: &[(Extent, State)]) -> Result<()> {
         let records: Vec<Record> =
-            changes.iter().map(|(at, state)| self.0.record(*at, *state)).collect();
+            changes.iter().flat_map(|(at, state)| self.0.records(*at, *state)).collect();
         let log = loop {
             let log = self.0.live_log().await?;
             match log.append(&records).await? {
@@ -232,29 +272,40 @@ impl<D: Disk> LocalLayer<D> {
                 Appended::Retired => {}
             }
         };
-        if log.is_filling_up() || self.0.pages.changes() > self.0.shared.options.changed_pages_max {
-            self.sync_soon(std::time::Duration::ZERO);
+        let (changed, most) = (self.0.pages.changes(), self.0.shared.options.changed_pages_max);
+        if changed > 2 * most {
+            // Whoever changes pages faster than they can be synced waits for it, lest they fill the memory.
+            return Box::pin(self.sync()).await;
+        }
+        if log.is_filling_up() || changed > most {
+            self.sync_soon(Why::Pressure);
+        } else {
+            self.sync_soon(Why::Clock);
         }
         Ok(())
     }
 
     fn note_unsynced(&self, bytes: u64) {
         self.0.unsynced_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.sync_soon(self.0.shared.options.sync_interval);
+        self.sync_soon(Why::Clock);
     }
 
-    /// Syncs after a while, if the layer is still open then; does nothing if such a sync is on its way.
-    fn sync_soon(&self, after: std::time::Duration) {
-        let is_due = &self.0.sync_is_due;
+    /// Syncs after a while, if the layer is still open then; does nothing if a sync is on its way for the same reason.
+    fn sync_soon(&self, why: Why) {
+        let on_its_way = &self.0.sync_on_its_way[why as usize];
         // Looked at first, since all writers share its cache line.
-        if is_due.load(Ordering::Acquire) || is_due.swap(true, Ordering::AcqRel) {
+        if on_its_way.load(Ordering::Acquire) || on_its_way.swap(true, Ordering::AcqRel) {
             return;
         }
+        let after = match why {
+            Why::Clock => self.0.shared.options.sync_interval,
+            Why::Pressure => Duration::ZERO,
+        };
         let layer = std::sync::Arc::downgrade(&self.0);
         self.0.shared.runtime.spawn(async move {
             tokio::time::sleep(after).await;
             if let Some(layer) = layer.upgrade() {
-                layer.sync_is_due.store(false, Ordering::Release);
+                layer.sync_on_its_way[why as usize].store(false, Ordering::Release);
                 // A failure poisons the layer, and whoever writes or syncs next is told.
                 let _ = LocalLayer(layer).sync().await;
             }
@@ -415,10 +466,14 @@ impl<D: Disk> Inner<D> {
         Ok(())
     }
 
-    fn record(&self, at: Extent, state: State) -> Record {
-        let (first_unit, end) = self.units.span(at);
-        // A mutation changes at most what one call covers; a page at a time where that could be more.
-        Record { first_unit, units: u32::try_from(end - first_unit).unwrap_or(u32::MAX), state }
+    /// A change as records: one, unless it covers more units than fit into one.
+    fn records(&self, at: Extent, state: State) -> impl Iterator<Item = Record> + use<D> {
+        let (first, end) = self.units.span(at);
+        Extent::between(first, end).chunks(1 << 31).map(move |units| Record {
+            first_unit: units.offset(),
+            units: units.length() as u32,
+            state,
+        })
     }
 }
 

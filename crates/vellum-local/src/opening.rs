@@ -192,13 +192,18 @@ async fn settle_place<D: Disk>(
     let id = if copied { random_pool_id() } else { row.id };
     database
         .write("remember where the pool is", move |db| {
+            let now = registry::load(db)?;
+            if now.place == here {
+                // Somebody else opened it at the same time, and its images may have been linked by that id already.
+                return Ok(now.id);
+            }
             if copied {
                 registry::change_id(db, id)?;
             }
-            registry::move_to(db, &here)
+            registry::move_to(db, &here)?;
+            Ok(id)
         })
-        .await?;
-    Ok(id)
+        .await
 }
 
 /// Whether the pool that was at `recorded` is still there, and is not the one `here` under another path.

@@ -245,14 +245,20 @@ impl<D: Disk> PoolDirectory<D> {
         given
     }
 
-    /// Makes the reserve if it is missing and there is room for it. Best effort: a pool without one works as well, until
+    /// Makes the reserve if it is missing, or not whole, and there is room for it. Best effort: a pool without one works as well, until
     /// its disk is full.
     pub(crate) async fn build_reserve(&self) {
         let roomy = self.disk.file_system(&self.path).await;
         if !roomy.is_ok_and(|found| found.available >= RESERVE_BYTES + SPARE_BYTES) {
             return;
         }
-        let Ok(file) = self.disk.open(&self.reserve(), OpenMode::Create).await else { return };
+        let Ok(file) = self.disk.open(&self.reserve(), OpenMode::ReadWriteOrCreate).await else {
+            return;
+        };
+        // An earlier attempt may have been cut short.
+        if file.allocated().await.is_ok_and(|bytes| bytes >= RESERVE_BYTES) {
+            return;
+        }
         if let Err(error) = file.allocate(Extent::new(0, RESERVE_BYTES)).await {
             tracing::debug!(pool = %self.path.display(), %error, "no reserve for a full disk");
             let _ = self.disk.remove_file(&self.reserve()).await;

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use vellum_core::{Buffer, Extent, State};
 use vellum_disk::{Disk, Durability, File, OpenMode};
-use vellum_engine::{Error, Result};
+use vellum_engine::{Error, ErrorKind, Result};
 
 use crate::format::header::{self, Epoch, Header};
 use crate::format::live::{self, LogHeader, Record};
@@ -25,6 +25,7 @@ use crate::format::{PAGE, SECTOR, sector};
 use crate::layer::{Inner, LocalLayer, Role};
 use crate::log::LOG_SIZE;
 use crate::map::Units;
+use crate::map::page::Page;
 use crate::map::pages::Pages;
 use crate::map::presence::Presence;
 use crate::ranges::Ranges;
@@ -83,7 +84,7 @@ impl<D: Disk> LocalLayer<D> {
             poison: OnceLock::new(),
             freeable: Mutex::default(),
             unsynced_bytes: AtomicU64::new(0),
-            sync_is_due: AtomicBool::new(false),
+            sync_on_its_way: Default::default(),
         }));
         layer.recover(&present, access).await?;
         Ok(layer)
@@ -91,6 +92,16 @@ impl<D: Disk> LocalLayer<D> {
 
     /// Lets a filler in: whoever reads the layer goes on, and sees what is filled.
     pub(crate) async fn allow_fills(&self) -> Result<()> {
+        let admitted = self.prepare_for_fills().await;
+        match &admitted {
+            Ok(()) => self.0.role.fillable.store(true, Ordering::Release),
+            // Whoever reads keeps the layer open, and with it whatever was locked by then.
+            Err(_) => self.give_up_files()?,
+        }
+        admitted
+    }
+
+    async fn prepare_for_fills(&self) -> Result<()> {
         let inner = &self.0;
         let present = present_segments(&inner.shared, &inner.facts).await?;
         if inner.map.get().is_some() && inner.map_to_fill.get().is_none() {
@@ -101,9 +112,7 @@ impl<D: Disk> LocalLayer<D> {
             let _ = inner.map_to_fill.set(map);
         }
         inner.syncing.go_on();
-        self.take_over(&present).await?;
-        inner.role.fillable.store(true, Ordering::Release);
-        Ok(())
+        self.take_over(&present).await
     }
 
     async fn recover(&self, present: &[u64], access: Access) -> Result<()> {
@@ -118,32 +127,22 @@ impl<D: Disk> LocalLayer<D> {
                 layer = %inner.facts.id, image = %inner.facts.image_name, last_good_sync = epoch.last_sync, failed_sync = failed,
                 "an earlier sync failed: what was written between the two times (seconds since 1970) may be missing"
             );
-            if access != Access::Read {
-                self.take_over(present).await?;
-                for file in inner.segments.files() {
-                    file.drop_cache().await;
-                }
-            }
+            // What the failed sync should have written may be in the cache alone, and no sync will ever write it. Before
+            // anything of it is believed, it goes.
+            map.drop_cache().await;
         } else {
             let logs = inner.read_logs().await?;
-            let counting = if logs.iter().all(|(_, records)| records.is_empty()) {
-                Vec::new()
-            } else {
-                live::which_count(&logs, epoch.epoch, map.identity(), |boot| {
-                    inner.shared.is_this_boot(boot)
-                })?
-            };
+            let counting = live::which_count(&logs, epoch.epoch, map.identity(), |boot| {
+                inner.shared.is_this_boot(boot)
+            })?;
             for (_, records) in &counting {
                 inner.replay(records).await?;
             }
-            if counting.iter().any(|(_, records)| !records.is_empty()) {
-                // The sync that takes the records over must not look like the one that was under way.
-                inner.epoch.lock().epoch = epoch.epoch.wrapping_add(1);
-                inner.role.recovered.store(true, Ordering::Release);
-            }
-            if access != Access::Read {
-                self.take_over(present).await?;
-            }
+            let recovered = counting.iter().any(|(_, records)| !records.is_empty());
+            inner.role.recovered.store(recovered, Ordering::Release);
+        }
+        if access != Access::Read {
+            self.take_over(present).await?;
         }
         inner.role.fillable.store(access == Access::Fill, Ordering::Release);
         Ok(())
@@ -153,11 +152,21 @@ impl<D: Disk> LocalLayer<D> {
     /// recovered. The first sync clears the mark of a failed one.
     async fn take_over(&self, present: &[u64]) -> Result<()> {
         let inner = &self.0;
+        let poisoned = inner.epoch.lock().poisoned.is_some();
         for number in present {
             if let Some(lacking) = inner.segments.own(*number).await? {
                 inner.check_holds_no_data(*number, lacking).await?;
                 inner.segments.lengthen(*number).await?;
             }
+        }
+        for missing in inner.segments.missing_beside(present) {
+            inner.check_holds_no_data(missing.offset() / segment::SEGMENT, missing).await?;
+        }
+        if poisoned {
+            for file in inner.segments.files() {
+                file.drop_cache().await;
+            }
+            inner.rewrite_map().await?;
         }
         // A process may have died between making the files and this; pages and data go only into files that stay.
         if let Some(map) = inner.map_to_write() {
@@ -166,10 +175,15 @@ impl<D: Disk> LocalLayer<D> {
             }
             inner.sync_names().await?;
         }
-        let poisoned = inner.epoch.lock().poisoned.is_some();
         // Whoever died left no trace of writes over data, which may be in the cache alone: the first sync covers them too.
         inner.segments.distrust();
-        if inner.role.recovered.swap(false, Ordering::AcqRel) || poisoned {
+        let recovered = inner.role.recovered.swap(false, Ordering::AcqRel);
+        if recovered {
+            // The sync that takes the records over must not look like the one that was under way.
+            let mut epoch = inner.epoch.lock();
+            epoch.epoch = epoch.epoch.wrapping_add(1);
+        }
+        if recovered || poisoned {
             self.sync().await?;
         }
         Ok(())
@@ -260,6 +274,35 @@ impl<D: Disk> Inner<D> {
         Ok(())
     }
 
+    /// Writes every page of the map as it is read, so that the sync that follows makes it durable: after a failed sync a page
+    /// may be in the cache, not on the medium, and clean.
+    async fn rewrite_map(&self) -> Result<()> {
+        let Some(map) = self.map_to_write() else { return Ok(()) };
+        let mut next = self.pages.next_present(0);
+        while let Some(page) = next {
+            match self.page(page).await {
+                Ok(content) => {
+                    let words = content.map_or([0; sector::PAGE_WORDS], |content| content.words());
+                    let epoch = self.epoch.lock().epoch;
+                    let bytes = sector::encode(self.facts.id.number(), page, epoch, &words);
+                    self.write_page(map, page, bytes).await?;
+                }
+                // Damage stays what it is, and spoils this page alone.
+                Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                Err(error) => return Err(error),
+            }
+            next = self.pages.next_present(page + 1);
+        }
+        Ok(())
+    }
+
+    async fn write_page(&self, map: &D::File, page: u64, bytes: Vec<u8>) -> Result<()> {
+        let at = (page + 1) * PAGE as u64;
+        map.write_at(vec![Bytes::from(bytes)], at, Durability::AtSync).await.map_err(|error| {
+            Error::io(format!("write page {page} of the map of layer {}", self.facts.id), error)
+        })
+    }
+
     fn header(&self) -> Header {
         let mut image = [b'0'; 16];
         let id = self.facts.image.as_str().as_bytes();
@@ -285,11 +328,8 @@ impl<D: Disk> Inner<D> {
         let words = [0; sector::PAGE_WORDS];
         let bytes = sector::encode(self.facts.id.number(), page, epoch, &words);
         let map = self.map_to_write().expect("files are created before pages");
-        let at = (page + 1) * PAGE as u64;
-        map.write_at(vec![Bytes::from(bytes)], at, Durability::AtSync).await.map_err(|error| {
-            Error::io(format!("add page {page} to the map of layer {}", self.facts.id), error)
-        })?;
-        self.pages.exists(page);
+        self.write_page(map, page, bytes).await?;
+        self.pages.created(page, Page::new(&words));
         Ok(())
     }
 }
@@ -304,16 +344,23 @@ async fn look<D: Disk>(
     let path = shared.layer_dir(facts.id).join("map");
     let what = path.display().to_string();
     let mode = if access == Access::Read { OpenMode::Read } else { OpenMode::ReadWrite };
+    let segments = present_segments(shared, facts).await?;
+    // A map is made durable before any data file gets a name, so a crash that leaves no map leaves no data either.
+    let no_map = || {
+        segments.is_empty().then_some(None).ok_or_else(|| {
+            Error::corrupt(format!("{what}: is missing or empty beside files that hold data"))
+        })
+    };
     let map = match shared.disk.open(&path, mode).await {
         Ok(map) => map,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return no_map(),
         Err(error) => return Err(Error::io(format!("open {what}"), error)),
     };
     let failed = |error| Error::io(format!("read {what}"), error);
     let length = map.length().await.map_err(failed)?;
     let (page, result) = match length {
         // A power cut in the middle of creating it.
-        0..4096 => return Ok(None),
+        0..4096 => return no_map(),
         _ => map.read_at(Buffer::from_vec(vec![0; PAGE]), 0..PAGE, 0).await,
     };
     result.map_err(failed)?;
@@ -322,7 +369,7 @@ async fn look<D: Disk>(
     // A power cut may leave either sector of a map that was being created; with pages behind it, it was damaged later.
     let is_zero = |sector: &[u8]| sector.iter().all(|byte| *byte == 0);
     if page.chunks(SECTOR).take(2).any(is_zero) && presence.next(0).is_none() {
-        return Ok(None);
+        return no_map();
     }
     let (header, epoch) = header::decode(&what, facts.id.number(), page)?;
     if access != Access::Read {
@@ -340,7 +387,6 @@ async fn look<D: Disk>(
             map_length(units)
         )));
     }
-    let segments = present_segments(shared, facts).await?;
     Ok(Some(OnDisk { map, epoch, presence, segments }))
 }
 

@@ -85,6 +85,19 @@ impl<D: Disk> Segments<D> {
         Ok((length < nominal).then(|| Extent::between(start + length, start + nominal)))
     }
 
+    /// What the segments beside these would hold, as extents of the image.
+    pub(crate) fn missing_beside(&self, present: &[u64]) -> impl Iterator<Item = Extent> + use<D> {
+        let mut missing = Vec::new();
+        let mut from = 0;
+        for number in present.iter().copied().chain([self.size.div_ceil(SEGMENT)]) {
+            if number > from {
+                missing.push(Extent::between(from * SEGMENT, (number * SEGMENT).min(self.size)));
+            }
+            from = number + 1;
+        }
+        missing.into_iter()
+    }
+
     /// Gives a segment that is open for writing its nominal length.
     pub(crate) async fn lengthen(&self, number: u64) -> Result<()> {
         let segment = self.for_writing(number).await?;
@@ -138,26 +151,33 @@ impl<D: Disk> Segments<D> {
     }
 
     /// Writes `parts`, one after the other, at an offset of the image.
-    pub(crate) async fn write(
-        &self,
-        offset: u64,
-        parts: Vec<Bytes>,
-        durability: Durability,
-    ) -> Result<()> {
-        let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
-        let mut parts = parts;
-        for (number, piece) in pieces(Extent::new(offset, length)) {
+    pub(crate) async fn write(&self, offset: u64, mut parts: Vec<Bytes>) -> Result<()> {
+        for (number, piece) in pieces(extent_of(offset, &parts)) {
             let segment = self.for_writing(number).await?;
             let here = split_parts(&mut parts, piece.length());
-            let result = segment.file.write_at(here, piece.offset() % SEGMENT, durability).await;
+            let at = piece.offset() % SEGMENT;
+            let result = segment.file.write_at(here, at, Durability::AtSync).await;
             // Marked when it has landed, be it in part: a sync that begins now covers it, and one that began before does not.
-            if durability == Durability::AtSync || result.is_err() {
-                segment.mark_unsynced();
-            }
+            segment.mark_unsynced();
             result.map_err(|error| {
                 Error::io(format!("write {piece} of {}", self.path(number).display()), error)
                     .maybe_done()
             })?;
+        }
+        Ok(())
+    }
+
+    /// Writes once more what [`write`](Self::write) has just written, through to the medium. An error is one of the medium, and
+    /// may be of anything that was written to the file since its last sync.
+    pub(crate) async fn write_through(
+        &self,
+        offset: u64,
+        mut parts: Vec<Bytes>,
+    ) -> std::io::Result<()> {
+        for (number, piece) in pieces(extent_of(offset, &parts)) {
+            let segment = self.open_writable(number).expect("it has just been written to");
+            let here = split_parts(&mut parts, piece.length());
+            segment.file.write_at(here, piece.offset() % SEGMENT, Durability::Durable).await?;
         }
         Ok(())
     }
@@ -222,7 +242,8 @@ impl<D: Disk> Segments<D> {
         if error.kind() != std::io::ErrorKind::NotFound {
             return Error::io(format!("open {}", path.display()), error);
         }
-        match self.disk.list_dir(&self.dir).await {
+        // The map goes first when a layer is removed.
+        match self.disk.open(&self.dir.join("map"), OpenMode::Read).await {
             Err(error) => Error::io(format!("layer {} was removed", self.dir.display()), error),
             Ok(_) => Error::corrupt(format!(
                 "{} is missing, though the map says that it holds data",
@@ -253,6 +274,9 @@ impl<D: Disk> Segments<D> {
         if length < self.nominal_length(number) {
             self.complete(number, &file, length).await?;
         }
+        // Whoever made it may have died, or failed, before its name was durable.
+        let named = self.disk.sync_dir(&self.dir).await;
+        named.map_err(|error| Error::io(format!("sync {}", self.dir.display()), error))?;
         let segment = Segment::new(file, true);
         self.open.write().insert(number, segment.clone());
         Ok(segment)
@@ -267,8 +291,7 @@ impl<D: Disk> Segments<D> {
         }
         let failed = |error| Error::io(format!("create {}", path.display()), error);
         file.hint_extent_size(EXTENT_HINT).await;
-        file.set_length(nominal).await.map_err(failed)?;
-        self.disk.sync_dir(&self.dir).await.map_err(failed)
+        file.set_length(nominal).await.map_err(failed)
     }
 
     async fn open_for_writing(&self, number: u64, mode: OpenMode) -> Result<(D::File, u64)> {
@@ -325,6 +348,11 @@ pub(crate) fn number_of(file_name: &str) -> Option<u64> {
 /// The pieces of an extent that lie in one segment each.
 fn pieces(at: Extent) -> impl Iterator<Item = (u64, Extent)> {
     at.chunks(SEGMENT).map(|piece| (piece.offset() / SEGMENT, piece))
+}
+
+/// The extent that `parts`, one after the other, cover from an offset on.
+pub(crate) fn extent_of(offset: u64, parts: &[Bytes]) -> Extent {
+    Extent::new(offset, parts.iter().map(|part| part.len() as u64).sum())
 }
 
 /// Takes this many bytes from the front of `parts`.

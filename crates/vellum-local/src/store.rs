@@ -179,7 +179,8 @@ impl<D: Disk> LayerStore<D> {
     /// Removes the files of a layer: their names, since whoever has them open goes on reading. Idempotent.
     pub async fn remove_files(&self, id: LayerId) -> Result<()> {
         let (dir, disk) = (self.0.layer_dir(id), &self.0.disk);
-        for path in [self.0.log_path(id, 0), self.0.log_path(id, 1)] {
+        // The map before the data: a reader that misses a file of data knows by it that the layer is gone, and nothing lost.
+        for path in [self.0.log_path(id, 0), self.0.log_path(id, 1), dir.join("map")] {
             ignore_missing(disk.remove_file(&path).await, &path)?;
         }
         match disk.list_dir(&dir).await {

@@ -113,8 +113,10 @@ impl<F: File> Live<F> {
 impl<D: Disk> LocalLayer<D> {
     /// Makes durable what was acknowledged before the call.
     pub(crate) async fn sync(&self) -> Result<()> {
+        // In this order: a sync that fails while it is looked for has taken what there was to do, and poisons before it ends.
+        let wanted = self.0.wants_sync();
         self.0.check_poison()?;
-        if !self.0.wants_sync() {
+        if !wanted {
             return Ok(());
         }
         let (send, done) = oneshot::channel();

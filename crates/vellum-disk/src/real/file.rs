@@ -12,7 +12,7 @@ use rustix::fs::{Advice, FallocateFlags, SeekFrom, copy_file_range, fadvise, fal
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 use vellum_core::{Buffer, Extent};
 
-use crate::pool::Pool;
+use super::Threads;
 use crate::{Durability, File, FileIdentity, LockKind, TryRead, own_thread, system};
 
 /// What copying without help of the file system moves at once.
@@ -29,7 +29,7 @@ const PARTS_MAX: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct RealFile {
     open: Arc<Open>,
-    pool: Pool,
+    threads: Threads,
 }
 
 #[derive(Debug)]
@@ -50,11 +50,11 @@ const NEVER: u8 = 2;
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
 impl RealFile {
-    pub(super) fn new(file: fs::File, pool: Pool) -> io::Result<Self> {
+    pub(super) fn new(file: fs::File, threads: Threads) -> io::Result<Self> {
         let metadata = file.metadata()?;
         let identity = FileIdentity { device: metadata.dev(), inode: metadata.ino() };
         let open = Open { file, identity, without_waiting: AtomicU8::new(UNKNOWN) };
-        Ok(Self { open: Arc::new(open), pool })
+        Ok(Self { open: Arc::new(open), threads })
     }
 
     async fn run<T: Send + 'static>(
@@ -62,7 +62,16 @@ impl RealFile {
         job: impl FnOnce(&fs::File) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let open = self.open.clone();
-        self.pool.run(move || job(&open.file)).await
+        self.threads.pool.run(move || job(&open.file)).await
+    }
+
+    /// Runs what waits for the medium.
+    async fn run_to_medium<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&fs::File) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let open = self.open.clone();
+        self.threads.syncs.run(move || job(&open.file)).await
     }
 
     /// Reads at once where `RWF_NOWAIT` is not to be had, if that cannot wait.
@@ -109,7 +118,8 @@ impl File for RealFile {
         offset: u64,
     ) -> (Buffer, io::Result<()>) {
         let open = self.open.clone();
-        self.pool
+        self.threads
+            .pool
             .run(move || {
                 let result = open.file.read_exact_at(&mut buffer[range], offset);
                 (buffer, result)
@@ -127,7 +137,11 @@ impl File for RealFile {
         if durability == Durability::AtSync && length <= HERE_MAX && own_thread::may_wait() {
             return write_all(&self.open.file, &parts, offset, durability);
         }
-        self.run(move |file| write_all(file, &parts, offset, durability)).await
+        let write = move |file: &fs::File| write_all(file, &parts, offset, durability);
+        match durability {
+            Durability::AtSync => self.run(write).await,
+            Durability::Durable => self.run_to_medium(write).await,
+        }
     }
 
     async fn punch(&self, extent: Extent) -> io::Result<()> {
@@ -156,7 +170,7 @@ impl File for RealFile {
     }
 
     async fn sync_data(&self) -> io::Result<()> {
-        self.run(fs::File::sync_data).await
+        self.run_to_medium(fs::File::sync_data).await
     }
 
     async fn length(&self) -> io::Result<u64> {

@@ -19,25 +19,37 @@ pub use file::RealFile;
 pub struct Options {
     /// At most this many threads do what may wait.
     pub threads_max: usize,
+    /// At most this many threads besides do what waits for the medium: syncs, and writes that are durable by themselves.
+    /// However slow it is, reads and opens do not queue behind them.
+    pub sync_threads_max: usize,
 }
 
 impl Default for Options {
-    /// Sixteen threads: enough to keep a fast device busy, few enough not to matter.
+    /// Sixteen threads and eight: enough to keep a fast device busy, few enough not to matter.
     fn default() -> Self {
-        Self { threads_max: 16 }
+        Self { threads_max: 16, sync_threads_max: 8 }
     }
 }
 
 /// The file systems of this machine. Clones share the threads.
 #[derive(Clone, Debug)]
-pub struct RealDisk {
+pub struct RealDisk(Threads);
+
+/// Threads that may wait.
+#[derive(Clone, Debug)]
+struct Threads {
     pool: Pool,
+    /// For the medium.
+    syncs: Pool,
 }
 
 impl RealDisk {
     /// A disk with threads of its own.
     pub fn new(options: Options) -> Self {
-        Self { pool: Pool::new(options.threads_max) }
+        Self(Threads {
+            pool: Pool::new(options.threads_max),
+            syncs: Pool::new(options.sync_threads_max),
+        })
     }
 }
 
@@ -51,13 +63,14 @@ impl Disk for RealDisk {
     type File = RealFile;
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<RealFile> {
-        let (pool, path) = (self.pool.clone(), path.to_owned());
-        self.pool.run(move || open(pool, &path, mode)).await
+        let (threads, path) = (self.0.clone(), path.to_owned());
+        self.0.pool.run(move || open(threads, &path, mode)).await
     }
 
     async fn create_dir(&self, path: &Path) -> io::Result<()> {
         let path = path.to_owned();
-        self.pool
+        self.0
+            .pool
             .run(move || {
                 fs::DirBuilder::new().mode(0o755).create(&path)?;
                 take_owner_of_parent(&fs::File::open(&path)?, &path)
@@ -67,35 +80,35 @@ impl Disk for RealDisk {
 
     async fn remove_file(&self, path: &Path) -> io::Result<()> {
         let path = path.to_owned();
-        self.pool.run(move || fs::remove_file(path)).await
+        self.0.pool.run(move || fs::remove_file(path)).await
     }
 
     async fn remove_dir(&self, path: &Path) -> io::Result<()> {
         let path = path.to_owned();
-        self.pool.run(move || fs::remove_dir(path)).await
+        self.0.pool.run(move || fs::remove_dir(path)).await
     }
 
     async fn list_dir(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
         let path = path.to_owned();
-        self.pool.run(move || fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect()).await
+        self.0.pool.run(move || fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect()).await
     }
 
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let path = path.to_owned();
-        self.pool.run(move || fs::File::open(path)?.sync_all()).await
+        self.0.syncs.run(move || fs::File::open(path)?.sync_all()).await
     }
 
     async fn file_system(&self, path: &Path) -> io::Result<FileSystem> {
         let path = path.to_owned();
-        self.pool.run(move || file_system(&path)).await
+        self.0.pool.run(move || file_system(&path)).await
     }
 
     async fn boot_id(&self) -> io::Result<Option<BootId>> {
-        self.pool.run(boot_id).await
+        self.0.pool.run(boot_id).await
     }
 }
 
-fn open(pool: Pool, path: &Path, mode: OpenMode) -> io::Result<RealFile> {
+fn open(threads: Threads, path: &Path, mode: OpenMode) -> io::Result<RealFile> {
     let mut options = OpenOptions::new();
     options.read(true).mode(0o644);
     match mode {
@@ -114,7 +127,7 @@ fn open(pool: Pool, path: &Path, mode: OpenMode) -> io::Result<RealFile> {
     if matches!(mode, OpenMode::Create | OpenMode::ReadWriteOrCreate) {
         take_owner_of_parent(&file, path)?;
     }
-    RealFile::new(file, pool)
+    RealFile::new(file, threads)
 }
 
 /// What the superuser makes in somebody's pool belongs to that somebody.

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 use vellum_engine::{ChildRef, Error, ErrorKind, ImageId, ParentLink, PoolId, Result, RevisionId};
 
-use super::record::{self, ImageNo, layer_key, layer_of, unsigned};
+use super::record::{self, ImageNo, image_bytes, layer_key, layer_of};
 use super::{Failure, Outcome, layers, snapshots};
 use crate::layer_id::LayerId;
 
@@ -39,7 +39,7 @@ impl ParentInPool {
                 format!("image {} has no snapshot of revision {}", self.image.id(), self.layer);
             Error::new(ErrorKind::NotFound, gone)
         })?;
-        unsigned("layers.size", size)
+        image_bytes("layers.size", size)
     }
 }
 

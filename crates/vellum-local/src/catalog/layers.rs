@@ -5,7 +5,7 @@ use vellum_engine::{Below, Error, ErrorKind, ImageId, PoolId};
 
 use super::Outcome;
 use super::failure::corrupt;
-use super::record::{self, ImageNo, layer_key, layer_of, signed, unsigned};
+use super::record::{self, ImageNo, image_bytes, layer_key, layer_of, signed};
 use crate::layer_id::LayerId;
 
 /// Chains deeper than this are refused.
@@ -36,7 +36,7 @@ pub(crate) fn get(db: &Connection, image: ImageNo, layer: LayerId) -> Outcome<La
         id: layer,
         image: image.id(),
         image_name: row.get(0)?,
-        size: unsigned("layers.size", row.get(1)?)?,
+        size: image_bytes("layers.size", row.get(1)?)?,
         block_size: record::block_size(row.get(2)?)?,
         sealed: row.get(3)?,
         below: record::below(row, 4)?,

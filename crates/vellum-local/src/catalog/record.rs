@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, OptionalExtension, Row};
+use vellum_core::geometry::IMAGE_SIZE_MAX;
 use vellum_core::{Geometry, ImageName, SnapshotName};
 use vellum_engine::{
     Below, Error, ErrorKind, ImageId, ImageRecord, Layering, ParentLink, PoolId, Result, Revision,
@@ -11,6 +12,7 @@ use vellum_engine::{
 
 use super::failure::corrupt;
 use super::{Failure, Outcome};
+use crate::engine::BLOCK_SIZES;
 use crate::layer_id::{LayerId, number_from_hex, random_number};
 
 /// The key of an image's row.
@@ -56,8 +58,16 @@ pub(crate) fn layer_of(key: i64) -> Outcome<LayerId> {
         .ok_or_else(|| corrupt(format!("{key} is no layer id")))
 }
 
+/// A number of bytes of an image, as SQLite stores it: no more than an image can have.
+pub(crate) fn image_bytes(column: &str, value: i64) -> Outcome<u64> {
+    unsigned(column, value)
+        .ok()
+        .filter(|bytes| *bytes <= IMAGE_SIZE_MAX)
+        .ok_or_else(|| corrupt(format!("{column} is {value}, expected 0 to {IMAGE_SIZE_MAX}")))
+}
+
 /// A number that is stored as SQLite's signed one.
-pub(crate) fn unsigned(column: &str, value: i64) -> Outcome<u64> {
+fn unsigned(column: &str, value: i64) -> Outcome<u64> {
     u64::try_from(value).map_err(|_| corrupt(format!("{column} is {value}, expected 0 or more")))
 }
 
@@ -110,6 +120,12 @@ pub(crate) fn load(db: &Connection, image: ImageNo) -> Outcome<ImageRecord> {
         snapshots: snapshots(db, image)?,
         meta: meta(db, image)?,
     };
+    if !record.geometry.accepts_block_size(record.block_size.into()) {
+        return Err(corrupt(format!(
+            "image {} has blocks of {} bytes, which do not divide its stripe unit",
+            record.name, record.block_size
+        )));
+    }
     if record.revision(&record.head).is_none_or(|head| head.sealed) {
         return Err(corrupt(format!("image {} has no head that can be written", record.name)));
     }
@@ -159,11 +175,11 @@ fn layering(text: &str) -> Outcome<Layering> {
     }
 }
 
-/// A block size as it is stored: a power of two.
+/// A block size as it is stored: a power of two, of those that an image can have.
 pub(crate) fn block_size(stored: i64) -> Outcome<u32> {
     u32::try_from(stored)
         .ok()
-        .filter(|size| size.is_power_of_two())
+        .filter(|size| size.is_power_of_two() && BLOCK_SIZES.contains(size))
         .ok_or_else(|| corrupt(format!("{stored} is no block size")))
 }
 
@@ -175,7 +191,7 @@ fn revisions(db: &Connection, image: ImageNo) -> Outcome<Vec<Revision>> {
     let rows = statement.query_and_then([image.0], |row| {
         Ok::<_, Failure>(Revision {
             id: layer_of(row.get(0)?)?.revision(),
-            size: unsigned("layers.size", row.get(1)?)?,
+            size: image_bytes("layers.size", row.get(1)?)?,
             sealed: row.get(2)?,
             below: below(row, 3)?,
         })
@@ -187,7 +203,7 @@ fn revisions(db: &Connection, image: ImageNo) -> Outcome<Vec<Revision>> {
 /// `parent_image`, `parent_revision`.
 pub(crate) fn below(row: &Row<'_>, first: usize) -> Outcome<Below> {
     let kind: String = row.get(first)?;
-    let overlap = unsigned("layers.overlap", row.get(first + 1)?)?;
+    let overlap = image_bytes("layers.overlap", row.get(first + 1)?)?;
     match kind.as_str() {
         "nothing" => Ok(Below::Nothing),
         "own" => {

@@ -484,6 +484,25 @@ async fn a_transaction_cut_short_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn numbers_that_no_image_has_are_corrupt() {
+    for damage in [
+        "UPDATE images SET block_size = 1 << 31",
+        "UPDATE images SET block_size = 256",
+        "UPDATE images SET block_size = 1 << 20, stripe_unit = 65536, object_size = 65536",
+        "UPDATE layers SET size = 9223372036854775807",
+        "UPDATE layers SET overlap = 9223372036854775807",
+        "UPDATE images SET object_size = 0",
+        "UPDATE images SET stripe_count = -1",
+    ] {
+        let fixture = Fixture::new().await;
+        let image = fixture.image("image", None).await.unwrap();
+        fixture.write(move |db| Ok(db.execute_batch(damage)?)).await.unwrap();
+        let error = fixture.load(&image).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{damage}");
+    }
+}
+
+#[tokio::test]
 async fn a_damaged_catalog_is_corrupt_and_not_a_panic() {
     let fixture = Fixture::new().await;
     for n in 0..200 {

@@ -114,19 +114,20 @@ impl LogHeader {
 
 /// Which of two logs count for a map of this epoch, in the order in which they are replayed: the one bound to the epoch, then
 /// the one that a sync under way had begun. A log of another boot, another file or another epoch does not count, and the
-/// second counts only behind the first. An error where a log would count but for the boot, which cannot be known here.
-pub(crate) fn which_count<T>(
-    logs: &[(LogHeader, T)],
+/// second counts only behind the first. An error where a log with records would count but for the boot, which cannot be known
+/// here; one without says nothing whatever the boot.
+pub(crate) fn which_count(
+    logs: &[(LogHeader, Vec<Record>)],
     epoch: u64,
     map: FileIdentity,
     same_boot: impl Fn(Option<BootId>) -> Result<bool>,
-) -> Result<Vec<&(LogHeader, T)>> {
+) -> Result<Vec<&(LogHeader, Vec<Record>)>> {
     let mut counting = Vec::new();
     for expected in [epoch, epoch.wrapping_add(1)] {
         let Some(log) = logs.iter().find(|(log, _)| log.epoch == expected && log.map == map) else {
             break;
         };
-        if !same_boot(log.0.boot)? {
+        if !log.1.is_empty() && !same_boot(log.0.boot)? {
             break;
         }
         counting.push(log);
@@ -181,20 +182,30 @@ mod tests {
 
     #[test]
     fn which_logs_count() {
-        let at = |epoch| (LogHeader { epoch, ..header() }, epoch);
+        let at = |epoch| (LogHeader { epoch, ..header() }, vec![record(0)]);
         let map = header().map;
-        let count = |logs: &[(LogHeader, u64)], epoch| -> Vec<u64> {
+        let count = |logs: &[(LogHeader, Vec<Record>)], epoch| -> Vec<u64> {
             let same = |boot| Ok(boot == Some(BootId([7; 16])));
-            which_count(logs, epoch, map, same).unwrap().iter().map(|(_, epoch)| *epoch).collect()
+            let counting = which_count(logs, epoch, map, same).unwrap();
+            counting.iter().map(|(header, _)| header.epoch).collect()
         };
         assert_eq!(count(&[at(100)], 100), [100]); // died between two syncs
         assert_eq!(count(&[at(101), at(100)], 100), [100, 101]); // died in a sync, before its epoch
         assert_eq!(count(&[at(100), at(101)], 101), [101]); // died in a sync, after its epoch
         assert_eq!(count(&[at(101)], 100), [] as [u64; 0]); // the first of two is missing
         assert_eq!(count(&[at(98), at(99)], 100), [] as [u64; 0]); // older than the map
-        let other_boot = (LogHeader { boot: Some(BootId([8; 16])), ..header() }, 100);
-        assert_eq!(count(&[other_boot], 100), [] as [u64; 0]);
-        let other_file = (LogHeader { map: FileIdentity { device: 5, inode: 7 }, ..header() }, 100);
-        assert_eq!(count(&[other_file], 100), [] as [u64; 0]);
+        let other_boot = LogHeader { boot: Some(BootId([8; 16])), ..header() };
+        assert_eq!(count(&[(other_boot, vec![record(0)])], 100), [] as [u64; 0]);
+        let other_file = LogHeader { map: FileIdentity { device: 5, inode: 7 }, ..header() };
+        assert_eq!(count(&[(other_file, vec![record(0)])], 100), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn the_boot_is_asked_for_only_where_a_log_with_records_would_count() {
+        let unknown = |_| Err(vellum_engine::Error::new(vellum_engine::ErrorKind::Busy, "which?"));
+        let can_tell =
+            |records| which_count(&[(header(), records)], 100, header().map, unknown).is_ok();
+        assert!(can_tell(Vec::new()));
+        assert!(!can_tell(vec![record(0)]));
     }
 }

@@ -83,9 +83,16 @@ impl Pages {
         Some(content)
     }
 
-    /// Notes that a page now exists on disk.
-    pub(crate) fn exists(&self, page: u64) {
-        self.inner.write().presence.add(page);
+    /// Notes that a page now exists on disk, with this content.
+    pub(crate) fn created(&self, page: u64, content: Page) {
+        let mut inner = self.inner.write();
+        self.cache.insert((self.key, page), Arc::new(content));
+        inner.presence.add(page);
+    }
+
+    /// The first page at or after `page` that may exist on disk.
+    pub(crate) fn next_present(&self, page: u64) -> Option<u64> {
+        self.inner.read().presence.next(page)
     }
 
     pub(crate) fn is_present(&self, page: u64) -> bool {

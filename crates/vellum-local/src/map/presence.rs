@@ -4,7 +4,7 @@ use vellum_core::Extent;
 
 use crate::format::PAGE;
 
-/// One bit a page: 2.1 MiB for an image of 1 PiB, and nothing for pages behind the last that exists. A page that does not
+/// One bit a page: 2.1 MiB for an image of 1 PiB in blocks of 4 KiB, 17 MiB in blocks of 512 bytes, and nothing for pages behind the last that exists. A page that does not
 /// exist is all inherited, without a look at the file.
 #[derive(Debug, Default)]
 pub(crate) struct Presence(Vec<u64>);

@@ -353,7 +353,12 @@ impl File for SimFile {
             self.open.disk.turn().await;
         }
         if durability == Durability::Durable {
-            self.with(|world, medium| medium.sync_range(world.now, at));
+            let result = self.begin(Call::SyncData).await;
+            self.with(|world, medium| match &result {
+                Ok(()) => medium.sync_range(world.now, at),
+                Err(_) => medium.forget(&mut world.chance),
+            });
+            return result;
         }
         Ok(())
     }

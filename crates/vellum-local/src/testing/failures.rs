@@ -1,12 +1,15 @@
 //! Storage that fails, and storage that is full.
 
-use vellum_engine::{ErrorKind, Guarded, Result};
+use std::time::Duration;
+
+use vellum_engine::{Durability, ErrorKind, Guarded, Result, SetTo, Write};
 
 use super::disk::SimDisk;
 use super::world::{Call, Fault};
-use super::{BLOCK, Lab, SimLayer, blocks, facts, seen, write, write_of};
+use super::{BLOCK, Lab, SimLayer, blocks, facts, options, seen, write, write_of};
 use crate::format::SECTOR;
 use crate::format::sector::PAGE_UNITS;
+use crate::store::{Access, StoreOptions};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -153,4 +156,123 @@ async fn a_disk_that_runs_full_loses_nothing_it_acknowledged() {
         cut.disk.world().free = 1 << (20 - SECTOR.trailing_zeros());
         write(&layer, blocks(1, 1), b'z').await;
     }
+}
+
+async fn write_durably(layer: &SimLayer, block: u64, byte: u8) -> Result<Guarded> {
+    let write = write_of(blocks(block, 1), byte);
+    layer.write(Write { durability: Durability::Durable, ..write }).await
+}
+
+#[tokio::test]
+async fn a_durable_write_that_fails_on_the_medium_poisons_as_a_failed_sync_does() {
+    let lab = Lab::new(64 * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 2), b'a').await;
+    layer.sync().await.unwrap();
+    // Acknowledged and not synced: the error of the next write to the medium may be this one's.
+    write(&layer, blocks(0, 1), b'b').await;
+    lab.disk.fail(once(Call::SyncData, "data.0", EIO));
+    assert_eq!(write_durably(&layer, 1, b'c').await.unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(layer.sync().await.unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(try_write(&layer, 2, b'd').await.unwrap_err().kind(), ErrorKind::Poisoned);
+}
+
+#[tokio::test]
+async fn a_durable_write_that_finds_the_disk_full_harms_nothing_else() {
+    let lab = Lab::new(64 * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 2), b'a').await;
+    layer.sync().await.unwrap();
+    lab.disk.fail(once(Call::Write, "data.0", ENOSPC));
+    assert_eq!(write_durably(&layer, 1, b'c').await.unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!(write_durably(&layer, 1, b'd').await.unwrap(), Guarded::Done);
+    let lab = lab.after_power_cut().await;
+    assert_eq!(seen(&lab.own().await, 0, 3).await, b"ad?");
+}
+
+#[tokio::test]
+async fn what_a_failed_sync_left_in_the_cache_of_the_map_is_not_believed() {
+    for seed in 0..40 {
+        let lab = Lab::on(SimDisk::new(seed), facts(64 * BLOCK, BLOCK)).await;
+        let layer = lab.own().await;
+        write(&layer, blocks(0, 1), b'a').await;
+        layer.sync().await.unwrap();
+        write(&layer, blocks(1, 1), b'b').await;
+        // The page that says so is in the cache, clean, and perhaps not on the medium.
+        lab.disk.fail(once(Call::SyncData, "map", EIO));
+        layer.sync().await.unwrap_err();
+        let lab = lab.after_death().await;
+        let layer = lab.own().await;
+        write(&layer, blocks(1, 1), b'c').await;
+        layer.sync().await.unwrap();
+        let lab = lab.after_power_cut().await;
+        assert_eq!(seen(&lab.own().await, 0, 3).await, b"ac?", "seed {seed}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_for_whose_log_there_is_no_room_changes_nothing() {
+    for file in ["ab.0", "ab.1"] {
+        let lab = Lab::new(64 * BLOCK).await;
+        let layer = lab.own().await;
+        lab.disk.fail(once(Call::Create, file, ENOSPC));
+        let error = try_write(&layer, 0, b'a').await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        assert_eq!(seen(&layer, 0, 1).await, b"?", "{file}");
+    }
+}
+
+#[tokio::test]
+async fn pages_that_changed_and_are_not_synced_have_a_maximum() {
+    let most = 3;
+    let size = 40 * PAGE_UNITS * BLOCK;
+    let options = StoreOptions { changed_pages_max: most, ..options() };
+    let lab = Lab::with(SimDisk::new(1), facts(size, BLOCK), options).await;
+    let layer = lab.own().await;
+    for page in 0..40 {
+        write(&layer, blocks(page * PAGE_UNITS, 1), b'a').await;
+        assert!(layer.0.pages.changes() <= 2 * most, "{} pages", layer.0.pages.changes());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn states_that_change_without_data_are_synced_after_a_while() {
+    let options = StoreOptions { sync_interval: Duration::from_secs(5), ..options() };
+    let lab = Lab::with(SimDisk::new(1), facts(64 * BLOCK, BLOCK), options).await;
+    let layer = lab.own().await;
+    let set = layer.set(blocks(0, 1), SetTo::Zero, Durability::AtSync).await.unwrap();
+    assert_eq!(set, Guarded::Done);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let lab = lab.after_power_cut().await;
+    assert_eq!(seen(&lab.own().await, 0, 2).await, b"\0?");
+}
+
+#[tokio::test]
+async fn a_filler_that_could_not_be_let_in_leaves_no_lock_behind() {
+    let lab = Lab::new(64 * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1), b'a').await;
+    layer.close().await.unwrap();
+    let lab = lab.after_death().await;
+    let _reader = lab.open(Access::Read).await.unwrap();
+    lab.disk.fail(once(Call::SyncDir, "layers", EIO));
+    lab.open(Access::Fill).await.unwrap_err();
+    assert!(lab.disk.world().locks.is_empty());
+    let filler = lab.open(Access::Fill).await.unwrap();
+    assert!(!lab.disk.world().locks.is_empty());
+    filler.close().await.unwrap();
+    assert!(lab.disk.world().locks.is_empty());
+}
+
+#[tokio::test]
+async fn a_closed_layer_frees_no_space_any_more() {
+    let lab = Lab::new(64 * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1), b'a').await;
+    let set = layer.set(blocks(0, 1), SetTo::Inherit, Durability::AtSync).await.unwrap();
+    assert_eq!(set, Guarded::Done);
+    layer.close().await.unwrap();
+    lab.disk.take_trace();
+    assert_eq!(layer.reclaim().await.unwrap(), 0);
+    assert_eq!(lab.disk.take_trace(), [], "its files may be another owner's by now");
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 use vellum_core::Buffer;
 use vellum_disk::{BootId, Disk, Durability as OnDisk, File, OpenMode};
-use vellum_engine::{Durability, ErrorKind, Guarded, Write};
+use vellum_engine::{Content, Durability, ErrorKind, Fill, Guarded, Part, Write};
 
 use super::disk::SimDisk;
 use super::{BLOCK, Lab, blocks, facts, look, options, seen, write, write_of};
@@ -294,6 +294,65 @@ async fn a_missing_data_file_is_corrupt() {
     lab.disk.remove_file(Path::new(DATA)).await.unwrap();
     let layer = lab.open(Access::Read).await.unwrap();
     assert_eq!(look(&layer, blocks(0, 1)).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    // Or the first write would make an empty one, and what was lost would be zeros for good.
+    for access in [Access::Own, Access::Fill] {
+        let lab = Lab::on(lab.disk.process_death(), lab.facts.clone()).await;
+        assert_eq!(lab.open(access).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+}
+
+#[tokio::test]
+async fn a_map_that_is_missing_or_empty_beside_data_is_corrupt() {
+    for length in [None, Some(0), Some(PAGE as u64 - 1), Some(PAGE as u64)] {
+        let lab = closed().await;
+        match length {
+            None => lab.disk.remove_file(Path::new(MAP)).await.unwrap(),
+            Some(length) => replace(&lab.disk, MAP, vec![0; length as usize]).await,
+        }
+        for access in [Access::Read, Access::Own, Access::Fill] {
+            let opened = lab.open(access).await;
+            assert_eq!(opened.unwrap_err().kind(), ErrorKind::Corrupt, "{length:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_log_without_records_does_not_ask_what_happened() {
+    let lab = Lab::new(64 * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1), b'a').await;
+    layer.sync().await.unwrap();
+    // One log has records of before the sync, the other one none.
+    drop(layer);
+    let boot_is_known = lab.disk.world().boot.take();
+    assert!(boot_is_known.is_some());
+    let lab = lab.after_death().await;
+    assert_eq!(seen(&lab.own().await, 0, 2).await, b"a?");
+}
+
+#[tokio::test]
+async fn whoever_reads_what_a_dead_filler_left_sees_what_the_next_one_fills() {
+    let lab = Lab::new(64 * BLOCK).await;
+    let owner = lab.own().await;
+    write(&owner, blocks(0, 1), b'a').await;
+    owner.close().await.unwrap();
+    drop(owner);
+    let filler = lab.open(Access::Fill).await.unwrap();
+    assert_eq!(filler.fill(fill_of(blocks(1, 1), b'b')).await.unwrap(), Guarded::Done);
+    let lab = lab.after_death().await;
+    let reader = lab.open(Access::Read).await.unwrap();
+    assert_eq!(seen(&reader, 0, 4).await, b"ab??");
+    let filler = lab.open(Access::Fill).await.unwrap();
+    assert_eq!(filler.fill(fill_of(blocks(2, 1), b'c')).await.unwrap(), Guarded::Done);
+    assert_eq!(seen(&reader, 0, 4).await, b"abc?");
+    filler.close().await.unwrap();
+    let lab = lab.after_power_cut().await;
+    assert_eq!(seen(&lab.open(Access::Read).await.unwrap(), 0, 4).await, b"abc?");
+}
+
+fn fill_of(at: vellum_core::Extent, byte: u8) -> Fill {
+    let content = Content::Data(Bytes::from(vec![byte; at.len_usize()]));
+    Fill { parts: vec![Part { at, content }], then: None }
 }
 
 #[tokio::test]
