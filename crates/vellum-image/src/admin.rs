@@ -123,12 +123,23 @@ pub async fn clone<C: Catalog>(
     }
     let child = ChildRef { pool: child_catalog.pool(), image: id };
     parent_catalog.attach(&link.image, &link.revision, &child).await?;
-    let created = child_catalog.create(new).await;
-    if created.is_err() {
-        // Not created: the entry is stale at once. If it cannot be taken back now, whoever asks the child later will.
-        let _ = parent_catalog.detach(&link.image, &link.revision, &child).await;
+    match child_catalog.create(new).await {
+        Ok(created) => {
+            // Whoever asked the child in between was told that there is none, and took it from the list.
+            match parent_catalog.attach(&link.image, &link.revision, &child).await {
+                Ok(()) => Ok(created),
+                Err(error) => {
+                    child_catalog.remove(&created.id, created.version).await?;
+                    Err(error)
+                }
+            }
+        }
+        Err(error) => {
+            // Not created: the entry is stale at once. If it cannot be taken back now, whoever asks the child later will.
+            let _ = parent_catalog.detach(&link.image, &link.revision, &child).await;
+            Err(error)
+        }
     }
-    created
 }
 
 /// A child and where it lives.

@@ -14,13 +14,13 @@ use vellum_engine::{
 };
 
 use crate::Pools;
-use crate::resolved::Resolved;
+use crate::resolved::{Resolved, ResolvedCache};
 
 /// Chains deeper than this are refused.
 pub const DEPTH_MAX: usize = 1024;
 
 /// How many runs one look at a layer may return; what a caller asks beyond is asked again.
-const RUNS_MAX: usize = 4096;
+pub(crate) const RUNS_MAX: usize = 4096;
 
 /// One layer of a chain.
 #[derive(Clone, Debug)]
@@ -40,6 +40,7 @@ pub struct Chain<L> {
     own: usize,
     /// Who holds what below the first layer; for deep chains only.
     resolved: Option<Arc<Resolved>>,
+    cache: ResolvedCache,
 }
 
 /// Pieces of an extent, in ascending order.
@@ -47,22 +48,37 @@ pub type Extents = SmallVec<[Extent; 4]>;
 
 impl<L: Layer> Chain<L> {
     /// A chain of one own layer above these.
-    pub fn new(top: L, below: &[Link<L>], own: usize) -> Self {
+    pub fn new(top: L, below: &[Link<L>], own: usize, cache: &ResolvedCache) -> Self {
         let limit = top.size();
         let mut links = Vec::with_capacity(below.len() + 1);
         links.push(Link { layer: top, limit });
         links.extend(below.iter().cloned());
-        Self::of(links, own)
+        Self::of(links, own, cache)
     }
 
-    fn of(links: Vec<Link<L>>, own: usize) -> Self {
-        let resolved = Resolved::for_units(links.iter().map(|link| link.layer.unit()));
-        Self { links, own, resolved }
+    fn of(links: Vec<Link<L>>, own: usize, cache: &ResolvedCache) -> Self {
+        let resolved = Resolved::for_units(cache, links.iter().map(|link| link.layer.unit()));
+        Self { links, own, resolved, cache: cache.clone() }
+    }
+
+    /// Whether this chain has the same layers, seen as far, as another one.
+    pub(crate) fn is_alike(&self, other: &Self) -> bool {
+        let alike = |(a, b): (&Link<L>, &Link<L>)| {
+            a.limit == b.limit && a.layer.revision() == b.layer.revision()
+        };
+        self.own == other.own
+            && self.links.len() == other.links.len()
+            && self.links.iter().zip(&other.links).all(alike)
     }
 
     /// Who holds what below the first layer, if this chain is deep enough to remember.
     pub(crate) fn resolved(&self) -> Option<&Resolved> {
         self.resolved.as_deref()
+    }
+
+    /// Where it is remembered who holds what.
+    pub(crate) fn cache(&self) -> &ResolvedCache {
+        &self.cache
     }
 
     /// All layers.
@@ -93,13 +109,13 @@ impl<L: Layer> Chain<L> {
     /// The chain without what lies below the image's own layers.
     #[must_use]
     pub fn without_parent(&self) -> Self {
-        Self::of(self.links[..self.own].to_vec(), self.own)
+        Self::of(self.links[..self.own].to_vec(), self.own, &self.cache)
     }
 
     /// The chain with a new layer on top of the one that was.
     #[must_use]
     pub fn with_top(&self, top: L) -> Self {
-        Self::new(top, &self.links, self.own + 1)
+        Self::new(top, &self.links, self.own + 1, &self.cache)
     }
 
     /// What the layers `links` say of `at`, by their states alone: the pieces that one of them says are data. The rest of `at`
@@ -168,10 +184,20 @@ impl<L: Layer> Chain<L> {
 
 /// The states of a non-empty beginning of `at`, from memory if they are there.
 pub async fn load<L: Layer>(layer: &L, at: Extent, runs: &mut Runs) -> Result<()> {
-    match layer.states(at, RUNS_MAX, runs) {
+    load_some(layer, at, RUNS_MAX, runs).await
+}
+
+/// As [`load`], up to so many runs.
+pub(crate) async fn load_some<L: Layer>(
+    layer: &L,
+    at: Extent,
+    runs_max: usize,
+    runs: &mut Runs,
+) -> Result<()> {
+    match layer.states(at, runs_max, runs) {
         Known::All => Ok(()),
         Known::Part if !runs.is_empty() => Ok(()),
-        Known::Part => layer.load_states(at, RUNS_MAX, runs).await,
+        Known::Part => layer.load_states(at, runs_max, runs).await,
     }
 }
 
@@ -289,7 +315,8 @@ fn find_revision<'a>(
     })
 }
 
-fn too_deep(record: &ImageRecord) -> Error {
+/// The error for a chain that could not be opened any more, or that cannot be.
+pub(crate) fn too_deep(record: &ImageRecord) -> Error {
     Error::new(
         ErrorKind::Invalid,
         format!(

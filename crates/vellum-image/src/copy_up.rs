@@ -148,7 +148,7 @@ pub(crate) fn subtract(extent: Extent, hole: Extent) -> impl Iterator<Item = Ext
 }
 
 /// Sorted extents, overlapping and neighbouring ones merged.
-fn merged_overlapping(sorted: Extents) -> Extents {
+pub(crate) fn merged_overlapping(sorted: Extents) -> Extents {
     let mut out = Extents::new();
     for extent in sorted {
         match out.last_mut() {

@@ -4,10 +4,11 @@
 //! them. The link is cut on the word of that layer's units alone: a last pass finds none through which the parent's data
 //! shows. It may be stopped or die at any point; what was copied stays, and the next flatten goes on from there.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::{StreamExt, stream};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 use vellum_core::Extent;
 use vellum_engine::{
     Catalog, Error, ErrorKind, Fill, Guarded, Head, HeadChange, ImageRecord, Layer, ParentLink,
@@ -31,7 +32,7 @@ const COPY_STEP: u64 = 1 << 20;
 pub struct FlattenOptions {
     /// How many copies of up to 1 MiB are under way at once.
     pub copies: usize,
-    /// At most this many bytes a second are copied; `None` for no limit.
+    /// At most this many bytes a second are copied; `None` and 0 for no limit.
     pub bytes_per_second: Option<u64>,
 }
 
@@ -57,19 +58,24 @@ impl<C: Catalog> Image<C> {
         self.reload_record().await?;
         let view = self.view();
         let Some((bottom, link, _)) = view.record.parent() else { return Ok(view.record.clone()) };
-        let mut copier = Copier {
+        let filler = tokio::sync::OnceCell::new();
+        if view.record.head != bottom.id {
+            // Before the first look at it: a filler that died left copies in its log alone, where they look as if there was
+            // nothing to do, and would be lost behind the cut. Opening one makes them durable.
+            let opened = self.0.catalog.filler(&self.0.id, &bottom.id).await?;
+            filler.set(opened).expect("it was empty");
+        }
+        let copier = Copier {
             image: self,
             chain: self.chain_from(&view, bottom).await?,
             bottom: bottom.id.clone(),
-            filler: tokio::sync::OnceCell::new(),
+            filler,
             options,
-            started: Instant::now(),
-            copied: AtomicU64::new(0),
+            next_copy: Mutex::new(Instant::now()),
         };
-        job.set_total(copier.chain.parent_limit());
-        // The second pass finds nothing to copy unless a write that was under way during the first one failed.
-        while copier.pass(job).await? > 0 {}
-        copier.sync().await?;
+        let copied = copier.copy_all(job).await;
+        // Whatever was copied is kept, also where the rest was not.
+        copied.and(copier.close().await)?;
         self.cut(link).await
     }
 
@@ -89,7 +95,7 @@ impl<C: Catalog> Image<C> {
             Some(layer) => layer.clone(),
             None => self.0.catalog.layer(&self.0.id, &bottom.id).await?,
         };
-        Ok(Chain::new(lowest, &below, 1))
+        Ok(Chain::new(lowest, &below, 1, view.chain.cache()))
     }
 
     /// Looks at the catalog anew: somebody else may have taken a snapshot's name away, and with it a layer.
@@ -121,13 +127,21 @@ struct Copier<'a, C: Catalog> {
     /// Fills the lowest own layer once it is sealed; until then the image's head does.
     filler: tokio::sync::OnceCell<C::Head>,
     options: FlattenOptions,
-    started: Instant,
-    copied: AtomicU64,
+    /// When the next copy may begin, where there is a limit.
+    next_copy: Mutex<Instant>,
 }
 
 impl<C: Catalog> Copier<'_, C> {
+    /// Copies until nothing shows through any more.
+    async fn copy_all(&self, job: &Job) -> Result<()> {
+        job.set_total(self.chain.parent_limit());
+        // The second pass finds nothing to copy unless a write that was under way during the first one failed.
+        while self.pass(job).await? > 0 {}
+        Ok(())
+    }
+
     /// Copies all that shows through now. Returns how many bytes that was.
-    async fn pass(&mut self, job: &Job) -> Result<u64> {
+    async fn pass(&self, job: &Job) -> Result<u64> {
         let mut copied = 0;
         for step in Extent::new(0, self.chain.parent_limit()).chunks(STEP) {
             job.check()?;
@@ -199,19 +213,23 @@ impl<C: Catalog> Copier<'_, C> {
         self.filler.get_or_try_init(|| shared.catalog.filler(&shared.id, &self.bottom)).await
     }
 
-    async fn sync(&self) -> Result<()> {
-        match self.filler.get() {
-            Some(filler) => filler.sync().await,
+    /// Makes what was copied durable, and lets others fill the layer.
+    async fn close(self) -> Result<()> {
+        match self.filler.into_inner() {
+            Some(filler) => filler.close().await,
             None => self.image.sync().await,
         }
     }
 
-    /// Waits until copying `length` bytes more keeps within the limit.
+    /// Waits until copying `length` bytes more keeps within the limit. Time in which nothing was copied is not made up for.
     async fn throttle(&self, length: u64) {
-        let copied = self.copied.fetch_add(length, Ordering::Relaxed);
-        if let Some(limit) = self.options.bytes_per_second.filter(|limit| *limit > 0) {
-            let due = Duration::from_secs_f64(copied as f64 / limit as f64);
-            tokio::time::sleep(due.saturating_sub(self.started.elapsed())).await;
-        }
+        let Some(limit) = self.options.bytes_per_second.filter(|limit| *limit > 0) else { return };
+        let turn = {
+            let mut next = self.next_copy.lock();
+            let turn = (*next).max(Instant::now());
+            *next = turn + Duration::from_secs_f64(length as f64 / limit as f64);
+            turn
+        };
+        tokio::time::sleep_until(turn).await;
     }
 }

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
-use vellum_core::{BufferPool, Extent, Geometry, ImageName, SnapshotName};
+use vellum_core::{BufferPool, Extent, Geometry, SnapshotName};
 use vellum_engine::{
     AtomicSpan, Catalog, Error, ErrorKind, Head, ImageId, ImageRecord, Layering, Ownership, Result,
 };
 
 use crate::chain::{Chain, open_below};
 use crate::gate::Gate;
-use crate::{MappedKind, Pools};
+use crate::{MappedKind, Pools, ResolvedCache};
 
 /// An open image: its head for writing, its head for reading, or a snapshot. Clones share it.
 ///
@@ -113,12 +113,18 @@ pub struct ImageOptions {
     /// How many bytes may be under copy-up at once, beyond the buffers of the requests themselves. One object more is allowed,
     /// so that any limit lets copy-ups go on.
     pub copy_up_bytes_max: u32,
+    /// Where it is remembered which layer of a deep chain holds what.
+    pub resolved: ResolvedCache,
 }
 
 impl Default for ImageOptions {
-    /// A pool of its own, and 64 MiB.
+    /// A pool and a memory of its own, and 64 MiB.
     fn default() -> Self {
-        Self { buffers: BufferPool::default(), copy_up_bytes_max: 64 << 20 }
+        Self {
+            buffers: BufferPool::default(),
+            copy_up_bytes_max: 64 << 20,
+            resolved: ResolvedCache::default(),
+        }
     }
 }
 
@@ -130,14 +136,13 @@ impl<C: Catalog> Image<C> {
     pub async fn open(
         pools: &Pools<C>,
         catalog: &C,
-        name: &ImageName,
+        id: &ImageId,
         what: Open,
         options: ImageOptions,
     ) -> Result<Self> {
-        let id = catalog.find(name).await?.id;
         let mut attempt = 1;
         let view = loop {
-            match open_view(pools, catalog, &id, &what).await {
+            match open_view(pools, catalog, id, &what, &options.resolved).await {
                 // A layer that was merged away between two looks at the catalog: the new record names another chain.
                 Err(error) if error.kind() == ErrorKind::NotFound && attempt < OPEN_ATTEMPTS => {
                     attempt += 1;
@@ -148,7 +153,7 @@ impl<C: Catalog> Image<C> {
         Ok(Self(Arc::new(Shared {
             pools: pools.clone(),
             catalog: catalog.clone(),
-            id,
+            id: id.clone(),
             view: ArcSwap::from_pointee(view),
             gate: Arc::default(),
             operations: Arc::default(),
@@ -258,6 +263,7 @@ async fn open_view<C: Catalog>(
     catalog: &C,
     id: &ImageId,
     what: &Open,
+    resolved: &ResolvedCache,
 ) -> Result<View<C>> {
     let (head, top, record) = match what {
         Open::Own => {
@@ -283,7 +289,7 @@ async fn open_view<C: Catalog>(
     };
     let revision = vellum_engine::Layer::revision(&top).clone();
     let (below, own) = open_below(pools, catalog, &record, &revision).await?;
-    Ok(View { epoch: 0, record, head, chain: Chain::new(top, &below, own + 1) })
+    Ok(View { epoch: 0, record, head, chain: Chain::new(top, &below, own + 1, resolved) })
 }
 
 /// Whether a piece is worth a hole in a reply or a file.

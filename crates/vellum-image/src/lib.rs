@@ -7,10 +7,10 @@
 //!
 //! # Reading order
 //!
-//! [`pools`] finds a parent's catalog. [`chain`] opens a chain of layers and says which of them defines what; `resolved`
-//! remembers that for the frozen part of a deep chain. [`gate`] lets I/O pass and operations close it. [`image`] ties them together; the verbs are a file each: `read`, `write`,
-//! `zero` (write zeroes and discard), `snapshot`, `flatten`, `status`. [`admin`] does what needs no open image: create, clone,
-//! remove.
+//! [`pools`] finds a parent's catalog. [`chain`] opens a chain of layers and says which of them defines what; `survey` says so of
+//! a petabyte, a bounded number of pieces at a time; `resolved` remembers it for the frozen part of a deep chain. [`gate`] lets
+//! I/O pass and operations close it. [`image`] ties them together; the verbs are a file each: `read`, `write`, `zero` (write
+//! zeroes and discard), `snapshot`, `flatten`, `status`. [`admin`] does what needs no open image: create, clone, remove.
 //!
 //! # Order of locks
 //!
@@ -31,6 +31,7 @@ mod read;
 mod resolved;
 mod snapshot;
 mod status;
+mod survey;
 mod write;
 mod zero;
 
@@ -40,6 +41,7 @@ pub use image::{Image, ImageOptions};
 pub use job::{Job, Progress};
 pub use pools::Pools;
 pub use read::Piece;
+pub use resolved::ResolvedCache;
 pub use status::{Mapped, MappedKind};
 pub use write::WriteOptions;
 pub use zero::{DiscardPolicy, ZeroOptions};

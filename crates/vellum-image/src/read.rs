@@ -1,13 +1,15 @@
 //! Reading: what a layer does not define is read from the layer below, and zeros below the last.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use vellum_core::{Buffer, Extent, Runs, State};
-use vellum_engine::{Catalog, Layer, Result, TryRead};
+use vellum_engine::{Catalog, Error, ErrorKind, Layer, Result, TryRead};
 
 use crate::Image;
-use crate::chain::{Chain, Extents, merged};
+use crate::chain::{Chain, Extents, merged, open_below};
+use crate::image::View;
 use crate::resolved::Resolved;
 
 /// A piece of what was read.
@@ -40,21 +42,74 @@ impl<C: Catalog> Image<C> {
         if let Err(error) = self.check_range(at) {
             return (buffer, Err(error));
         }
+        let mut buffer = buffer;
+        loop {
+            let (view, result);
+            (view, buffer, result) = self.read_once(at, buffer, into.clone()).await;
+            match result {
+                Err(error) if self.has_another_chain(&view, &error).await => {}
+                result => return (buffer, result),
+            }
+        }
+    }
+
+    async fn read_once(
+        &self,
+        at: Extent,
+        buffer: Buffer,
+        into: Range<usize>,
+    ) -> (Arc<View<C>>, Buffer, Result<Extents>) {
         let pass = self.0.gate.enter().await;
         let view = self.view();
         let mut reading = Reading::new(at, buffer, into);
         // The image's own layers are read inside the gate, since the head's freed space is reclaimed with the gate closed;
         // a parent may be slow, and is frozen: it is read outside.
         let own = view.chain.own();
-        let result = reading.layers(&view.chain, 0..own).await;
+        let mut result = reading.layers(&view.chain, 0..own).await;
         drop(pass);
         if let Some(resolved) = view.chain.resolved()
             && result.is_ok()
-            && let Err(error) = resolved.load(&view.chain, at).await
+            && !reading.pending.is_empty()
         {
-            return (reading.into_buffer(), Err(error));
+            result = resolved.load(&view.chain, at).await;
         }
-        reading.finish(result, &view.chain, own..view.chain.links().len()).await
+        let (buffer, result) =
+            reading.finish(result, &view.chain, own..view.chain.links().len()).await;
+        (view, buffer, result)
+    }
+
+    /// After a read of this view failed: whether the image has another chain by now. A layer may be gone because what lay
+    /// below it was cut off by another process, which its own record tells.
+    pub(crate) async fn has_another_chain(&self, view: &Arc<View<C>>, error: &Error) -> bool {
+        if error.kind() != ErrorKind::NotFound {
+            return false;
+        }
+        match self.reload_chain(view).await {
+            Ok(changed) => changed,
+            Err(error) => {
+                tracing::warn!(image = %view.record.name, error = %error.chain(), "a layer is gone, and the image's chain cannot be read anew");
+                false
+            }
+        }
+    }
+
+    /// Opens anew what lies below the top of a view, if it still is the image's. Says whether the image has another chain then.
+    async fn reload_chain(&self, view: &Arc<View<C>>) -> Result<bool> {
+        let _alone = self.0.operations.lock().await;
+        if self.view().epoch != view.epoch {
+            return Ok(true);
+        }
+        let record = self.0.catalog.get(&self.0.id).await?;
+        let top = view.chain.top().clone();
+        let (below, own) =
+            open_below(&self.0.pools, &self.0.catalog, &record, top.revision()).await?;
+        let chain = Chain::new(top, &below, own + 1, view.chain.cache());
+        if chain.is_alike(&view.chain) {
+            return Ok(false);
+        }
+        let (epoch, head) = (view.epoch + 1, view.head.clone());
+        self.0.view.store(Arc::new(View { epoch, record, head, chain }));
+        Ok(true)
     }
 
     /// Reads as pieces of data and of zeros, in ascending order; zeros take no memory.

@@ -1,4 +1,4 @@
-//! [`Resolved`]: which layer of the frozen part of a chain holds what.
+//! [`Resolved`]: which layer of the frozen part of a chain holds what, kept in a [`ResolvedCache`] that images share.
 //!
 //! All layers of a chain but the first are frozen, so where a read ends up in them never changes while the chain is the image's
 //! chain. Without this cache a read at depth *d* asks *d* layers; with it, the first one and the one that has the data. A
@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter, sync::DefaultLifecycle};
@@ -24,8 +25,6 @@ const PAGE_UNITS: u64 = 4096;
 const NOBODY: u16 = u16::MAX;
 /// Chains with fewer layers are asked directly.
 const LAYERS_MIN: usize = 4;
-/// Memory for the pages of one image, in bytes: enough for 64 GiB of scattered blocks.
-const BYTES_MAX: u64 = 32 << 20;
 const BYTES_EACH: u64 = PAGE_UNITS * 2;
 /// What a page that is all of one holder is counted as.
 const BYTES_ALL: u64 = 64;
@@ -39,8 +38,8 @@ enum Page {
 #[derive(Clone)]
 struct ByBytes;
 
-impl Weighter<u64, Arc<Page>> for ByBytes {
-    fn weight(&self, _: &u64, page: &Arc<Page>) -> u64 {
+impl Weighter<Key, Arc<Page>> for ByBytes {
+    fn weight(&self, _: &Key, page: &Arc<Page>) -> u64 {
         match **page {
             Page::All(_) => BYTES_ALL,
             Page::Each(_) => BYTES_EACH,
@@ -48,37 +47,70 @@ impl Weighter<u64, Arc<Page>> for ByBytes {
     }
 }
 
-/// The cache of one chain.
+/// The number of a chain, and that of a page.
+type Key = (u64, u64);
+
+/// Memory for what deep chains are resolved to, with a maximum for all images that share it. Clones share it.
+#[derive(Clone)]
+pub struct ResolvedCache(Arc<Shared>);
+
+struct Shared {
+    pages: Cache<Key, Arc<Page>, ByBytes>,
+    next_chain: AtomicU64,
+}
+
+impl ResolvedCache {
+    /// A cache of so many bytes; 32 MiB are enough for 64 GiB of scattered blocks.
+    pub fn new(bytes_max: u64) -> Self {
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity((bytes_max / BYTES_EACH).max(1) as usize)
+            .weight_capacity(bytes_max)
+            .build()
+            .expect("both capacities are given");
+        let (hash, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
+        let pages = Cache::with_options(options, ByBytes, hash, lifecycle);
+        Self(Arc::new(Shared { pages, next_chain: AtomicU64::new(0) }))
+    }
+}
+
+impl Default for ResolvedCache {
+    /// 64 MiB.
+    fn default() -> Self {
+        Self::new(64 << 20)
+    }
+}
+
+impl fmt::Debug for ResolvedCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ResolvedCache({} pages)", self.0.pages.len())
+    }
+}
+
+/// What is remembered of one chain.
+#[derive(Debug)]
 pub(crate) struct Resolved {
-    pages: Cache<u64, Arc<Page>, ByBytes>,
+    cache: ResolvedCache,
+    /// Which chain this is in the cache: what was remembered of another one is never taken for this one's.
+    chain: u64,
     /// Bytes in the smallest unit of any frozen layer.
     unit: u64,
 }
 
-impl fmt::Debug for Resolved {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Resolved({} pages)", self.pages.len())
-    }
-}
-
 impl Resolved {
-    /// A cache for a chain of these units, if it is deep enough to gain by one.
-    pub(crate) fn for_units(units: impl ExactSizeIterator<Item = u64>) -> Option<Arc<Self>> {
+    /// For a chain of these units, if it is deep enough to gain by it.
+    pub(crate) fn for_units(
+        cache: &ResolvedCache,
+        units: impl ExactSizeIterator<Item = u64>,
+    ) -> Option<Arc<Self>> {
         if units.len() < LAYERS_MIN || units.len() >= usize::from(NOBODY) {
             return None;
         }
-        let options = OptionsBuilder::new()
-            .estimated_items_capacity((BYTES_MAX / BYTES_EACH) as usize)
-            .weight_capacity(BYTES_MAX)
-            .build()
-            .expect("both capacities are given");
-        let pages = Cache::with_options(
-            options,
-            ByBytes,
-            DefaultHashBuilder::default(),
-            DefaultLifecycle::default(),
-        );
-        Some(Arc::new(Self { pages, unit: units.skip(1).min()? }))
+        let chain = cache.0.next_chain.fetch_add(1, Ordering::Relaxed);
+        Some(Arc::new(Self { cache: cache.clone(), chain, unit: units.skip(1).min()? }))
+    }
+
+    fn page(&self, number: u64) -> Option<Arc<Page>> {
+        self.cache.0.pages.get(&(self.chain, number))
     }
 
     /// Tells `visit`, in ascending order, of the pieces of `at` and the link that holds each, `None` for zeros. `false`, and
@@ -89,9 +121,7 @@ impl Resolved {
         mut visit: impl FnMut(Extent, Option<usize>) -> bool,
     ) -> bool {
         at.chunks(self.page_size()).all(|piece| {
-            let Some(page) = self.pages.get(&(piece.offset() / self.page_size())) else {
-                return false;
-            };
+            let Some(page) = self.page(piece.offset() / self.page_size()) else { return false };
             match &*page {
                 Page::All(holder) => visit(piece, link(*holder)),
                 Page::Each(holders) => self.visit_each(piece, holders, &mut visit),
@@ -125,11 +155,11 @@ impl Resolved {
     pub(crate) async fn load<L: Layer>(&self, chain: &Chain<L>, at: Extent) -> Result<()> {
         for piece in at.chunks(self.page_size()) {
             let number = piece.offset() / self.page_size();
-            if self.pages.get(&number).is_none() {
+            if self.page(number).is_none() {
                 let whole = Extent::new(number * self.page_size(), self.page_size())
                     .clip(chain.top().size());
                 let page = self.resolve(chain, whole).await?;
-                self.pages.insert(number, Arc::new(page));
+                self.cache.0.pages.insert((self.chain, number), Arc::new(page));
             }
         }
         Ok(())

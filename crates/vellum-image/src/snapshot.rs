@@ -9,6 +9,7 @@ use vellum_engine::{
 };
 
 use crate::Image;
+use crate::chain::{DEPTH_MAX, too_deep};
 use crate::image::{Shared, View};
 
 /// The gate is closed only once this little is left to sync, or after this many syncs.
@@ -21,7 +22,12 @@ impl<C: Catalog> Image<C> {
     /// each request under way is in it wholly or not at all. Durable when it returns. `Exists` if the name is taken.
     pub async fn snapshot(&self, name: SnapshotName, auto: bool) -> Result<ImageRecord> {
         let alone = self.0.operations.clone().lock_owned().await;
-        let head = self.view().writer()?.clone();
+        let view = self.view();
+        let head = view.writer()?.clone();
+        // The engine counts the layers in its own pool; the chain may go on in others, and must stay one that can be opened.
+        if view.chain.links().len() >= DEPTH_MAX {
+            return Err(too_deep(&view.record));
+        }
         sync_until_little_is_left(&head).await?;
         let prepared = head.prepare(HeadChange::Snapshot { name, auto }).await?;
         self.commit(alone, prepared).await

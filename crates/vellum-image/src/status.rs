@@ -4,9 +4,10 @@ use vellum_core::{Extent, State};
 use vellum_engine::{Catalog, Result};
 
 use crate::Image;
+use crate::survey::Found;
 
-/// How much is looked at in one step.
-const STEP: u64 = 4 << 30;
+/// How many pieces are looked at in one step, at most.
+const PIECES_MAX: usize = 1 << 16;
 
 /// An extent, and who says what of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,19 +35,14 @@ impl<C: Catalog> Image<C> {
     /// The map of an extent: what covers a beginning of it, in ascending order, neighbours that are alike merged. Stops after
     /// about `entries_max` entries; ask again from where it ended.
     pub async fn map(&self, at: Extent, entries_max: usize) -> Result<Vec<Mapped>> {
-        let at = self.check_range(at)?;
+        let mut rest = self.check_range(at)?;
         let view = self.view();
         let mut map: Vec<Mapped> = Vec::new();
-        for step in at.chunks(STEP) {
+        while !rest.is_empty() {
             tokio::task::yield_now().await; // a petabyte is many steps, and each may find all it needs in memory
-            let mut found = Vec::new();
-            view.chain
-                .walk(0..view.chain.links().len(), step, |at, state, link| {
-                    found.push(mapped(at, state, link));
-                })
-                .await?;
-            found.sort_unstable_by_key(|entry| entry.at.offset());
-            for entry in found {
+            let most = entries_max.saturating_sub(map.len()).clamp(1, PIECES_MAX);
+            let survey = view.chain.survey(rest, most).await?;
+            for entry in survey.pieces.into_iter().map(mapped) {
                 let full = map.len() >= entries_max.max(1);
                 match map.last_mut() {
                     Some(last) if (last.kind, last.depth) == (entry.kind, entry.depth) => {
@@ -57,16 +53,17 @@ impl<C: Catalog> Image<C> {
                     _ => map.push(entry),
                 }
             }
+            rest = rest.split(survey.end).1;
         }
         Ok(map)
     }
 }
 
-fn mapped(at: Extent, state: State, link: Option<usize>) -> Mapped {
-    let (kind, depth) = match (state, link) {
+fn mapped(found: Found) -> Mapped {
+    let (kind, depth) = match (found.state, found.link) {
         (State::Data, Some(link)) => (MappedKind::Data, link + 1),
         (State::Zero, Some(link)) => (MappedKind::Zero, link + 1),
         _ => (MappedKind::Nothing, 0),
     };
-    Mapped { at, kind, depth }
+    Mapped { at: found.at, kind, depth }
 }

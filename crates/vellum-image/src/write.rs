@@ -62,8 +62,11 @@ impl<C: Catalog> Image<C> {
             };
             // Boxed, so that the many writes that need no copy-up have a small future.
             let filled = Box::pin(self.fill_and_write(&view, &write, &missing));
-            if filled.await? == Step::Done {
-                return Ok(());
+            match filled.await {
+                Ok(Step::Done) => return Ok(()),
+                Ok(Step::Again) => {}
+                Err(error) if Box::pin(self.has_another_chain(&view, &error)).await => {}
+                Err(error) => return Err(error),
             }
         }
     }

@@ -3,23 +3,26 @@
 //! Writing zeroes must make every byte read as zero, and hides what lies below. A discard is a hint: what it covers only in
 //! part is left alone, and nothing is ever copied up for it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use vellum_core::{Extent, State};
+use vellum_core::{Extent, Geometry, State};
 use vellum_engine::{
     Catalog, Durability, Error, ErrorKind, Guarded, Head, Layer, Result, RunToEnd, SetTo,
 };
 
 use crate::Image;
 use crate::chain::{Extents, end_of, load, merged};
-use crate::copy_up::{subtract, whole_units};
+use crate::copy_up::{merged_overlapping, subtract, whole_units};
 use crate::image::View;
 use crate::write::WriteOptions;
 
-/// How much of an image is looked at in one step, so that a request for a petabyte neither collects without bound nor stands
-/// in the way of an operation.
-const STEP: u64 = 4 << 30;
+/// How many pieces of an image are looked at in one step, so that a request for a petabyte neither collects without bound nor
+/// stands in the way of an operation. Whole units of any size are far fewer pieces.
+const PIECES_MAX: usize = 1 << 14;
+/// How much is looked at in one step where a piece cannot be more than a unit: so many units.
+const UNITS_MAX: u64 = 1 << 16;
 /// How many bytes of zeros or of a parent's content are written in one step.
 const WRITE_STEP: u64 = 1 << 20;
 static ZEROS: [u8; WRITE_STEP as usize] = [0; WRITE_STEP as usize];
@@ -58,8 +61,8 @@ impl<C: Catalog> Image<C> {
         } else {
             let view = self.view();
             view.writer()?;
-            for piece in self.zero_pieces(&view, at) {
-                self.zero_piece(piece, at, options.fast).await?;
+            for piece in zero_pieces(&view, at) {
+                self.zero_piece(piece, options.fast).await?;
             }
         }
         if options.durable { self.sync().await } else { Ok(()) }
@@ -86,49 +89,20 @@ impl<C: Catalog> Image<C> {
         Ok(())
     }
 
-    /// Pieces that one rule applies to: large steps, but in `copy-up` mode, where an object may be covered in part, the
-    /// pieces of the objects at both ends. Whole object sets in between need no look at each object.
-    fn zero_pieces(
-        &self,
-        view: &View<C>,
-        at: Extent,
-    ) -> impl Iterator<Item = Extent> + Send + use<C> {
-        let geometry = view.record.geometry;
-        let sets = if view.copies_objects() {
-            let set = geometry.object_size() * geometry.stripe_count();
-            let start = at.offset().next_multiple_of(set).min(at.end());
-            Extent::between(start, (at.end() / set * set).max(start))
-        } else {
-            at
-        };
-        let objects = move |edge: Extent| geometry.objects(edge).map(|object| object.image);
-        let (first, rest) = at.split(sets.offset());
-        objects(first).chain(sets.chunks(STEP)).chain(objects(rest.split(sets.end()).1))
-    }
-
-    /// Whether the request covers all of the object that `piece` lies in.
-    fn covers_object(view: &View<C>, piece: Extent, request: Extent) -> bool {
-        let geometry = view.record.geometry;
-        geometry.objects(piece).all(|object| {
-            geometry
-                .object_image_extents(object.object, view.size())
-                .all(|extent| request.contains(&extent))
-        })
-    }
-
-    async fn zero_piece(&self, piece: Extent, request: Extent, fast: bool) -> Result<()> {
+    async fn zero_piece(&self, piece: ZeroPiece, fast: bool) -> Result<()> {
         let view = self.view();
-        if view.copies_objects() && !Self::covers_object(&view, piece, request) {
-            let inherited = self.parent_data_under(&view, piece).await?;
+        let at = piece.at;
+        if view.copies_objects() && !piece.covers_its_objects {
+            let inherited = self.parent_data_under(&view, at).await?;
             if !inherited.is_empty() {
                 if fast {
                     return Err(slow("a part of an inherited object would have to be copied up"));
                 }
-                self.fill_objects(&view, piece).await?;
+                self.fill_objects(&view, at).await?;
             }
         }
-        let whole = whole_units(piece, view.size(), view.block());
-        for edge in subtract(piece, whole) {
+        let whole = whole_units(at, view.size(), view.block());
+        for edge in subtract(at, whole) {
             self.zero_edge(&view, edge, fast).await?;
         }
         self.zero_units(whole).await
@@ -149,63 +123,50 @@ impl<C: Catalog> Image<C> {
 
     /// Sets whole units to zero: those that hold data, and those that something below would show through.
     async fn zero_units(&self, whole: Extent) -> Result<()> {
-        for step in whole.chunks(STEP) {
+        let mut rest = whole;
+        while !rest.is_empty() {
             tokio::task::yield_now().await;
-            self.set_where(step, SetTo::Zero, async |view, step| {
-                let mut wanted = Extents::new();
-                for (extent, state) in head_runs(view, step).await? {
-                    match state {
-                        State::Data => wanted.push(extent),
-                        State::Zero => {}
-                        State::Inherited => {
-                            let below = 1..view.chain.links().len();
-                            let data = view.chain.data_in(below, extent).await?;
-                            let units =
-                                |piece: &Extent| piece.align_out(view.block()).clip(view.size());
-                            wanted.extend(data.iter().map(units));
-                        }
-                    }
-                }
-                Ok(wanted)
-            })
-            .await?;
+            let view = self.view();
+            let survey = view.chain.survey(rest, PIECES_MAX).await?;
+            let reaches_end = survey.end == rest.end();
+            // Pieces may end within a unit, where layers below have smaller ones.
+            let end =
+                if reaches_end { survey.end } else { survey.end / view.block() * view.block() };
+            let data = survey.pieces.iter().filter(|found| found.state == State::Data);
+            let units = data.map(|found| found.at.align_out(view.block()).clip(end));
+            let units = merged_overlapping(units.filter(|unit| !unit.is_empty()).collect());
+            if self.set_in(&view, &units, SetTo::Zero).await? == InView::All {
+                rest = rest.split(end).1;
+            }
         }
         Ok(())
     }
 
-    /// Sets the units that `which` picks, by what the view says, while the image still has that view.
-    async fn set_where(
-        &self,
-        step: Extent,
-        to: SetTo,
-        which: impl AsyncFn(&View<C>, Extent) -> Result<Extents>,
-    ) -> Result<()> {
-        'again: loop {
-            let view = self.view();
-            for extent in merged(which(&view, step).await?) {
-                let _pass = self.0.gate.enter().await;
-                if self.view().epoch != view.epoch {
-                    continue 'again;
-                }
-                match view.writer()?.set(extent, to, Durability::AtSync).await? {
-                    Guarded::Done | Guarded::Missing(_) => {}
-                    Guarded::Sealed => {
-                        self.expect_successor(&view)?;
-                        continue 'again;
-                    }
+    /// Sets units for as long as the image has this view.
+    async fn set_in(&self, view: &Arc<View<C>>, units: &[Extent], to: SetTo) -> Result<InView> {
+        for extent in units {
+            let _pass = self.0.gate.enter().await;
+            if self.view().epoch != view.epoch {
+                return Ok(InView::Part);
+            }
+            match view.writer()?.set(*extent, to, Durability::AtSync).await? {
+                Guarded::Done | Guarded::Missing(_) => {}
+                Guarded::Sealed => {
+                    self.expect_successor(view)?;
+                    return Ok(InView::Part);
                 }
             }
-            return Ok(());
         }
+        Ok(InView::All)
     }
 
     async fn discard_to_zero(&self, at: Extent) -> Result<()> {
         let view = self.view();
-        for piece in self.zero_pieces(&view, at) {
+        for piece in zero_pieces(&view, at) {
             let view = self.view();
-            let whole = whole_units(piece, view.size(), view.block());
-            let spared = if view.copies_objects() && !Self::covers_object(&view, piece, at) {
-                self.parent_data_under(&view, piece).await?
+            let whole = whole_units(piece.at, view.size(), view.block());
+            let spared = if view.copies_objects() && !piece.covers_its_objects {
+                self.parent_data_under(&view, piece.at).await?
             } else {
                 Extents::new()
             };
@@ -249,22 +210,23 @@ impl<C: Catalog> Image<C> {
             )
         })?;
         let view = self.view();
-        for piece in self.zero_pieces(&view, at) {
+        for piece in zero_pieces(&view, at) {
             let view = self.view();
-            if view.copies_objects() && !Self::covers_object(&view, piece, at) {
+            if view.copies_objects() && !piece.covers_its_objects {
                 continue;
             }
-            let whole = whole_units(piece, view.size(), view.block());
-            for step in whole.chunks(STEP) {
-                self.inherit_units(step).await?;
+            let whole = whole_units(piece.at, view.size(), view.block());
+            for step in whole.chunks(UNITS_MAX * view.block()) {
+                tokio::task::yield_now().await;
+                while self.inherit_units(step).await? == InView::Part {}
             }
         }
         self.reclaim().await
     }
 
     /// Lets the parent image show through whole units. Where an older revision of the image itself defines a unit, falling
-    /// through would show that one: there the parent's content is copied.
-    async fn inherit_units(&self, step: Extent) -> Result<()> {
+    /// through would show that one: there the parent's content is copied. Which revisions are older must not change meanwhile.
+    async fn inherit_units(&self, step: Extent) -> Result<InView> {
         let view = self.view();
         let own = view.chain.own();
         let free = view.chain.undefined_in(1..own, step).await?;
@@ -272,17 +234,15 @@ impl<C: Catalog> Image<C> {
         for extent in &free {
             self.copy_from_parent(&view, covered.clip(extent.offset())).await?;
             covered = covered.split(extent.end()).1;
-            self.set_where(*extent, SetTo::Inherit, async |view, step| {
-                let runs = head_runs(view, step).await?;
-                Ok(runs
-                    .into_iter()
-                    .filter(|(_, state)| state.is_defined())
-                    .map(|(at, _)| at)
-                    .collect())
-            })
-            .await?;
+            let runs = head_runs(&view, *extent).await?;
+            let defined = runs.into_iter().filter(|(_, state)| state.is_defined());
+            let defined: Extents = defined.map(|(at, _)| at).collect();
+            if self.set_in(&view, &merged(defined), SetTo::Inherit).await? == InView::Part {
+                return Ok(InView::Part);
+            }
         }
-        self.copy_from_parent(&view, covered).await
+        self.copy_from_parent(&view, covered).await?;
+        Ok(InView::All)
     }
 
     async fn copy_from_parent(&self, view: &Arc<View<C>>, at: Extent) -> Result<()> {
@@ -314,6 +274,58 @@ impl<C: Catalog> Image<C> {
         })
         .await
     }
+}
+
+/// Whether all of something was done while the image had the view it was planned with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum InView {
+    All,
+    /// An operation changed the image: plan again.
+    Part,
+}
+
+/// A piece of a request that one rule applies to.
+#[derive(Clone, Copy, Debug)]
+struct ZeroPiece {
+    at: Extent,
+    /// Whether the request covers all of the objects that the piece lies in.
+    covers_its_objects: bool,
+}
+
+/// The pieces of a request: all of it, but in `copy-up` mode, where an object may be covered in part, the pieces of the objects
+/// at both ends. Whole object sets in between need no look at each object.
+fn zero_pieces<C: Catalog>(
+    view: &View<C>,
+    at: Extent,
+) -> impl Iterator<Item = ZeroPiece> + Send + use<C> {
+    let (geometry, size) = (view.record.geometry, view.size());
+    let sets = if view.copies_objects() {
+        let set = geometry.object_set_size();
+        let start = at.offset().next_multiple_of(set).min(at.end());
+        Extent::between(start, (at.end() / set * set).max(start))
+    } else {
+        at
+    };
+    let (first, rest) = at.split(sets.offset());
+    let last = rest.split(sets.end()).1;
+    let whole = (!sets.is_empty()).then_some(ZeroPiece { at: sets, covers_its_objects: true });
+    edge_pieces(geometry, size, first, at).chain(whole).chain(edge_pieces(geometry, size, last, at))
+}
+
+/// The pieces of the objects under one end of a request, which is less than an object set. Each object is looked at once.
+fn edge_pieces(
+    geometry: Geometry,
+    size: u64,
+    edge: Extent,
+    request: Extent,
+) -> impl Iterator<Item = ZeroPiece> + Send {
+    let mut known = HashMap::new();
+    geometry.objects(edge).map(move |piece| {
+        let covers_its_objects = *known.entry(piece.object).or_insert_with(|| {
+            geometry.object_image_extents(piece.object, size).all(|part| request.contains(&part))
+        });
+        ZeroPiece { at: piece.image, covers_its_objects }
+    })
 }
 
 /// What the head itself says of an extent.

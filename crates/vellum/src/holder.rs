@@ -108,7 +108,7 @@ impl Vellum {
     async fn try_open(&self, located: &Located, what: Open) -> Result<Image> {
         let pools = self.all_pools().await?;
         let options = ImageOptions { buffers: self.buffers().clone(), ..ImageOptions::default() };
-        Image::open(pools, &located.catalog, &located.record.name, what, options).await
+        Image::open(pools, &located.catalog, &located.record.id, what, options).await
     }
 }
 

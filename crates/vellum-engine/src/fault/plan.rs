@@ -97,8 +97,13 @@ impl Faults {
 
     /// Makes the next call of an operation wait before the engine knows of it, once. Dropped there, it never happens.
     pub fn pause(&self, operation: Operation) -> Pause {
+        self.pause_after(operation, 0)
+    }
+
+    /// As [`pause`](Self::pause), after `skip` calls of the operation.
+    pub fn pause_after(&self, operation: Operation, skip: u64) -> Pause {
         let pause = Pause::default();
-        self.0.lock().push(Fault { operation, skip: 0, what: What::Pause(pause.clone()) });
+        self.0.lock().push(Fault { operation, skip, what: What::Pause(pause.clone()) });
         pause
     }
 

@@ -1,5 +1,7 @@
 //! A pool, and short ways to make images in it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tempfile::TempDir;
 use vellum_core::{Buffer, Extent, Geometry, ImageName, SnapshotName};
@@ -25,24 +27,46 @@ pub struct Fixture {
     pub catalog: Engine,
     pub counts: Counts,
     pub faults: Faults,
-    _dir: TempDir,
+    dir: Arc<TempDir>,
 }
 
 impl Fixture {
     pub async fn new() -> Self {
-        let (counts, faults) = (Counts::default(), Faults::default());
         // In memory where there is such a file system: these tests are about rules, not about media.
         let place = std::path::Path::new("/dev/shm");
         let place = if place.is_dir() { place.to_owned() } else { std::env::temp_dir() };
         let dir = tempfile::Builder::new().prefix("vellum-image-").tempdir_in(place).unwrap();
-        let options = OpenOptions { mode: Mode::CreateIfMissing, ..OpenOptions::default() };
-        let local = LocalCatalog::open(RealDisk::default(), dir.path().join("pool"), options)
-            .await
-            .unwrap();
+        Self::on(Arc::new(dir)).await
+    }
+
+    async fn on(dir: Arc<TempDir>) -> Self {
+        let (counts, faults) = (Counts::default(), Faults::default());
+        let local = local(&dir.path().join("pool")).await;
         let catalog = CountCatalog::new(FaultCatalog::new(local, faults.clone()), counts.clone());
         let pools = Pools::default();
         pools.add(catalog.clone());
-        Self { pools, catalog, counts, faults, _dir: dir }
+        Self { pools, catalog, counts, faults, dir }
+    }
+
+    /// The same pool, as another process has it open.
+    pub async fn another_process(&self) -> Self {
+        Self::on(self.dir.clone()).await
+    }
+
+    /// Another pool, known here too.
+    pub async fn another_pool(&self) -> Engine {
+        let local = local(&self.dir.path().join("another")).await;
+        let catalog =
+            CountCatalog::new(FaultCatalog::new(local, self.faults.clone()), self.counts.clone());
+        self.pools.add(catalog.clone());
+        catalog
+    }
+
+    /// Takes away what only the end of a process leaves and the end of the machine does not.
+    pub fn forget_logs(&self) {
+        for entry in std::fs::read_dir(self.dir.path().join("pool/live")).unwrap() {
+            std::fs::remove_file(entry.unwrap().path()).unwrap();
+        }
     }
 
     pub async fn create(&self, name: &str, size: u64, options: CreateOptions) -> ImageRecord {
@@ -99,9 +123,14 @@ impl Fixture {
     }
 
     pub async fn open_as(&self, name: &str, what: Open) -> Result<TestImage> {
-        Image::open(&self.pools, &self.catalog, &image_name(name), what, ImageOptions::default())
-            .await
+        let id = self.catalog.find(&image_name(name)).await?.id;
+        Image::open(&self.pools, &self.catalog, &id, what, ImageOptions::default()).await
     }
+}
+
+async fn local(path: &std::path::Path) -> LocalCatalog<RealDisk> {
+    let options = OpenOptions { mode: Mode::CreateIfMissing, ..OpenOptions::default() };
+    LocalCatalog::open(RealDisk::default(), path, options).await.unwrap()
 }
 
 pub fn image_name(name: &str) -> ImageName {

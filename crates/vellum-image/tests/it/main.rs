@@ -3,5 +3,6 @@
 
 mod fixture;
 mod model;
+mod others;
 mod races;
 mod rules;

@@ -384,3 +384,81 @@ async fn requests_beyond_the_end_and_writes_to_snapshots_are_refused() {
     assert_eq!(fixture.open_as("child", Open::Own).await.unwrap_err().kind(), ErrorKind::InUse);
     assert_eq!(fixture.open_as("nobody", Open::Own).await.unwrap_err().kind(), ErrorKind::NotFound);
 }
+
+/// An image of small blocks, every other of which a layer defines, each layer another share of them.
+async fn fragmented(fixture: &Fixture, size: u64) -> (Vec<u8>, TestImage) {
+    let small = CreateOptions { block_size: 512, ..CreateOptions::default() };
+    fixture.create("fragmented", size, small).await;
+    let image = fixture.open("fragmented").await;
+    let mut content = vec![0; size as usize];
+    for layer in 0..3u64 {
+        for block in (layer..size / 512).step_by(4) {
+            let at = Extent::new(block * 512, 512);
+            write(&image, at.offset(), &pattern(at, layer)).await.unwrap();
+            content[at.offset() as usize..at.end() as usize].copy_from_slice(&pattern(at, layer));
+        }
+        image.snapshot(snapshot_name(&format!("s{layer}")), false).await.unwrap();
+    }
+    (content, image)
+}
+
+#[tokio::test]
+async fn a_map_is_the_same_however_few_entries_are_asked_for_at_once() {
+    let fixture = Fixture::new().await;
+    let size = 400 * 512;
+    let (_, image) = fragmented(&fixture, size).await;
+    let whole = image.map(Extent::new(0, size), usize::MAX).await.unwrap();
+    assert_eq!(whole.len(), 400);
+    for most in [1, 2, 3, 7, 100] {
+        let mut parts = Vec::new();
+        let mut rest = Extent::new(0, size);
+        while !rest.is_empty() {
+            let map = image.map(rest, most).await.unwrap();
+            assert!(map.len() <= most && map[0].at.offset() == rest.offset());
+            rest = rest.split(map.last().unwrap().at.end()).1;
+            parts.extend(map);
+        }
+        assert_eq!(parts, whole, "{most} at once");
+    }
+}
+
+#[tokio::test]
+async fn more_pieces_than_one_step_takes_are_zeroed_and_discarded_all_the_same() {
+    let size = 3 * (1 << 14) * 512;
+    for discard in [false, true] {
+        let fixture = Fixture::new().await;
+        let (content, image) = fragmented(&fixture, size).await;
+        assert!(read_all(&image).await == content);
+        let whole = Extent::new(0, size);
+        if discard {
+            image.discard(whole, DiscardPolicy::Zero, false).await.unwrap();
+        } else {
+            image.write_zeroes(whole, ZeroOptions::default()).await.unwrap();
+        }
+        assert!(read_all(&image).await.iter().all(|byte| *byte == 0));
+        let map = image.map(whole, usize::MAX).await.unwrap();
+        assert!(map.iter().all(|entry| entry.kind != MappedKind::Data));
+    }
+}
+
+#[tokio::test]
+async fn a_discard_over_many_finely_striped_objects_looks_at_each_object_once() {
+    let fixture = Fixture::new().await;
+    let size = 64 << 30;
+    fixture.create("gold", size, CreateOptions::default()).await;
+    let gold = fixture.open("gold").await;
+    write(&gold, 0, &[1; 512]).await.unwrap();
+    gold.snapshot(snapshot_name("s"), false).await.unwrap();
+    gold.close().await.unwrap();
+    let striped = CloneOptions {
+        layering: Some(Layering::CopyUp),
+        geometry: Some(Geometry::new(4 << 20, 512, 2).unwrap()),
+        block_size: Some(512),
+        ..CloneOptions::default()
+    };
+    fixture.clone("gold", "s", "child", striped).await;
+    let child = fixture.open("child").await;
+    // Both ends cover an object in part; each has thousands of stripe units.
+    child.discard(Extent::new(512, size - 1024), DiscardPolicy::Zero, false).await.unwrap();
+    assert_eq!(read(&child, Extent::new(0, 1024)).await, [[1; 512], [0; 512]].concat());
+}

@@ -1,0 +1,173 @@
+//! What other processes, and clones in other pools, do to an image meanwhile.
+
+use vellum_core::Extent;
+use vellum_engine::fault::Operation;
+use vellum_engine::{Catalog, Content, ErrorKind, Fill, Head, Layering, Part};
+use vellum_image::chain::DEPTH_MAX;
+use vellum_image::image::Open;
+use vellum_image::{CloneOptions, CreateOptions, FlattenOptions, Image, ImageOptions, Job, admin};
+
+use crate::fixture::*;
+
+const SIZE: u64 = 1 << 20;
+
+async fn remove(fixture: &Fixture, name: &str) {
+    let id = fixture.catalog.find(&image_name(name)).await.unwrap().id;
+    admin::remove(&fixture.pools, &fixture.catalog, &id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_chain_whose_layer_another_process_took_away_is_read_anew() {
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        let fixture = Fixture::new().await;
+        let content = fixture.golden("a", SIZE).await;
+        fixture.clone("a", "s", "b", mode(layering)).await;
+        let b = fixture.open("b").await;
+        b.snapshot(snapshot_name("s"), false).await.unwrap();
+        b.close().await.unwrap();
+        fixture.clone("b", "s", "c", mode(layering)).await;
+        // Open, and nothing of `a` was looked at yet.
+        let c = fixture.open("c").await;
+        let other = fixture.another_process().await;
+        let b = other.open("b").await;
+        b.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+        b.close().await.unwrap();
+        remove(&other, "a").await;
+        assert!(read(&c, Extent::new(0, 8192)).await == content[..8192], "a read, {layering:?}");
+        write(&c, SIZE / 2 + 100, &[1; 50]).await.unwrap();
+        let mut after = content;
+        after[SIZE as usize / 2 + 100..][..50].fill(1);
+        assert!(read_all(&c).await == after, "a copy-up, {layering:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_copy_up_from_a_layer_that_another_process_took_away_finds_the_content_elsewhere() {
+    let fixture = Fixture::new().await;
+    let mut content = fixture.golden("a", SIZE).await;
+    fixture.clone("a", "s", "b", mode(Layering::Sparse)).await;
+    let b = fixture.open("b").await;
+    b.snapshot(snapshot_name("s"), false).await.unwrap();
+    b.close().await.unwrap();
+    fixture.clone("b", "s", "c", mode(Layering::Sparse)).await;
+    let c = fixture.open("c").await;
+    let other = fixture.another_process().await;
+    let b = other.open("b").await;
+    b.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+    b.close().await.unwrap();
+    remove(&other, "a").await;
+    write(&c, 100, &[1; 50]).await.unwrap();
+    content[100..150].fill(1);
+    assert!(read_all(&c).await == content);
+}
+
+#[tokio::test]
+async fn a_flatten_keeps_what_a_filler_that_died_had_copied() {
+    let fixture = Fixture::new().await;
+    let (content, child) = fixture.child(SIZE, Layering::Sparse).await;
+    let bottom = child.record().head;
+    child.snapshot(snapshot_name("s"), false).await.unwrap();
+    let id = child.id().clone();
+    child.close().await.unwrap();
+    // Dead before its sync, with everything copied.
+    let filler = fixture.catalog.filler(&id, &bottom).await.unwrap();
+    let all = Content::Data(content.clone().into());
+    let parts = vec![Part { at: Extent::new(0, SIZE), content: all }];
+    let _ = filler.fill(Fill { parts, then: None }).await.unwrap();
+    drop(filler);
+    let child = fixture.open("child").await;
+    child.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+    child.close().await.unwrap();
+    remove(&fixture, "gold").await;
+    fixture.forget_logs();
+    let later = fixture.another_process().await;
+    assert!(read_all(&later.open("child").await).await == content);
+}
+
+#[tokio::test]
+async fn a_stopped_flatten_keeps_what_it_copied_and_lets_others_fill() {
+    let fixture = Fixture::new().await;
+    let (content, child) = fixture.child(SIZE, Layering::Sparse).await;
+    child.snapshot(snapshot_name("s"), false).await.unwrap();
+    let job = Job::default();
+    let pause = fixture.faults.pause(Operation::Fill);
+    let flatten = tokio::spawn({
+        let (child, job) = (child.clone(), job.clone());
+        async move { child.flatten(FlattenOptions::default(), &job).await }
+    });
+    pause.reached().await;
+    job.stop();
+    pause.release();
+    assert_eq!(flatten.await.unwrap().unwrap_err().kind(), ErrorKind::Stopped);
+    let record = child.record();
+    let (bottom, _, _) = record.parent().unwrap();
+    let filler = fixture.catalog.filler(child.id(), &bottom.id).await.unwrap();
+    filler.close().await.unwrap();
+    child.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+    assert!(read_all(&child).await == content);
+}
+
+#[tokio::test]
+async fn a_clone_in_another_pool_that_was_asked_for_too_early_is_in_its_parents_list() {
+    let fixture = Fixture::new().await;
+    fixture.golden("gold", SIZE).await;
+    let another = fixture.another_pool().await;
+    let gold = fixture.catalog.find(&image_name("gold")).await.unwrap();
+    let snapshot = gold.snapshot(&snapshot_name("s")).unwrap().clone();
+    let pause = fixture.faults.pause_after(Operation::Catalog, 1);
+    let cloning = tokio::spawn({
+        let (pools, parent, gold) = (fixture.pools.clone(), fixture.catalog.clone(), gold.clone());
+        let another = another.clone();
+        async move {
+            let (name, options) = (image_name("child"), CloneOptions::default());
+            admin::clone(&pools, &parent, &gold, &snapshot, &another, name, options).await
+        }
+    });
+    // In the list, and not there yet: whoever asks takes the entry for a stale one.
+    pause.reached().await;
+    fixture.faults.clear();
+    let seen = fixture.another_process().await;
+    seen.pools.add(another.clone());
+    assert!(admin::children(&seen.pools, &seen.catalog, &gold).await.unwrap().is_empty());
+    assert!(fixture.catalog.children(&gold.id).await.unwrap().is_empty());
+    pause.release();
+    cloning.await.unwrap().unwrap();
+    assert_eq!(fixture.catalog.children(&gold.id).await.unwrap().len(), 1);
+    let error = admin::remove(&fixture.pools, &fixture.catalog, &gold.id).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HasChildren);
+}
+
+#[tokio::test]
+async fn snapshots_stop_before_a_chain_through_several_pools_is_too_deep_to_be_opened() {
+    let fixture = Fixture::new().await;
+    fixture.create("i", 4096, CreateOptions::default()).await;
+    let image = fixture.open("i").await;
+    for layer in 0..DEPTH_MAX - 4 {
+        write(&image, 0, &[1]).await.unwrap();
+        image.snapshot(snapshot_name(&format!("s{layer}")), false).await.unwrap();
+    }
+    image.close().await.unwrap();
+    let another = fixture.another_pool().await;
+    let record = fixture.catalog.find(&image_name("i")).await.unwrap();
+    let last = record.snapshots.last().unwrap();
+    let (name, options) = (image_name("child"), CloneOptions::default());
+    let child =
+        admin::clone(&fixture.pools, &fixture.catalog, &record, last, &another, name, options)
+            .await
+            .unwrap();
+    let open =
+        || Image::open(&fixture.pools, &another, &child.id, Open::Own, ImageOptions::default());
+    let image = open().await.unwrap();
+    let mut taken = 0;
+    let refused = loop {
+        write(&image, 0, &[1]).await.unwrap();
+        match image.snapshot(snapshot_name(&format!("s{taken}")), false).await {
+            Ok(_) => taken += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((taken, refused.kind()), (3, ErrorKind::Invalid));
+    image.close().await.unwrap();
+    let image = open().await.unwrap();
+    image.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+}
