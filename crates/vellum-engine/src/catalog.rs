@@ -6,9 +6,12 @@ use std::future::Future;
 use vellum_core::{Geometry, ImageName, SnapshotName};
 
 use crate::{
-    ChildRef, Head, ImageId, ImageRecord, Layer, Layering, ParentLink, PoolId, Result, RevisionId,
-    SnapshotId, Version,
+    ChildRef, Finding, Head, ImageId, ImageRecord, Layer, Layering, ParentLink, PoolId, Repair,
+    Result, RevisionId, SnapshotId, Version,
 };
+
+/// The most findings of one check.
+pub const FINDINGS_MAX: usize = 10_000;
 
 /// The images of one pool. Clones share the pool.
 ///
@@ -121,6 +124,16 @@ pub trait Catalog: Clone + Send + Sync + std::fmt::Debug + 'static {
         image: &ImageId,
         revision: &RevisionId,
     ) -> impl Future<Output = Result<Self::Head>> + Send;
+
+    /// Compares what the pool records with what it stores: of one image, or of all and of the pool itself. Takes nothing from
+    /// anybody who uses an image; what cannot be looked at for that reason is [`Severity::Unknown`](crate::Severity). What
+    /// lies in other pools is not looked at. Repairs nothing that could be somebody's data. At most
+    /// [`FINDINGS_MAX`] findings, of each kind the first.
+    fn check(
+        &self,
+        image: Option<&ImageId>,
+        repair: Repair,
+    ) -> impl Future<Output = Result<Vec<Finding>>> + Send;
 
     /// How many bytes of storage a revision occupies, data and metadata.
     fn stored_bytes(

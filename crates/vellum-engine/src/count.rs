@@ -13,8 +13,9 @@ use vellum_core::{Buffer, Extent, ImageName, Runs};
 
 use crate::head::{Committed, Fill, Guarded, HeadChange, Prepared, SetTo, Write};
 use crate::{
-    Capabilities, Catalog, Change, ChildRef, Content, Durability, Head, ImageId, ImageRecord,
-    Known, Layer, NewImage, Ownership, Pending, PoolId, Result, RevisionId, TryRead, Version,
+    Capabilities, Catalog, Change, ChildRef, Content, Durability, Finding, Head, ImageId,
+    ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Repair, Result, RevisionId,
+    TryRead, Version,
 };
 
 /// What is counted.
@@ -243,6 +244,14 @@ impl<C: Catalog> Catalog for CountCatalog<C> {
 
     async fn filler(&self, image: &ImageId, revision: &RevisionId) -> Result<Self::Head> {
         Ok(CountHead::new(self.cold().filler(image, revision).await?, self.counts.clone()))
+    }
+
+    fn check(
+        &self,
+        image: Option<&ImageId>,
+        repair: Repair,
+    ) -> impl Future<Output = Result<Vec<Finding>>> + Send {
+        self.cold().check(image, repair)
     }
 
     fn stored_bytes(

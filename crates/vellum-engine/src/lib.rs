@@ -23,6 +23,7 @@
 //! - **Order.** Mutations whose extents overlap take effect one after the other; the rest may run side by side.
 
 pub mod catalog;
+pub mod check;
 pub mod count;
 pub mod error;
 pub mod fault;
@@ -35,6 +36,7 @@ pub mod run_to_end;
 pub use catalog::{
     AtomicSpan, Capabilities, Catalog, Change, NewImage, NewParent, Pending, Snapshots,
 };
+pub use check::{Finding, Repair, Severity};
 pub use error::{Error, ErrorKind, Happened, Result};
 pub use head::{
     Committed, Content, Durability, Fill, Guard, Guarded, Head, HeadChange, Missing, Ownership,

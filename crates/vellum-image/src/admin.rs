@@ -177,7 +177,8 @@ pub async fn children<C: Catalog>(
     Ok(children)
 }
 
-fn hangs_on<C: Catalog>(
+/// Whether an image says that it hangs on this revision.
+pub(crate) fn hangs_on<C: Catalog>(
     child: &ImageRecord,
     catalog: &C,
     parent: &ImageId,

@@ -10,7 +10,8 @@
 //! [`pools`] finds a parent's catalog. [`chain`] opens a chain of layers and says which of them defines what; `survey` says so of
 //! a petabyte, a bounded number of pieces at a time; `resolved` remembers it for the frozen part of a deep chain. [`gate`] lets
 //! I/O pass and operations close it. [`image`] ties them together; the verbs are a file each: `read`, `write`, `zero` (write
-//! zeroes and discard), `snapshot`, `flatten`, `status`. [`admin`] does what needs no open image: create, clone, remove.
+//! zeroes and discard), `snapshot`, `flatten`, `status`. [`admin`] does what needs no open image: create, clone, remove; [`check`]
+//! looks at the links between images.
 //!
 //! # Order of locks
 //!
@@ -21,6 +22,7 @@
 
 pub mod admin;
 pub mod chain;
+pub mod check;
 mod copy_up;
 mod flatten;
 pub mod gate;

@@ -13,8 +13,9 @@ use vellum_core::ImageName;
 use vellum_core::geometry::IMAGE_SIZE_MAX;
 use vellum_disk::{Disk, LockKind};
 use vellum_engine::{
-    AtomicSpan, Below, Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, ImageId,
-    ImageRecord, NewImage, Pending, PoolId, Result, RevisionId, RunToEnd, Snapshots, Version,
+    AtomicSpan, Below, Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, ImageId,
+    ImageRecord, NewImage, Pending, PoolId, Repair, Result, RevisionId, RunToEnd, Snapshots,
+    Version,
 };
 
 use crate::LayerId;
@@ -328,6 +329,11 @@ impl<D: Disk> Catalog for LocalCatalog<D> {
     async fn filler(&self, image: &ImageId, revision: &RevisionId) -> Result<LocalHead<D>> {
         let (image, layer) = (ImageNo::of(image)?, LayerId::of_revision(revision)?);
         RunToEnd::new(self.clone().fill_layer(image, layer)).await
+    }
+
+    async fn check(&self, image: Option<&ImageId>, repair: Repair) -> Result<Vec<Finding>> {
+        let image = image.map(ImageNo::of).transpose()?;
+        RunToEnd::new(self.clone().check_all(image, repair)).await
     }
 
     async fn stored_bytes(&self, image: &ImageId, revision: &RevisionId) -> Result<u64> {

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod catalog;
+mod check;
 mod engine;
 mod format;
 mod head;

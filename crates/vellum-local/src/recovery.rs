@@ -401,7 +401,11 @@ async fn presence<F: File>(map: &F, units: Units) -> std::io::Result<Presence> {
     Ok(presence)
 }
 
-async fn present_segments<D: Disk>(shared: &Shared<D>, facts: &LayerFacts) -> Result<Vec<u64>> {
+/// The numbers of the data files that a layer has, in ascending order.
+pub(crate) async fn present_segments<D: Disk>(
+    shared: &Shared<D>,
+    facts: &LayerFacts,
+) -> Result<Vec<u64>> {
     let dir = shared.layer_dir(facts.id);
     let files = match shared.disk.list_dir(&dir).await {
         Ok(files) => files,

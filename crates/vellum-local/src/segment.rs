@@ -197,6 +197,22 @@ impl<D: Disk> Segments<D> {
         Ok(())
     }
 
+    /// How long a segment's file is.
+    pub(crate) async fn length(&self, number: u64) -> Result<u64> {
+        let length = self.for_reading(number).await?.length().await;
+        length.map_err(|error| Error::io(format!("look at {}", self.path(number).display()), error))
+    }
+
+    /// The first extent of the image, at or after an offset that lies in this segment, under which the segment occupies space.
+    pub(crate) async fn next_data(&self, number: u64, from: u64) -> Result<Option<Extent>> {
+        let start = number * SEGMENT;
+        let found = self.for_reading(number).await?.next_data(from - start).await;
+        let found = found.map_err(|error| {
+            Error::io(format!("look for data in {}", self.path(number).display()), error)
+        })?;
+        Ok(found.map(|at| Extent::new(start + at.offset(), at.length())))
+    }
+
     pub(crate) fn is_unsynced(&self) -> bool {
         self.open.read().values().any(|segment| segment.unsynced.load(Ordering::Acquire))
     }

@@ -21,9 +21,9 @@ pub use self::plan::{Faults, Operation, Pause, When};
 use self::plan::{What, injected};
 use crate::head::{Committed, Fill, Guarded, HeadChange, Prepared, SetTo, Write};
 use crate::{
-    Capabilities, Catalog, Change, ChildRef, Durability, Error, ErrorKind, Head, ImageId,
-    ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Result, RevisionId, TryRead,
-    Version,
+    Capabilities, Catalog, Change, ChildRef, Durability, Error, ErrorKind, Finding, Head, ImageId,
+    ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Repair, Result, RevisionId,
+    TryRead, Version,
 };
 
 /// A catalog with faults.
@@ -208,6 +208,14 @@ impl<C: Catalog> Catalog for FaultCatalog<C> {
 
     async fn filler(&self, image: &ImageId, revision: &RevisionId) -> Result<Self::Head> {
         Ok(FaultHead::new(self.inner.filler(image, revision).await?, self.faults.clone()))
+    }
+
+    fn check(
+        &self,
+        image: Option<&ImageId>,
+        repair: Repair,
+    ) -> impl Future<Output = Result<Vec<Finding>>> + Send {
+        self.inner.check(image, repair)
     }
 
     fn stored_bytes(

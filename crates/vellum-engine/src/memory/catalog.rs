@@ -11,8 +11,8 @@ use super::layer::{MemoryLayer, Stored};
 use super::owners::{Hold, Lock};
 use super::{MemoryStore, State};
 use crate::{
-    Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, ImageId, ImageRecord, NewImage,
-    Pending, PoolId, Result, RevisionId, Version,
+    Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, ImageId, ImageRecord,
+    NewImage, Pending, PoolId, Repair, Result, RevisionId, Version,
 };
 
 /// A pool in memory, open. Clones share it.
@@ -173,6 +173,10 @@ impl Catalog for MemoryCatalog {
             let lock = self.take(state, revision, Hold::Alone)?;
             Ok(MemoryHead::filler(self.clone(), image.clone(), stored, lock))
         })
+    }
+
+    async fn check(&self, image: Option<&ImageId>, repair: Repair) -> Result<Vec<Finding>> {
+        self.with(|state| state.images.check(image, repair))
     }
 
     async fn stored_bytes(&self, image: &ImageId, revision: &RevisionId) -> Result<u64> {

@@ -6,9 +6,9 @@ use std::time::SystemTime;
 use vellum_core::{ImageName, SnapshotName};
 
 use crate::{
-    Below, Capabilities, Change, ChildRef, Error, ErrorKind, ImageId, ImageRecord, NewImage,
-    NewParent, ParentLink, PoolId, Result, Revision, RevisionId, SnapshotId, SnapshotRecord,
-    Version,
+    Below, Capabilities, Change, ChildRef, Error, ErrorKind, Finding, ImageId, ImageRecord,
+    NewImage, NewParent, ParentLink, PoolId, Repair, Result, Revision, RevisionId, Severity,
+    SnapshotId, SnapshotRecord, Version,
 };
 
 /// All records of a pool. Each method changes all it says, or nothing.
@@ -345,6 +345,40 @@ impl Images {
             all.extend(children.map(|child| (revision.id.clone(), child.clone())));
         }
         Ok(all)
+    }
+
+    /// Compares the lists of children with the links of this pool. All else is one structure, and cannot disagree.
+    pub fn check(&mut self, image: Option<&ImageId>, repair: Repair) -> Result<Vec<Finding>> {
+        if let Some(image) = image {
+            return self.get(image).map(|_| Vec::new());
+        }
+        let hangs_on = |child: &ChildRef, revision: &RevisionId| {
+            child.pool != self.pool
+                || self.get(&child.image).is_ok_and(|record| {
+                    record.parent().is_some_and(|(_, link, _)| link.revision == *revision)
+                })
+        };
+        let listed = self.children.iter();
+        let listed = listed.flat_map(|(on, all)| all.iter().map(move |child| (on, child)));
+        let stale: Vec<_> = listed.filter(|(on, child)| !hangs_on(child, on)).collect();
+        let stale: Vec<_> =
+            stale.into_iter().map(|(on, child)| (on.clone(), child.clone())).collect();
+        let mut findings = Vec::new();
+        for (revision, child) in stale {
+            let what = format!(
+                "revision {revision} lists image {} as a child, which does not hang on it",
+                child.image
+            );
+            let finding = Finding::new(Severity::Stale, what);
+            findings.push(match repair {
+                Repair::No => finding,
+                Repair::Safe => {
+                    self.children.entry(revision).or_default().remove(&child);
+                    finding.repaired("took it from the list")
+                }
+            });
+        }
+        Ok(findings)
     }
 
     fn children_of(&self, revision: &RevisionId) -> usize {

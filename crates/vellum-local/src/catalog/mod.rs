@@ -5,10 +5,11 @@
 //!
 //! In reading order: [`schema`] (what is on disk), [`connection`] (how it is opened), [`worker`] (threads, transactions,
 //! two-phase commit), [`failure`] (what an error of SQLite means), [`record`] (rows to records), [`images`],
-//! [`snapshots`], [`children`], [`layers`], [`registry`] (the pool's own row).
+//! [`snapshots`], [`children`], [`layers`], [`registry`] (the pool's own row), [`consistency`] (what must hold between rows).
 
 pub(crate) mod children;
 pub(crate) mod connection;
+pub(crate) mod consistency;
 pub(crate) mod failure;
 pub(crate) mod images;
 pub(crate) mod layers;

@@ -44,6 +44,16 @@ impl Units {
         PAGE_UNITS * self.block
     }
 
+    /// The bytes of the image that a page describes.
+    pub(crate) fn page_at(self, page: u64) -> Extent {
+        self.bytes(page * PAGE_UNITS, (page + 1) * PAGE_UNITS)
+    }
+
+    /// How many units of a page lie in the image.
+    pub(crate) fn units_in(self, page: u64) -> u64 {
+        self.size.div_ceil(self.block).saturating_sub(page * PAGE_UNITS).min(PAGE_UNITS)
+    }
+
     /// Pages that describe the image.
     pub(crate) fn pages(self) -> u64 {
         self.size.div_ceil(self.page_size())

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vellum_core::State;
 
-use crate::format::sector::{PAGE_WORDS, WORD_UNITS};
+use crate::format::sector::{PAGE_UNITS, PAGE_WORDS, WORD_UNITS};
 
 /// The states of the units of one page. Read by anybody at any time; changed by those who hold the units' range, each word in
 /// one atomic step, since neighbours share words.
@@ -60,6 +60,11 @@ impl Page {
             at = (at / WORD_UNITS + 1) * WORD_UNITS;
         }
         end
+    }
+
+    /// Whether a unit from this index on is defined.
+    pub(crate) fn defines_beyond(&self, first: u64) -> bool {
+        !self.runs(first, PAGE_UNITS, |_, _, state| !state.is_defined())
     }
 
     /// Sets the units `[first, end)`, as indices within the page.

@@ -2,6 +2,7 @@
 //! rules that every engine keeps are tested by the conformance suite; here are those that only this one has.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod check;
 mod clones;
 mod directories;
 mod fixture;

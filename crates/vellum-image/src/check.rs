@@ -1,0 +1,186 @@
+//! Check: links between images, through all pools that are known here.
+//!
+//! An engine checks its own pool ([`Catalog::check`]); what one pool says of another is checked here: that a child's parent is
+//! there and knows the child, that who is listed as a child is one, and that every chain can be opened.
+
+use vellum_core::ImageName;
+use vellum_engine::catalog::FINDINGS_MAX;
+use vellum_engine::{
+    Catalog, ChildRef, ErrorKind, Finding, ImageId, ImageRecord, ParentLink, Repair, Result,
+    Severity,
+};
+
+use crate::chain::open_below;
+use crate::{Pools, admin};
+
+/// How many records are asked for at once.
+const PAGE: usize = 256;
+
+/// Checks a pool, or one image of it: what the engine finds, and the links to images in any pool. Errors are those of looking;
+/// what is wrong is a finding.
+pub async fn check<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    image: Option<&ImageId>,
+    repair: Repair,
+) -> Result<Vec<Finding>> {
+    let mut findings = catalog.check(image, repair).await?;
+    if image.is_none() && findings.iter().any(is_damage_of_the_pool) {
+        return Ok(findings);
+    }
+    let mut after: Option<ImageName> = None;
+    loop {
+        let records = match image {
+            Some(id) => vec![catalog.get(id).await?],
+            None => catalog.list(after.as_ref(), PAGE).await?,
+        };
+        for record in &records {
+            check_links(pools, catalog, record, repair, &mut findings).await?;
+        }
+        after = records.last().map(|record| record.name.clone());
+        if image.is_some() || records.len() < PAGE || findings.len() >= FINDINGS_MAX {
+            findings.truncate(FINDINGS_MAX);
+            return Ok(findings);
+        }
+    }
+}
+
+fn is_damage_of_the_pool(finding: &Finding) -> bool {
+    finding.severity == Severity::Damage && finding.image.is_none()
+}
+
+async fn check_links<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    record: &ImageRecord,
+    repair: Repair,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let parent = match record.parent() {
+        Some((_, link, _)) => check_parent(pools, catalog, record, link, repair).await?,
+        None => None,
+    };
+    let linked = parent.is_none();
+    findings.extend(parent.map(|finding| finding.of(&record.name)));
+    if linked {
+        findings.extend(check_chain(pools, catalog, record).await?);
+    }
+    let children = check_children(pools, catalog, record, repair).await?;
+    findings.extend(children.into_iter().map(|finding| finding.of(&record.name)));
+    Ok(())
+}
+
+/// Whether the parent is there and lists the child.
+async fn check_parent<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    record: &ImageRecord,
+    link: &ParentLink,
+    repair: Repair,
+) -> Result<Option<Finding>> {
+    let Ok(parents) = pools.get(link.pool) else {
+        let what = format!("its parent is in pool {}, which is not known here", link.pool);
+        return Ok(Some(Finding::new(Severity::Unknown, what)));
+    };
+    let parent = match parents.get(&link.image).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let what = format!("its parent {} in pool {} is gone", link.image, link.pool);
+            return Ok(Some(Finding::new(Severity::Damage, what)));
+        }
+        parent => parent?,
+    };
+    if parent.revision(&link.revision).is_none() {
+        let what = format!("its parent {} has no revision {} any more", parent.name, link.revision);
+        return Ok(Some(Finding::new(Severity::Damage, what)));
+    }
+    let child = ChildRef { pool: catalog.pool(), image: record.id.clone() };
+    let listed = parents.children(&link.image).await?;
+    if listed.contains(&(link.revision.clone(), child.clone())) {
+        return Ok(None);
+    }
+    let what = format!("its parent {} does not list it as a child", parent.name);
+    let finding = Finding::new(Severity::Stale, what);
+    if repair == Repair::No {
+        return Ok(Some(finding));
+    }
+    Ok(Some(match parents.attach(&link.image, &link.revision, &child).await {
+        Ok(()) => finding.repaired("entered it in the list"),
+        // No snapshot keeps the revision for it: whoever removes something next may take it away.
+        Err(error) => {
+            let what = format!("{}, and cannot: {}", finding.what, error.chain());
+            Finding::new(Severity::Damage, what)
+        }
+    }))
+}
+
+/// Whether all that lies below the head can be opened.
+async fn check_chain<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    record: &ImageRecord,
+) -> Result<Option<Finding>> {
+    let severity = match open_below(pools, catalog, record, &record.head).await {
+        Ok(_) => return Ok(None),
+        Err(error) => (severity_of(error.kind()), error),
+    };
+    match severity {
+        (Some(severity), error) => {
+            let what = format!("its chain cannot be opened: {}", error.chain());
+            Ok(Some(Finding::new(severity, what).of(&record.name)))
+        }
+        (None, error) => Err(error),
+    }
+}
+
+fn severity_of(kind: ErrorKind) -> Option<Severity> {
+    match kind {
+        ErrorKind::Corrupt | ErrorKind::Invalid => Some(Severity::Damage),
+        // Removed or changed meanwhile, in a pool that is not known here, or to be asked about.
+        ErrorKind::NotFound | ErrorKind::Busy | ErrorKind::InUse | ErrorKind::Unsupported => {
+            Some(Severity::Unknown)
+        }
+        _ => None,
+    }
+}
+
+/// Whether those in the list of children are children. Within a pool the engine has looked at that.
+async fn check_children<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    record: &ImageRecord,
+    repair: Repair,
+) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let listed = match catalog.children(&record.id).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(findings),
+        listed => listed?,
+    };
+    for (revision, child) in listed.into_iter().filter(|(_, child)| child.pool != catalog.pool()) {
+        let Ok(children) = pools.get(child.pool) else {
+            let what = format!("a child is in pool {}, which is not known here", child.pool);
+            findings.push(Finding::new(Severity::Unknown, what));
+            continue;
+        };
+        let hangs_on = match children.get(&child.image).await {
+            Ok(found) => admin::hangs_on(&found, catalog, &record.id, &revision),
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        if hangs_on {
+            continue;
+        }
+        let what = format!(
+            "image {} in pool {} is listed as a child, and does not hang on it",
+            child.image, child.pool
+        );
+        let finding = Finding::new(Severity::Stale, what);
+        findings.push(match repair {
+            Repair::No => finding,
+            Repair::Safe => {
+                catalog.detach(&record.id, &revision, &child).await?;
+                finding.repaired("took it from the list")
+            }
+        });
+    }
+    Ok(findings)
+}

@@ -1,0 +1,209 @@
+//! What a check finds, what it repairs, and what it leaves alone.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+use vellum_core::Extent;
+use vellum_engine::{
+    Catalog, ChildRef, Finding, Head, ImageId, ImageRecord, PoolId, Repair, Severity,
+};
+
+use crate::fixture::{Home, Pool, byte, clone, image, read, snapshot, snapshot_of, write_blocks};
+
+const BLOCK: u64 = 4096;
+
+fn layer_dir(pool: &Pool, record: &ImageRecord) -> PathBuf {
+    pool.path().join("layers").join(record.head.as_str())
+}
+
+/// An image with blocks 0 to 3 and 10, closed.
+async fn written(pool: &Pool, name: &str) -> ImageRecord {
+    let record = image(pool, name).await;
+    let head = pool.own(&record.id).await.unwrap();
+    write_blocks(&head, 0, 4, b'x').await;
+    write_blocks(&head, 10, 1, b'y').await;
+    head.close().await.unwrap();
+    record
+}
+
+async fn check(pool: &Pool) -> Vec<Finding> {
+    pool.check(None, Repair::No).await.unwrap()
+}
+
+fn severities(findings: &[Finding]) -> Vec<Severity> {
+    findings.iter().map(|finding| finding.severity).collect()
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+}
+
+fn database(home: &Home) -> Connection {
+    Connection::open(home.path("pool").join("pool.sqlite")).unwrap()
+}
+
+#[tokio::test]
+async fn a_pool_in_good_order_has_no_findings() {
+    let home = Home::new();
+    let pool = home.pool().await;
+    let parent = written(&pool, "parent").await;
+    let parent = snapshot_of(&pool, &parent, "s").await;
+    let child = clone(&pool, &parent, "child").await.unwrap();
+    let head = pool.own(&child.id).await.unwrap();
+    write_blocks(&head, 5, 2, b'z').await;
+    // Its process dies, and leaves a log behind.
+    drop(head);
+    for repair in [Repair::No, Repair::Safe] {
+        let findings = home.pool().await.check(None, repair).await.unwrap();
+        assert!(findings.is_empty(), "{repair:?}: {findings:?}");
+    }
+    let head = pool.own(&child.id).await.unwrap();
+    assert_eq!(byte(head.layer(), 5).await, b'z');
+}
+
+#[tokio::test]
+async fn lost_and_damaged_files_are_damage_that_names_image_and_place() {
+    type Harm = fn(&Path);
+    let harms: [(&str, Harm, &str); 5] = [
+        ("a data file is missing", |dir| fs::remove_file(dir.join("data.0")).unwrap(), ""),
+        (
+            "a data file is short",
+            |dir| {
+                let file = fs::OpenOptions::new().write(true).open(dir.join("data.0")).unwrap();
+                file.set_len(2 * BLOCK).unwrap();
+            },
+            "",
+        ),
+        ("a page of the map is damaged", |dir| flip(&dir.join("map"), BLOCK + 20), "map"),
+        ("the header of the map is damaged", |dir| flip(&dir.join("map"), 20), "map"),
+        ("the map is missing", |dir| fs::remove_file(dir.join("map")).unwrap(), "map"),
+    ];
+    for (what, harm, named) in harms {
+        for repair in [Repair::No, Repair::Safe] {
+            let home = Home::new();
+            let pool = home.pool().await;
+            let record = written(&pool, "harmed").await;
+            written(&pool, "whole").await;
+            harm(&layer_dir(&pool, &record));
+            let findings = home.pool().await.check(None, repair).await.unwrap();
+            assert_eq!(severities(&findings), [Severity::Damage], "{what}: {findings:?}");
+            let finding = &findings[0];
+            assert_eq!(finding.image.as_ref().map(|name| name.as_str()), Some("harmed"), "{what}");
+            assert!(finding.stands() && finding.what.contains(named), "{what}: {finding:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn space_under_units_that_are_not_data_is_a_leak_and_can_be_freed() {
+    let home = Home::new();
+    let pool = home.pool().await;
+    let record = written(&pool, "image").await;
+    // As a write leaves it that was never acknowledged.
+    let data = layer_dir(&pool, &record).join("data.0");
+    let file = fs::OpenOptions::new().write(true).open(&data).unwrap();
+    file.write_all_at(&[7; 3 * BLOCK as usize], 6 * BLOCK).unwrap();
+    file.sync_all().unwrap();
+    let findings = check(&pool).await;
+    assert_eq!(severities(&findings), [Severity::Leak], "{findings:?}");
+    assert!(findings[0].what.contains(&(3 * BLOCK).to_string()), "{findings:?}");
+    let repaired = pool.check(None, Repair::Safe).await.unwrap();
+    assert!(repaired.len() == 1 && !repaired[0].stands(), "{repaired:?}");
+    assert!(check(&pool).await.is_empty());
+    let head = pool.own(&record.id).await.unwrap();
+    let (bytes, _) = read(head.layer(), Extent::new(0, 11 * BLOCK)).await;
+    let seen: Vec<u8> = bytes.chunks(BLOCK as usize).map(|block| block[0]).collect();
+    assert_eq!(seen, b"xxxx??????y");
+}
+
+#[tokio::test]
+async fn what_is_in_use_is_not_known_and_goes_on_undisturbed() {
+    let home = Home::new();
+    let pool = home.pool().await;
+    let record = written(&pool, "image").await;
+    let head = pool.own(&record.id).await.unwrap();
+    for repair in [Repair::No, Repair::Safe] {
+        let findings = home.pool().await.check(None, repair).await.unwrap();
+        assert_eq!(severities(&findings), [Severity::Unknown], "{findings:?}");
+    }
+    write_blocks(&head, 20, 1, b'z').await;
+    head.close().await.unwrap();
+    assert!(check(&pool).await.is_empty());
+}
+
+#[tokio::test]
+async fn files_of_layers_without_a_row_are_a_leak_and_can_be_removed() {
+    let home = Home::new();
+    let pool = home.pool().await;
+    written(&pool, "image").await;
+    let stray = pool.path().join("layers/00000000000000ab");
+    fs::create_dir(&stray).unwrap();
+    fs::write(stray.join("map"), b"?").unwrap();
+    let findings = check(&pool).await;
+    assert_eq!(severities(&findings), [Severity::Leak], "{findings:?}");
+    pool.check(None, Repair::Safe).await.unwrap();
+    assert!(!stray.exists() && check(&pool).await.is_empty());
+}
+
+#[tokio::test]
+async fn lists_that_do_not_agree_with_links_are_stale_and_are_mended() {
+    let home = Home::new();
+    let pool = home.pool().await;
+    let parent = written(&pool, "parent").await;
+    let parent = snapshot_of(&pool, &parent, "s").await;
+    let child = clone(&pool, &parent, "child").await.unwrap();
+    let nobody = ChildRef { pool: pool.pool(), image: ImageId::new("00000000000000ab") };
+    let elsewhere = ChildRef { pool: PoolId([9; 16]), image: ImageId::new("what") };
+    let revision = parent.snapshots[0].revision.clone();
+    database(&home).execute("DELETE FROM children", []).unwrap();
+    for child in [&nobody, &elsewhere] {
+        pool.attach(&parent.id, &revision, child).await.unwrap();
+    }
+    let findings = check(&pool).await;
+    assert_eq!(severities(&findings), [Severity::Stale, Severity::Stale], "{findings:?}");
+    let repaired = pool.check(None, Repair::Safe).await.unwrap();
+    assert!(repaired.iter().all(|finding| !finding.stands()), "{repaired:?}");
+    assert!(check(&pool).await.is_empty());
+    let listed: Vec<_> =
+        pool.children(&parent.id).await.unwrap().into_iter().map(|(_, child)| child).collect();
+    let mut expected = vec![ChildRef { pool: pool.pool(), image: child.id }, elsewhere];
+    expected.sort();
+    let mut sorted = listed;
+    sorted.sort();
+    assert_eq!(sorted, expected);
+}
+
+#[tokio::test]
+async fn a_catalog_that_breaks_its_invariants_is_damage_and_nothing_is_repaired_by_it() {
+    for harm in [
+        "UPDATE layers SET sealed = 1",
+        "UPDATE layers SET sealed = 0",
+        "UPDATE layers SET overlap = 9000000 WHERE below = 'own'",
+        "UPDATE images SET block_size = 3",
+        "PRAGMA foreign_keys = off; DELETE FROM layers WHERE sealed = 1",
+        "UPDATE layers SET below = 'own', below_layer = id, overlap = size",
+    ] {
+        let home = Home::new();
+        let pool = home.pool().await;
+        let record = image(&pool, "image").await;
+        let head = pool.own(&record.id).await.unwrap();
+        write_blocks(&head, 0, 1, b'x').await;
+        let (head, _) = snapshot(head, "s", false).await;
+        head.close().await.unwrap();
+        let stray = pool.path().join("layers/00000000000000ab");
+        fs::create_dir(&stray).unwrap();
+        database(&home).execute_batch(harm).unwrap();
+        let findings = home.pool().await.check(None, Repair::Safe).await.unwrap();
+        assert!(!findings.is_empty(), "{harm}");
+        assert!(
+            findings.iter().all(|finding| finding.severity == Severity::Damage),
+            "{harm}: {findings:?}"
+        );
+        assert!(stray.exists(), "{harm}");
+    }
+}
