@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
 use libtest_mimic::{Completion, Failed, Trial};
+use vellum_engine::{Catalog, Repair, Severity};
 
 use crate::harness::{Harness, Skip};
 use crate::pool::Pool;
@@ -71,11 +72,25 @@ fn hold<H: Harness>(case: Case<H>, harness: Arc<H>) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let opened = harness.clone();
-    let outcome = runtime.block_on(async { (case.run)(Pool::open(opened).await?).await });
+    let outcome = runtime.block_on(async {
+        (case.run)(Pool::open(opened.clone()).await?).await?;
+        check(&*opened).await
+    });
     // The storage goes last, when nothing works on it any more.
     runtime.shutdown_timeout(SHUTDOWN_MAX);
     drop(harness);
     outcome
+}
+
+/// Whatever a case did, the pool is in good order afterwards. Space may have leaked where a process died.
+async fn check<H: Harness>(harness: &H) -> Result<()> {
+    let findings = harness.open().await?.check(None, Repair::No).await?;
+    let wrong = findings
+        .into_iter()
+        .filter(|finding| matches!(finding.severity, Severity::Damage | Severity::Stale));
+    let wrong: Vec<String> = wrong.map(|finding| finding.what).collect();
+    anyhow::ensure!(wrong.is_empty(), "a check finds: {}", wrong.join("; "));
+    Ok(())
 }
 
 fn failed(error: anyhow::Error) -> Failed {

@@ -115,6 +115,9 @@ impl Medium {
 
     /// The next run of sectors that are no holes.
     pub(crate) fn next_data(&self, offset: u64) -> Option<Extent> {
+        if offset >= self.length {
+            return None;
+        }
         let mut numbers = self.seen.range(offset / SECTOR_U64..).map(|(number, _)| *number);
         let first = numbers.next().filter(|first| first * SECTOR_U64 < self.length)?;
         let mut end = first + 1;

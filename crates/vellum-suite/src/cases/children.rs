@@ -2,7 +2,8 @@
 
 use vellum_core::Extent;
 use vellum_engine::{
-    Below, Catalog, Change, ChildRef, ErrorKind, Head, ImageRecord, NewImage, NewParent,
+    Below, Catalog, Change, ChildRef, ErrorKind, Head, ImageRecord, NewImage, NewParent, Repair,
+    Severity,
 };
 
 use crate::Result;
@@ -23,6 +24,7 @@ super::cases! {
     children_are_listed_with_the_revision_they_hang_on,
     attaching_twice_is_attaching_once,
     detaching_twice_is_detaching_once,
+    who_is_listed_and_is_no_child_is_found_by_a_check,
     nothing_is_attached_where_no_snapshot_is,
     a_kept_snapshot_stays_without_children,
     an_automatic_snapshot_goes_when_its_last_child_is_removed,
@@ -198,7 +200,27 @@ async fn detaching_twice_is_detaching_once<H: Harness>(pool: Pool<H>) -> Result<
     pool.catalog.attach(&parent.id, revision, &other).await?;
     pool.catalog.detach(&parent.id, revision, &one).await?;
     pool.catalog.detach(&parent.id, revision, &one).await?;
-    assert_eq!(children(&pool, &parent).await?, [other]);
+    assert_eq!(children(&pool, &parent).await?, std::slice::from_ref(&other));
+    pool.catalog.detach(&parent.id, revision, &other).await?;
+    assert!(children(&pool, &parent).await?.is_empty());
+    Ok(())
+}
+
+async fn who_is_listed_and_is_no_child_is_found_by_a_check<H: Harness>(
+    pool: Pool<H>,
+) -> Result<()> {
+    let parent = pool.golden("parent").await?;
+    let child = pool.clone_of(&parent, "child").await?;
+    let revision = &snapshot_of(&parent, "s")?.revision;
+    let nobody = ChildRef { pool: pool.catalog.pool(), image: pool.catalog.unused_id() };
+    pool.catalog.attach(&parent.id, revision, &nobody).await?;
+    for (repair, stands) in [(Repair::No, true), (Repair::Safe, false)] {
+        let findings = pool.catalog.check(None, repair).await?;
+        let [finding] = &findings[..] else { panic!("one finding, not {findings:?}") };
+        assert_eq!((finding.severity, finding.stands()), (Severity::Stale, stands));
+    }
+    assert!(pool.catalog.check(None, Repair::No).await?.is_empty());
+    assert_eq!(children(&pool, &parent).await?, [child_of(&pool, &child)]);
     Ok(())
 }
 
