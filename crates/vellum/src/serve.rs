@@ -57,7 +57,6 @@ pub struct Serving {
     server: Server<ImageExports>,
     control: PathBuf,
     control_task: tokio::task::JoinHandle<()>,
-    socket: Option<PathBuf>,
     /// Where it listens for TCP.
     pub listening: Option<SocketAddr>,
 }
@@ -110,7 +109,7 @@ impl Vellum {
                 Some(bound.map_err(|error| Error::io(format!("listen on {address}"), error))?)
             }
         };
-        Ok(Serving { server, control, control_task, socket: options.socket, listening })
+        Ok(Serving { server, control, control_task, listening })
     }
 }
 
@@ -123,9 +122,8 @@ impl Serving {
         self.control_task.abort();
         let left = until.saturating_duration_since(Instant::now()).max(CLOSE_MIN);
         let closed = self.server.exports().close_all(left).await;
-        for path in [Some(&self.control), self.socket.as_ref()].into_iter().flatten() {
-            let _ = fs::remove_file(path);
-        }
+        // Its name is random, and nobody else's. The NBD socket's file went with its listener.
+        let _ = fs::remove_file(&self.control);
         drained && closed
     }
 }

@@ -3,14 +3,14 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, tcp, unix};
+use tokio::net::{TcpListener, UnixListener, UnixSocket, tcp, unix};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::export::Exports;
@@ -21,24 +21,76 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 /// The longest path that fits into a socket address.
 const PATH_MAX: usize = 107;
 
-/// Binds a Unix socket.
-pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+/// Connections that the kernel keeps while nobody accepts them.
+const BACKLOG: u32 = 1024;
+
+/// A Unix socket that is listened on, under a path that is given up with it.
+#[derive(Debug)]
+pub(super) struct Bound {
+    // Dropped first: while the socket is still listened on, nobody takes it for dead and puts another one into its place.
+    #[expect(dead_code, reason = "its file goes when it is dropped")]
+    file: SocketFile,
+    listener: UnixListener,
+}
+
+impl Bound {
+    /// The next connection.
+    pub(super) async fn next(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await?.0.into_std()
+    }
+}
+
+/// The file of a socket. Dropped, it takes the file away, unless the path leads to another one by then.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(found: &fs::Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
+}
+
+/// Listens on a Unix socket.
+pub(super) fn bind_unix(path: &Path) -> io::Result<Bound> {
     // A path that is too long is bound through a short name of its directory.
     let directory =
         path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let opened = fs::File::open(directory)?;
     let name = path.file_name().ok_or_else(|| io::Error::from(ErrorKind::InvalidInput))?;
     let short = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd())).join(name);
-    let path = if path.as_os_str().len() > PATH_MAX { short.as_path() } else { path };
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse && is_dead_socket(path) => {
-            fs::remove_file(path)?;
-            UnixListener::bind(path)?
+    let short = if path.as_os_str().len() > PATH_MAX { short.as_path() } else { path };
+    let socket = match bind_private(short) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && is_dead_socket(short) => {
+            fs::remove_file(short)?;
+            bind_private(short)?
         }
         result => result?,
     };
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    let file = SocketFile {
+        path: std::path::absolute(path)?,
+        identity: identity(&fs::symlink_metadata(short)?),
+    };
+    Ok(Bound { file, listener: socket.listen(BACKLOG)? })
+}
+
+/// Binds a socket that its owner alone can connect to, from the first moment on: the file gets the mode that the socket has,
+/// whatever the umask is.
+fn bind_private(path: &Path) -> io::Result<UnixSocket> {
+    let socket = UnixSocket::new_stream()?;
+    let same = fs::File::from(socket.as_fd().try_clone_to_owned()?);
+    same.set_permissions(fs::Permissions::from_mode(0o600))?;
+    socket.bind(path)?;
+    Ok(socket)
 }
 
 fn is_dead_socket(path: &Path) -> bool {
@@ -74,11 +126,6 @@ impl Socket for TcpStream {
         let _ = self.set_nodelay(true);
         Ok(tokio::net::TcpStream::from_std(self)?.into_split())
     }
-}
-
-/// The next connection to a Unix socket.
-pub(super) async fn next_unix(listener: &UnixListener) -> io::Result<UnixStream> {
-    listener.accept().await?.0.into_std()
 }
 
 /// The next connection on TCP.

@@ -138,10 +138,11 @@ impl<E: Exports> Server<E> {
     }
 
     /// Listens on a Unix socket of mode 0600. A socket that a dead server left is replaced; one that somebody listens on is
-    /// `AddrInUse`.
+    /// `AddrInUse`. Its file goes when the server begins to end, so that a successor can listen while this one drains; a file
+    /// that somebody else put there meanwhile stays.
     pub fn listen_unix(&self, path: &Path) -> std::io::Result<()> {
-        let listener = listener::bind_unix(path)?;
-        let next = async move || listener::next_unix(&listener).await;
+        let bound = listener::bind_unix(path)?;
+        let next = async move || bound.next().await;
         self.0.tasks.spawn(listener::accept(self.clone(), next));
         Ok(())
     }

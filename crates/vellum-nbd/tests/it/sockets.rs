@@ -45,6 +45,50 @@ async fn a_socket_that_a_dead_server_left_is_replaced_and_a_live_one_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_successor_listens_while_its_predecessor_drains_and_keeps_its_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nbd");
+    let (first, disk) = server(Limits::default());
+    first.listen_unix(&path).unwrap();
+    let mut peer = Peer::new(UnixStream::connect(&path).await.unwrap());
+    peer.hello(3).await;
+    peer.use_export(Style::Simple, "disk").await;
+    disk.hold(true);
+    peer.write(0, 0, b"last").await;
+    in_time(disk.called(1)).await;
+    let draining = tokio::spawn({
+        let first = first.clone();
+        async move { first.shutdown(Duration::from_secs(10)).await }
+    });
+    in_time(async {
+        while path.exists() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let (second, _) = server(Limits::default());
+    second.listen_unix(&path).unwrap();
+    disk.hold(false);
+    assert!(in_time(draining).await.unwrap());
+    Peer::new(UnixStream::connect(&path).await.unwrap()).hello(3).await;
+    assert!(in_time(second.shutdown(Duration::from_secs(10))).await);
+    assert!(!path.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_replaced_ours_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nbd");
+    let (first, _) = server(Limits::default());
+    first.listen_unix(&path).unwrap();
+    std::fs::rename(&path, dir.path().join("away")).unwrap();
+    let (second, _) = server(Limits::default());
+    second.listen_unix(&path).unwrap();
+    assert!(in_time(first.shutdown(Duration::from_secs(10))).await);
+    Peer::new(UnixStream::connect(&path).await.unwrap()).hello(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_path_longer_than_a_socket_address_can_be_listened_on() {
     let dir = tempfile::tempdir().unwrap();
     let deep = dir.path().join("d".repeat(150));

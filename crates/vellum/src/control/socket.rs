@@ -5,15 +5,17 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
 
 /// The longest path that fits into a socket address.
 const PATH_MAX: usize = 107;
+/// Connections that the kernel keeps while nobody accepts them.
+const BACKLOG: u32 = 1024;
 /// How long a socket that others left is asked whether somebody listens.
 const PROBE_MAX: Duration = Duration::from_millis(200);
 /// How many sockets that others left are looked at.
@@ -27,9 +29,12 @@ pub(crate) fn listen(directory: &Path) -> io::Result<(PathBuf, UnixListener)> {
     let name = format!("control-{}-{:016x}", std::process::id(), u64::from_le_bytes(random));
     let path = directory.join(name);
     let (short, _kept) = reachable(&path)?;
-    let listener = UnixListener::bind(&short)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-    Ok((path, listener))
+    let socket = UnixSocket::new_stream()?;
+    // The file gets the mode that the socket has, whatever the umask is: there is no moment at which others can connect.
+    let same = File::from(socket.as_fd().try_clone_to_owned()?);
+    same.set_permissions(fs::Permissions::from_mode(0o600))?;
+    socket.bind(&short)?;
+    Ok((path, socket.listen(BACKLOG)?))
 }
 
 /// Connects to a socket.
