@@ -10,6 +10,7 @@
 mod handshake;
 mod listener;
 mod reader;
+mod room;
 mod under_way;
 mod writer;
 
@@ -27,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use vellum_core::BufferPool;
 
 use crate::export::Exports;
+use crate::server::room::ServerRoom;
 
 /// What clients can drive, and how far.
 #[derive(Clone, Debug)]
@@ -39,6 +41,10 @@ pub struct Limits {
     pub connection_bytes_max: usize,
     /// Bytes of payload of all connections together.
     pub bytes_max: usize,
+    /// How long a connection may hold room of `bytes_max` that others wait for, while it moves less than 1 MiB of the payload
+    /// that it sends or of the replies that it is sent. Then it is closed. One that holds nothing, or that nobody waits for,
+    /// may be silent for ever.
+    pub stall_max: Duration,
     /// Options in one negotiation.
     pub options_max: usize,
     /// How long a negotiation may take.
@@ -50,13 +56,14 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 1,024 connections of 128 requests; 64 MiB for one of them and 512 MiB for all.
+    /// 1,024 connections of 128 requests; 64 MiB for one of them and 512 MiB for all, which may be kept from others for 30 s.
     fn default() -> Self {
         Self {
             connections_max: 1024,
             requests_max: 128,
             connection_bytes_max: 64 << 20,
             bytes_max: 512 << 20,
+            stall_max: Duration::from_secs(30),
             options_max: 256,
             handshake_max: Duration::from_secs(30),
             listed_max: 10_000,
@@ -85,8 +92,7 @@ struct Shared<E> {
     limits: Limits,
     buffers: BufferPool,
     connections: Arc<Semaphore>,
-    /// Payload in memory, in units of [`BYTES_UNIT`].
-    bytes: Arc<Semaphore>,
+    room: Arc<ServerRoom>,
     ending: CancellationToken,
     tasks: TaskTracker,
     /// Where the server was made.
@@ -95,9 +101,6 @@ struct Shared<E> {
     on_thread: fn(),
 }
 
-/// Payload is counted in these units, so that 512 MiB are few enough permits.
-const BYTES_UNIT: usize = 4096;
-
 impl<E: Exports> Server<E> {
     /// A server that does not listen yet.
     ///
@@ -105,7 +108,7 @@ impl<E: Exports> Server<E> {
     /// Outside a tokio runtime, which must last as long as the server.
     pub fn new(exports: E, limits: Limits, buffers: BufferPool) -> Self {
         let connections = Arc::new(Semaphore::new(limits.connections_max));
-        let bytes = Arc::new(Semaphore::new(limits.bytes_max / BYTES_UNIT));
+        let room = Arc::new(ServerRoom::new(&limits));
         let (ending, tasks) = (CancellationToken::new(), TaskTracker::new());
         let runtime = Handle::current();
         Self(Arc::new(Shared {
@@ -113,7 +116,7 @@ impl<E: Exports> Server<E> {
             limits,
             buffers,
             connections,
-            bytes,
+            room,
             ending,
             tasks,
             runtime,

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use vellum_core::{Buffer, Extent};
 
 use crate::export::{Export, Exports, ZeroFlags};
@@ -15,9 +16,10 @@ use crate::proto::option::Agreed;
 use crate::proto::reply::{self, Pieces};
 use crate::proto::request::{Command, Request, flag};
 use crate::proto::validate::validate;
+use crate::server::Shared;
+use crate::server::room::{Room, Watch};
 use crate::server::under_way::UnderWay;
 use crate::server::writer::{Holds, Reply, write_replies};
-use crate::server::{BYTES_UNIT, Shared};
 
 /// What is read from the socket at once: many small requests, or a piece of a payload.
 const READ_AT_ONCE: usize = 256 << 10;
@@ -33,8 +35,7 @@ struct Connection<X> {
     descriptors_max: usize,
     replies: UnboundedSender<Reply>,
     requests: Arc<Semaphore>,
-    bytes: [Arc<Semaphore>; 2],
-    bytes_max: usize,
+    room: Arc<Room>,
     buffers: vellum_core::BufferPool,
 }
 
@@ -47,9 +48,11 @@ pub(super) async fn transmit<E: Exports>(
     writer: impl AsyncWrite + Unpin + Send + 'static,
 ) {
     let (replies, queue) = unbounded_channel();
-    let writing = server.tasks.spawn(write_replies(writer, queue));
     let info = export.info();
     let limits = &server.limits;
+    let room = Arc::new(Room::new(server.room.clone(), limits));
+    let gone = CancellationToken::new();
+    let writing = server.tasks.spawn(write_replies(writer, queue, room.clone(), gone.clone()));
     let connection = Connection {
         export,
         agreed: Arc::new(agreed),
@@ -58,11 +61,7 @@ pub(super) async fn transmit<E: Exports>(
         descriptors_max: limits.descriptors_max,
         replies,
         requests: Arc::new(Semaphore::new(limits.requests_max)),
-        bytes: [
-            Arc::new(Semaphore::new(limits.connection_bytes_max / BYTES_UNIT)),
-            server.bytes.clone(),
-        ],
-        bytes_max: limits.connection_bytes_max.min(limits.bytes_max) / BYTES_UNIT,
+        room,
         buffers: server.buffers.clone(),
     };
     let mut input = Input { reader, buffer: BytesMut::with_capacity(READ_AT_ONCE) };
@@ -76,6 +75,7 @@ pub(super) async fn transmit<E: Exports>(
                 tracing::debug!(%error, "a connection broke off");
             }
         }
+        () = gone.cancelled() => {}
         () = under_way.run() => {}
     }
     under_way.end().await;
@@ -115,10 +115,16 @@ impl<R: AsyncRead + Unpin> Input<R> {
     }
 
     /// Fills a payload: first from what is here already, then straight from the socket.
-    async fn payload(&mut self, payload: &mut [u8]) -> io::Result<()> {
-        let here = self.buffer.len().min(payload.len());
+    async fn payload(&mut self, payload: &mut [u8], mut watch: Watch<'_>) -> io::Result<()> {
+        let mut here = self.buffer.len().min(payload.len());
         payload[..here].copy_from_slice(&self.buffer.split_to(here));
-        self.reader.read_exact(&mut payload[here..]).await.map(|_| ())
+        while here < payload.len() {
+            here += match watch.step(self.reader.read(&mut payload[here..])).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => read,
+            };
+        }
+        Ok(())
     }
 
     /// Takes a payload that nobody wants, without keeping it.
@@ -163,11 +169,11 @@ impl<X: Export> Connection<X> {
             };
             // Only reads and writes move data, and both are at most 32 MiB by now.
             if matches!(request.command, Command::Read | Command::Write) {
-                holds.bytes = Some(self.reserve(at.len_usize()).await?);
+                holds.bytes = Some(self.room.take(at.len_usize()).await?);
             }
             let data = if request.command == Command::Write {
                 let mut buffer = self.buffers.take(at.len_usize());
-                input.payload(&mut buffer).await?;
+                input.payload(&mut buffer, self.room.watch()).await?;
                 Some(buffer.freeze())
             } else {
                 None
@@ -177,13 +183,6 @@ impl<X: Export> Connection<X> {
                 None => start(Taken { request, at, data, holds }),
             }
         }
-    }
-
-    /// Waits for room for a payload, in this connection and in the server.
-    async fn reserve(&self, length: usize) -> io::Result<[OwnedSemaphorePermit; 2]> {
-        let units = length.div_ceil(BYTES_UNIT).min(self.bytes_max) as u32;
-        let [own, all] = self.bytes.clone().map(|bytes| bytes.acquire_many_owned(units));
-        Ok([own.await.map_err(io::Error::other)?, all.await.map_err(io::Error::other)?])
     }
 
     fn read_at_once(&self, request: &Request, at: Extent) -> Option<Pieces> {
@@ -197,11 +196,15 @@ impl<X: Export> Connection<X> {
 
     /// Carries a request out and answers it.
     async fn serve(&self, taken: Taken) {
-        let Taken { request, at, data, holds } = taken;
+        let Taken { request, at, data, mut holds } = taken;
         let pieces = match self.carry_out(&request, at, data).await {
             Ok(pieces) => pieces,
             Err(error) => reply::failed(&self.agreed, &request, &error),
         };
+        if request.command == Command::Write {
+            // Its payload is where it belongs, whenever the client takes the reply.
+            holds.bytes = None;
+        }
         self.answer(pieces, holds);
     }
 

@@ -2,13 +2,16 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_util::sync::CancellationToken;
 
 use crate::proto::reply::Pieces;
+use crate::server::room::{Reserved, Room, Watch};
 
 /// Replies taken at once.
 const BATCH: usize = 64;
@@ -29,20 +32,26 @@ pub(super) struct Reply {
 pub(super) struct Holds {
     #[expect(dead_code, reason = "given back when it is dropped")]
     pub(super) request: Option<OwnedSemaphorePermit>,
-    pub(super) bytes: Option<[OwnedSemaphorePermit; 2]>,
+    pub(super) bytes: Option<Reserved>,
 }
 
-/// Writes replies until nobody can send one any more. After an error it goes on taking them, so that their permits return.
+/// Writes replies until nobody can send one any more. After an error it says that the client is `gone`, and goes on taking them,
+/// so that their permits return.
 pub(super) async fn write_replies(
     mut writer: impl AsyncWrite + Unpin,
     mut replies: UnboundedReceiver<Reply>,
+    room: Arc<Room>,
+    gone: CancellationToken,
 ) -> io::Result<()> {
     let mut batch = Vec::with_capacity(BATCH);
     let mut result = Ok(());
     while replies.recv_many(&mut batch, BATCH).await > 0 {
         if result.is_ok() {
             let pieces = batch.iter_mut().flat_map(|reply| reply.pieces.drain(..)).collect();
-            result = write_all(&mut writer, pieces).await;
+            result = write_all(&mut writer, pieces, room.watch()).await;
+            if result.is_err() {
+                gone.cancel();
+            }
         }
         batch.clear();
     }
@@ -53,11 +62,12 @@ pub(super) async fn write_replies(
 async fn write_all(
     writer: &mut (impl AsyncWrite + Unpin),
     mut pieces: VecDeque<Bytes>,
+    mut watch: Watch<'_>,
 ) -> io::Result<()> {
     while !pieces.is_empty() {
         let slices: Vec<IoSlice<'_>> =
             pieces.iter().take(SLICES_MAX).map(|piece| IoSlice::new(piece)).collect();
-        let mut written = writer.write_vectored(&slices).await?;
+        let mut written = watch.step(writer.write_vectored(&slices)).await?;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }

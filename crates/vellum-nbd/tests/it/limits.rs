@@ -45,6 +45,89 @@ async fn payload_waits_for_room_in_the_connection_and_in_the_server() {
     }
 }
 
+/// Room in the server for one payload of 64 KiB at a time.
+fn crowded() -> Limits {
+    Limits { bytes_max: 64 << 10, stall_max: STALL, ..Limits::default() }
+}
+
+const STALL: Duration = Duration::from_secs(30);
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_sends_no_payload_is_closed_once_others_have_waited_for_its_room() {
+    let (server, _) = server(crowded());
+    let mut silent = client(&server, Style::Simple, "disk").await;
+    silent.request(command::WRITE, 0, 0, 64 << 10).await;
+    silent.send(&[b'x'; 1000]).await;
+    let mut other = client(&server, Style::Simple, "disk").await;
+    let began = tokio::time::Instant::now();
+    assert_eq!(other.read(0, 4096).await, [0; 4096]);
+    assert!(began.elapsed() <= STALL * 2, "{:?}", began.elapsed());
+    assert_eq!(silent.rest().await, b"");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_sends_a_byte_now_and_then_is_closed_like_a_silent_one() {
+    let (server, _) = server(crowded());
+    let mut slow = client(&server, Style::Simple, "disk").await;
+    slow.request(command::WRITE, 0, 0, 64 << 10).await;
+    let trickle = tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt;
+        while slow.stream.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(STALL / 100).await;
+        }
+    });
+    let mut other = client(&server, Style::Simple, "disk").await;
+    let began = tokio::time::Instant::now();
+    assert_eq!(other.read(0, 4096).await, [0; 4096]);
+    assert!(began.elapsed() <= STALL * 2, "{:?}", began.elapsed());
+    trickle.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_no_replies_is_closed_once_others_have_waited_for_its_room() {
+    let (server, _) = server(crowded());
+    let (mut deaf, _) = connect(&server, 2048);
+    deaf.hello(3).await;
+    deaf.use_export(Style::Simple, "disk").await;
+    deaf.request(command::READ, 0, 0, 64 << 10).await;
+    let mut other = client(&server, Style::Simple, "disk").await;
+    let began = tokio::time::Instant::now();
+    assert_eq!(other.read(0, 4096).await, [0; 4096]);
+    assert!(began.elapsed() <= STALL * 2, "{:?}", began.elapsed());
+    assert!(deaf.rest().await.len() < 64 << 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stops_for_an_hour_goes_on_if_nobody_waits_for_it() {
+    let (server, _) = server(crowded());
+    let mut paused = client(&server, Style::Simple, "disk").await;
+    let mut idle = client(&server, Style::Simple, "disk").await;
+    paused.request(command::WRITE, 0, 0, 64 << 10).await;
+    paused.send(&[b'x'; 1000]).await;
+    tokio::time::sleep(STALL * 120).await;
+    paused.send(&vec![b'x'; (64 << 10) - 1000]).await;
+    assert_eq!(paused.outcome(false).await, 0);
+    paused.request(command::READ, 0, 0, 64 << 10).await;
+    tokio::time::sleep(STALL * 120).await;
+    paused.simple().await;
+    assert_eq!(paused.take(64 << 10).await, vec![b'x'; 64 << 10]);
+    assert_eq!(idle.read(0, 4).await, b"xxxx", "one that holds nothing is never closed");
+}
+
+#[tokio::test]
+async fn a_write_gives_its_room_back_whether_its_reply_is_taken_or_not() {
+    let (server, disk) = server(crowded());
+    let (mut deaf, _) = connect(&server, 16);
+    deaf.hello(3).await;
+    deaf.use_export(Style::Simple, "disk").await;
+    for _ in 0..4 {
+        in_time(deaf.write(0, 0, &[b'x'; 64 << 10])).await;
+    }
+    in_time(disk.called(4)).await;
+    let mut other = client(&server, Style::Simple, "disk").await;
+    assert_eq!(in_time(other.read(0, 4096)).await, [b'x'; 4096]);
+}
+
 #[tokio::test]
 async fn a_payload_larger_than_the_limit_is_served_alone() {
     let limits = Limits { connection_bytes_max: 8192, bytes_max: 8192, ..Limits::default() };
