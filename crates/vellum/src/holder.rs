@@ -9,7 +9,7 @@ use vellum_image::image::Open;
 use crate::control::hint::Hint;
 use crate::control::operation::carry_out;
 use crate::control::protocol::nonsense;
-use crate::control::{Answer, Outcome, Request, ask};
+use crate::control::{Answer, Outcome, Request, ask, stopped};
 use crate::vellum::Located;
 use crate::{Image, Vellum};
 
@@ -68,19 +68,36 @@ impl Vellum {
         request: Request,
         progress: impl Fn(u64, u64),
     ) -> Result<Answer> {
+        self.at_holder_until(located, request, progress, std::future::pending()).await
+    }
+
+    /// As [`at_holder`](Self::at_holder), but a flatten ends with `Stopped` soon after `stop` does.
+    pub(crate) async fn at_holder_until(
+        &self,
+        located: &Located,
+        request: Request,
+        progress: impl Fn(u64, u64),
+        stop: impl Future<Output = ()>,
+    ) -> Result<Answer> {
         let what = if request.changes() { Open::Own } else { Open::Read };
+        tokio::pin!(stop);
         let mut patience = Patience::new();
         loop {
             let in_use = match self.try_open(located, what.clone()).await {
                 Ok(image) => {
-                    let done = carry_out(&image, &request, &progress).await;
+                    let done = carry_out(&image, &request, &progress, stop).await;
                     let closed = image.close().await;
                     return done.and_then(|answer| closed.map(|()| answer));
                 }
                 Err(error) if error.kind() == ErrorKind::InUse => error,
                 Err(error) => return Err(error),
             };
-            let unreachable = match ask(located, &request, &progress).await {
+            let outcome = tokio::select! {
+                outcome = ask(located, &request, &progress) => outcome,
+                // The holder stops when it is hung up on.
+                () = &mut stop => return Err(stopped()),
+            };
+            let unreachable = match outcome {
                 Outcome::Answered(result) => return result,
                 Outcome::Unreachable(why) => why,
                 Outcome::NotHeld => None,

@@ -176,11 +176,23 @@ impl Vellum {
         options: FlattenOptions,
         progress: impl Fn(u64, u64) + Send + Sync,
     ) -> Result<()> {
+        self.flatten_until(spec, options, progress, std::future::pending()).await
+    }
+
+    /// As [`flatten`](Self::flatten), until `stop` ends: then it stops with `Stopped`, and what was copied stays. An image that
+    /// was opened for it alone is closed, and with that synced.
+    pub async fn flatten_until(
+        &self,
+        spec: &ImageSpec,
+        options: FlattenOptions,
+        progress: impl Fn(u64, u64) + Send + Sync,
+        stop: impl Future<Output = ()>,
+    ) -> Result<()> {
         let located = self.locate(spec).await?;
         located.no_snapshot_meant()?;
         let FlattenOptions { copies, bytes_per_second } = options;
         let request = Request::Flatten { copies, bytes_per_second };
-        self.at_holder(&located, request, progress).await.map(|_| ())
+        self.at_holder_until(&located, request, progress, stop).await.map(|_| ())
     }
 
     /// Gives up the content of an extent. Durable when it returns.

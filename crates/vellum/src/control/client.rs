@@ -1,14 +1,18 @@
 //! Asking the holder of an image.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use vellum_engine::{Catalog, Error, Result};
+use vellum_engine::{Catalog, Error, ErrorKind, Result};
 
 use crate::control::hint::{self, Hint};
 use crate::control::protocol::{ANSWER_MAX, Answer, Asked, Request, VERSION, error_of};
 use crate::control::socket;
 use crate::vellum::Located;
+
+/// How long the holder may be silent. While it works it says so every second or two.
+const ANSWER_WAIT: Duration = Duration::from_secs(20);
 
 /// What came of asking.
 #[derive(Debug)]
@@ -46,6 +50,9 @@ pub(crate) async fn ask(
             Outcome::Answered(Err(error_of(&kind, maybe_done, message)))
         }
         Ok(answer) => Outcome::Answered(Ok(answer)),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            Outcome::Answered(Err(silent(&hint, &located.record.name)))
+        }
         Err(error) => {
             let what =
                 format!("ask process {}, which holds image {}", hint.pid, located.record.name);
@@ -54,6 +61,16 @@ pub(crate) async fn ask(
     }
 }
 
+fn silent(hint: &Hint, image: &vellum_core::ImageName) -> Error {
+    let what = format!(
+        "process {}, which holds image {image}, has said nothing for {ANSWER_WAIT:?}; it was stopped or hangs: let it go on, or kill it, which loses nothing that was acknowledged",
+        hint.pid
+    );
+    // It may still do what it was asked, once it goes on.
+    Error::new(ErrorKind::InUse, what).maybe_done()
+}
+
+/// Asks, and takes answers until the last one. `TimedOut` if the other side is silent for too long.
 async fn exchange(
     mut stream: tokio::net::UnixStream,
     asked: &Asked,
@@ -61,10 +78,11 @@ async fn exchange(
 ) -> io::Result<Answer> {
     let mut line = serde_json::to_vec(asked)?;
     line.push(b'\n');
-    stream.write_all(&line).await?;
+    tokio::time::timeout(ANSWER_WAIT, stream.write_all(&line)).await??;
     let mut answers = BufReader::new(stream);
     loop {
-        match serde_json::from_slice(&read_line(&mut answers, ANSWER_MAX).await?)? {
+        let line = tokio::time::timeout(ANSWER_WAIT, read_line(&mut answers, ANSWER_MAX)).await??;
+        match serde_json::from_slice(&line)? {
             Answer::Progress { done, total } => progress(done, total),
             answer => return Ok(answer),
         }
@@ -82,4 +100,41 @@ pub(super) async fn read_line(
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    fn asked() -> Asked {
+        let (pool, image) = ("p".to_owned(), "i".to_owned());
+        Asked { version: VERSION, pool, image, request: Request::Sync }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_holder_that_says_nothing_is_not_waited_for_for_ever() {
+        let (here, _there) = UnixStream::pair().unwrap();
+        let error = exchange(here, &asked(), |_, _| {}).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let hint = Hint { socket: "/s".into(), pid: 4711 };
+        let error = silent(&hint, &"gold".parse().unwrap());
+        assert!(error.chain().contains("4711") && error.chain().contains("gold"), "{error:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_holder_that_works_for_long_and_says_so_is_waited_for() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let working = tokio::spawn(async move {
+            for _ in 0..100 {
+                tokio::time::sleep(ANSWER_WAIT / 2).await;
+                there.write_all(b"{\"is\":\"progress\",\"done\":0,\"total\":0}\n").await.unwrap();
+            }
+            there.write_all(b"{\"is\":\"done\"}\n").await.unwrap();
+            there
+        });
+        assert_eq!(exchange(here, &asked(), |_, _| {}).await.unwrap(), Answer::Done);
+        working.await.unwrap();
+    }
 }

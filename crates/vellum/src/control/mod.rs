@@ -14,3 +14,9 @@ pub(crate) mod socket;
 
 pub(crate) use client::{Outcome, ask};
 pub(crate) use protocol::{Answer, Request};
+
+/// That a flatten was stopped, as its caller asked.
+pub(crate) fn stopped() -> vellum_engine::Error {
+    let what = "the flatten was stopped, as asked; start it again to go on";
+    vellum_engine::Error::new(vellum_engine::ErrorKind::Stopped, what)
+}

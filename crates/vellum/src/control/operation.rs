@@ -13,15 +13,18 @@ use crate::control::protocol::{Answer, Entry, Request};
 const ENTRIES_MAX: usize = 10_000;
 /// How often a flatten tells how far it has come.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// How long a flatten that was asked to stop may take to reach a convenient point.
+const STOP_GRACE: Duration = Duration::from_secs(1);
 /// More copies at once than this only take memory.
 const COPIES_MAX: usize = 64;
 
-/// Carries out a request. Everything but a flatten runs to its end or fails; a flatten may be dropped, and what it copied
-/// stays.
+/// Carries out a request. Everything but a flatten runs to its end or fails; a flatten ends with `Stopped` soon after `stop`
+/// does, or may be dropped, and what it copied stays.
 pub(crate) async fn carry_out(
     image: &Image,
     request: &Request,
     progress: impl Fn(u64, u64),
+    stop: impl Future<Output = ()>,
 ) -> Result<Answer> {
     match request {
         Request::Snapshot { name, auto } => {
@@ -35,6 +38,7 @@ pub(crate) async fn carry_out(
                 image,
                 FlattenOptions { copies, bytes_per_second: *bytes_per_second },
                 progress,
+                stop,
             )
             .await?;
         }
@@ -60,6 +64,7 @@ async fn flatten(
     image: &Image,
     options: FlattenOptions,
     progress: impl Fn(u64, u64),
+    stop: impl Future<Output = ()>,
 ) -> Result<()> {
     let job = Job::default();
     let tell = || {
@@ -67,7 +72,13 @@ async fn flatten(
         progress(now.done, now.total);
     };
     let flatten = image.flatten(options, &job);
-    tokio::pin!(flatten);
+    // Asks it to stop, and then has no more patience with it than this: one that keeps within a limit may sleep for hours.
+    let stopped = async {
+        stop.await;
+        job.stop();
+        tokio::time::sleep(STOP_GRACE).await;
+    };
+    tokio::pin!(flatten, stopped);
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
     loop {
         tokio::select! {
@@ -75,6 +86,7 @@ async fn flatten(
                 tell();
                 return result.map(|_| ());
             }
+            () = &mut stopped => return Err(crate::control::stopped()),
             _ = ticks.tick() => tell(),
         }
     }

@@ -55,7 +55,7 @@ impl Request {
     }
 }
 
-/// An answer. The last line of a connection is not a `Progress`.
+/// An answer. The last line of a connection is not a `Progress`; any number of these may come before, and says that work goes on.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "kebab-case")]
 pub(crate) enum Answer {

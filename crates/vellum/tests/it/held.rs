@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use vellum::{ErrorKind, Serving, Vellum};
 use vellum_core::Extent;
-use vellum_image::DiscardPolicy;
 use vellum_image::image::Open;
+use vellum_image::{DiscardPolicy, FlattenOptions};
 use vellum_testkit::nbd::Client;
 
 use crate::fixture::{MIB, PATIENCE, Place, content, filled, pattern, spec, until, within};
@@ -126,6 +126,55 @@ async fn an_image_in_use_is_flattened_and_its_parent_can_go() {
     held.write(2 * MIB, 3);
     let expect = with(with(pattern(8 * MIB, 1), MIB, 2), 2 * MIB, 3);
     assert!(held.client.read(0, 8 * MIB as u32).unwrap() == expect);
+    held.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn flattens_that_take_long_keep_nobody_else_waiting() {
+    const FLATTENS_MAX: usize = 64;
+    let held = Held::new().await;
+    let slowly = FlattenOptions { bytes_per_second: Some(1), ..Default::default() };
+    let (mut clients, mut flattens) = (Vec::new(), Vec::new());
+    for number in 0..FLATTENS_MAX {
+        let name = spec(&format!("slow-{number}"));
+        held.other.clone_image(&spec("gold@s"), &name, Default::default()).await.unwrap();
+        clients.push(held.place.client("nbd", &name.to_string()).await);
+        let other = held.other.clone();
+        let told = std::sync::Arc::new(tokio::sync::Notify::new());
+        let tell = told.clone();
+        flattens.push(tokio::spawn(async move {
+            other.flatten(&name, slowly, move |_, _| tell.notify_one()).await
+        }));
+        within(told.notified()).await;
+    }
+    within(held.other.create_snapshot(&spec("child@s"))).await.unwrap();
+    let child = spec("child");
+    let flatten = held.other.flatten(&child, slowly, |_, _| {});
+    assert_eq!(within(flatten).await.unwrap_err().kind(), ErrorKind::Busy);
+    flattens.iter().for_each(|flatten| flatten.abort());
+    until("they end when those who asked for them have gone", async || {
+        within(held.other.flatten(&spec("child"), Default::default(), |_, _| {})).await.is_ok()
+    })
+    .await;
+    drop(clients);
+    held.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_flatten_that_is_asked_to_stop_does_wherever_the_image_is_open() {
+    let held = Held::new().await;
+    held.other.clone_image(&spec("gold@s"), &spec("free"), Default::default()).await.unwrap();
+    let slowly = FlattenOptions { bytes_per_second: Some(1), ..Default::default() };
+    for image in ["child", "free"].map(spec) {
+        let stop = tokio::time::sleep(Duration::from_millis(300));
+        let flatten = held.other.flatten_until(&image, slowly, |_, _| {}, stop);
+        assert_eq!(within(flatten).await.unwrap_err().kind(), ErrorKind::Stopped, "{image}");
+        // It is free for the next operation, and what was copied stays.
+        until("it can be changed", async || {
+            within(held.other.flatten(&image, Default::default(), |_, _| {})).await.is_ok()
+        })
+        .await;
+    }
     held.end().await;
 }
 
