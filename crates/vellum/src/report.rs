@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use vellum_core::{Extent, ImageSpec, Runs, State};
-use vellum_engine::{Catalog as _, Layer, ParentLink, Result, RevisionId};
+use vellum_engine::{Catalog as _, ErrorKind, ImageRecord, Layer, ParentLink, Result, RevisionId};
 use vellum_image::image::Open;
 use vellum_image::{Mapped, chain};
 
@@ -30,6 +30,18 @@ pub struct Usage {
     pub stored_bytes: u64,
 }
 
+/// What a revision stores, as far as that can be found out now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum KnownUsage {
+    /// All of it.
+    Known(Usage),
+    /// Not what the head of an image holds, which somebody uses who cannot be asked: a command such as an import.
+    InUse {
+        /// The size of the image, in bytes.
+        size: u64,
+    },
+}
+
 /// An image in a tree of images.
 #[derive(Clone, Debug)]
 pub struct TreeNode {
@@ -40,32 +52,50 @@ pub struct TreeNode {
 }
 
 impl Vellum {
-    /// What each revision of an image stores: snapshots from the oldest, nameless ones, the head.
+    /// What each revision of an image stores: snapshots from the oldest, nameless ones, the head. `InUse` if somebody uses the
+    /// image who cannot be asked.
     pub async fn usage(&self, located: &Located) -> Result<Vec<Usage>> {
-        let record = &located.record;
-        let named = record.snapshots.iter().map(|snapshot| &snapshot.revision);
-        let nameless = record.revisions.iter().map(|revision| &revision.id).filter(|id| {
-            **id != record.head && record.snapshots.iter().all(|snapshot| snapshot.revision != **id)
-        });
         let mut usage = Vec::new();
-        for id in named.chain(nameless).chain([&record.head]) {
-            let is_head = *id == record.head;
-            let (data_bytes, zero_bytes) = if is_head {
-                self.usage_of_head(located).await?
-            } else {
-                count(&located.catalog.layer(&record.id, id).await?).await?
-            };
-            let snapshot = record.snapshots.iter().find(|snapshot| snapshot.revision == *id);
-            usage.push(Usage {
-                snapshot: snapshot.map(|snapshot| snapshot.name.to_string()),
-                is_head,
-                size: record.revision(id).map_or(0, |revision| revision.size),
-                data_bytes,
-                zero_bytes,
-                stored_bytes: located.catalog.stored_bytes(&record.id, id).await?,
-            });
+        for id in revisions_of(&located.record) {
+            usage.push(self.usage_of(located, id).await?);
         }
         Ok(usage)
+    }
+
+    /// As [`usage`](Self::usage), but a head that is in use is only said to be, and an image that is gone stores nothing.
+    pub async fn usage_as_known(&self, located: &Located) -> Result<Vec<KnownUsage>> {
+        let mut usage = Vec::new();
+        for id in revisions_of(&located.record) {
+            match self.usage_of(located, id).await {
+                Ok(known) => usage.push(KnownUsage::Known(known)),
+                Err(error) if error.kind() == ErrorKind::InUse => {
+                    usage.push(KnownUsage::InUse { size: located.record.size() });
+                }
+                // A snapshot, or the image, was removed since it was looked at.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(usage)
+    }
+
+    async fn usage_of(&self, located: &Located, id: &RevisionId) -> Result<Usage> {
+        let record = &located.record;
+        let is_head = *id == record.head;
+        let (data_bytes, zero_bytes) = if is_head {
+            self.usage_of_head(located).await?
+        } else {
+            count(&located.catalog.layer(&record.id, id).await?).await?
+        };
+        let snapshot = record.snapshots.iter().find(|snapshot| snapshot.revision == *id);
+        Ok(Usage {
+            snapshot: snapshot.map(|snapshot| snapshot.name.to_string()),
+            is_head,
+            size: record.revision(id).map_or(0, |revision| revision.size),
+            data_bytes,
+            zero_bytes,
+            stored_bytes: located.catalog.stored_bytes(&record.id, id).await?,
+        })
     }
 
     async fn usage_of_head(&self, located: &Located) -> Result<(u64, u64)> {
@@ -123,18 +153,34 @@ impl Vellum {
         Ok(roots.into_iter().filter_map(|root| node(root, &children, &mut seen)).collect())
     }
 
-    /// The parent of an image by its names, as far as this home knows them.
+    /// The parent of an image by its names, as far as this home knows them; by its id if it is gone or cannot be looked at.
     pub async fn parent_name(&self, located: &Located) -> Result<Option<String>> {
         let Some((_, link, _)) = located.record.parent() else { return Ok(None) };
         let Ok(catalog) = self.all_pools().await?.get(link.pool) else {
             return Ok(Some(format!("image {} of the unknown pool {}", link.image, link.pool)));
         };
-        let record = catalog.get(&link.image).await?;
+        let record = match catalog.get(&link.image).await {
+            Ok(record) => record,
+            // The link was cut and the parent removed since the child was looked at.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Ok(Some(format!("unknown image {}", link.image)));
+            }
+            Err(error) => return Err(error),
+        };
         let snapshot =
             record.snapshots.iter().find(|snapshot| snapshot.revision == link.revision).cloned();
         let pool = self.pool_name(link.pool).await.unwrap_or_else(|| located.pool.clone());
         Ok(Some(Located { pool, catalog, record, snapshot }.spec().to_string()))
     }
+}
+
+/// The revisions of an image: those of snapshots from the oldest, those without a name, the head.
+fn revisions_of(record: &ImageRecord) -> impl Iterator<Item = &RevisionId> {
+    let named = record.snapshots.iter().map(|snapshot| &snapshot.revision);
+    let nameless = record.revisions.iter().map(|revision| &revision.id).filter(|id| {
+        **id != record.head && record.snapshots.iter().all(|snapshot| snapshot.revision != **id)
+    });
+    named.chain(nameless).chain([&record.head])
 }
 
 /// Adds an entry of the next part of a map to what there is.
