@@ -19,8 +19,8 @@ use crate::{Image, Vellum};
 pub struct Reading {
     /// The image.
     pub image: Image,
-    /// A snapshot that was taken for it alone.
-    temporary: Option<ImageSpec>,
+    /// A snapshot that was taken for it alone, and its image.
+    temporary: Option<(Located, SnapshotName)>,
 }
 
 impl Vellum {
@@ -30,10 +30,27 @@ impl Vellum {
         spec: &ImageSpec,
         size: u64,
         options: CreateOptions,
-    ) -> Result<ImageRecord> {
+    ) -> Result<Located> {
         refuse_snapshot(spec)?;
-        let catalog = self.pool(&Self::pool_of(spec)).await?;
-        admin::create(&catalog, spec.image.clone(), size, options).await
+        let pool = Self::pool_of(spec);
+        let catalog = self.pool(&pool).await?;
+        let record = admin::create(&catalog, spec.image.clone(), size, options).await?;
+        Ok(Located { pool, catalog, record, snapshot: None })
+    }
+
+    /// `Exists` if an image has this name; for who wants to know before something that takes long. Another process may take the
+    /// name in the next moment.
+    pub async fn refuse_taken(&self, spec: &ImageSpec) -> Result<()> {
+        refuse_snapshot(spec)?;
+        let pool = Self::pool_of(spec);
+        match self.pool(&pool).await?.find(&spec.image).await {
+            Ok(_) => {
+                let what = format!("an image {} exists in pool {pool}", spec.image);
+                Err(Error::new(ErrorKind::Exists, what))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Opens an image, or a snapshot if both `spec` and `what` name it. One that somebody has open for a moment is waited for;
@@ -68,12 +85,11 @@ impl Vellum {
     async fn read_snapshot_of(&self, located: &Located) -> Result<Reading> {
         let name = unused_snapshot_name();
         self.snapshot_located(located, &name, true).await?;
-        let temporary = ImageSpec { snapshot: Some(name.clone()), ..located.spec() };
-        match self.open_located(located, Open::Snapshot(name)).await {
-            Ok(image) => Ok(Reading { image, temporary: Some(temporary) }),
+        match self.open_located(located, Open::Snapshot(name.clone())).await {
+            Ok(image) => Ok(Reading { image, temporary: Some((located.clone(), name)) }),
             Err(error) => {
                 // If it cannot go now, `snap rm` takes it later.
-                let _ = self.remove_snapshot(&temporary).await;
+                let _ = self.remove_snapshot_of(located, &name).await;
                 Err(error)
             }
         }
@@ -83,8 +99,8 @@ impl Vellum {
     pub async fn finish(&self, reading: Reading) -> Result<()> {
         let Reading { image, temporary } = reading;
         drop(image);
-        let Some(spec) = temporary else { return Ok(()) };
-        match self.remove_snapshot(&spec).await {
+        let Some((located, name)) = temporary else { return Ok(()) };
+        match self.remove_snapshot_of(&located, &name).await {
             Err(error) if matches!(error.kind(), ErrorKind::HasChildren | ErrorKind::NotFound) => {
                 Ok(())
             }
@@ -111,16 +127,20 @@ impl Vellum {
     /// Takes a snapshot's name away. `HasChildren` if clones hang on it.
     pub async fn remove_snapshot(&self, spec: &ImageSpec) -> Result<()> {
         let name = snapshot_of(spec)?;
-        let located = self.locate(spec).await?;
+        self.remove_snapshot_of(&self.locate(spec).await?, &name).await
+    }
+
+    async fn remove_snapshot_of(&self, located: &Located, name: &SnapshotName) -> Result<()> {
         let pools = self.all_pools().await?;
         // A name needs no ownership: whoever holds the image goes on reading the layer.
         let change = |snapshot: &SnapshotRecord| Change::RemoveSnapshot(snapshot.id.clone());
-        admin::change_snapshot(pools, &located.catalog, &located.record.id, &name, change)
+        admin::change_snapshot(pools, &located.catalog, &located.record.id, name, change)
             .await
             .map(|_| ())
     }
 
-    /// Makes a writable copy of a snapshot; of an image, a snapshot is taken that goes with its last child.
+    /// Makes a writable copy of a snapshot; of an image, a snapshot is taken that goes with its last child. `Exists`, before any
+    /// snapshot is taken, if the child's name is taken.
     pub async fn clone_image(
         &self,
         parent: &ImageSpec,
@@ -129,20 +149,19 @@ impl Vellum {
     ) -> Result<ImageRecord> {
         refuse_snapshot(child)?;
         let mut located = self.locate(parent).await?;
-        let mut taken = None;
-        if located.snapshot.is_none() {
-            let name = unused_snapshot_name();
-            self.snapshot_located(&located, &name, true).await?;
-            let spec = ImageSpec { snapshot: Some(name), ..parent.clone() };
-            located = self.locate(&spec).await?;
-            taken = Some(spec);
+        if located.snapshot.is_some() {
+            return self.clone_located(&located, child, options).await;
         }
+        // A snapshot that was taken for nothing leaves a layer behind.
+        self.refuse_taken(child).await?;
+        let name = unused_snapshot_name();
+        self.snapshot_located(&located, &name, true).await?;
+        located.record = located.catalog.get(&located.record.id).await?;
+        located.snapshot = located.record.snapshot(&name).cloned();
         let made = self.clone_located(&located, child, options).await;
-        if made.is_err()
-            && let Some(spec) = taken
-        {
+        if made.is_err() {
             // It has no child; if it cannot go now, `snap rm` takes it later.
-            let _ = self.remove_snapshot(&spec).await;
+            let _ = self.remove_snapshot_of(&located, &name).await;
         }
         made
     }
@@ -155,7 +174,10 @@ impl Vellum {
     ) -> Result<ImageRecord> {
         let pools = self.all_pools().await?;
         let catalog = self.pool(&Self::pool_of(child)).await?;
-        let snapshot = parent.snapshot.as_ref().expect("a snapshot was named or taken");
+        let snapshot = parent.snapshot.as_ref().ok_or_else(|| {
+            let what = format!("the snapshot that was taken of {} is gone", parent.record.name);
+            Error::new(ErrorKind::Conflict, what)
+        })?;
         admin::clone(
             pools,
             &parent.catalog,
@@ -213,7 +235,11 @@ impl Vellum {
 
     /// Gives an image another name. Clients that use it go on.
     pub async fn rename(&self, spec: &ImageSpec, name: &ImageName) -> Result<()> {
-        let located = self.locate(spec).await?;
+        self.rename_located(&self.locate(spec).await?, name).await
+    }
+
+    /// As [`rename`](Self::rename), of the image that was located, whatever it is called by now.
+    pub async fn rename_located(&self, located: &Located, name: &ImageName) -> Result<()> {
         located.no_snapshot_meant()?;
         let change = |_: &ImageRecord| Ok(Change::Rename(name.clone()));
         admin::change(&located.catalog, &located.record.id, change).await.map(|_| ())
@@ -222,7 +248,11 @@ impl Vellum {
     /// Removes an image with its snapshots. `HasChildren` if clones hang on it; `InUse` if somebody has it open for longer than
     /// a moment.
     pub async fn remove(&self, spec: &ImageSpec) -> Result<()> {
-        let located = self.locate(spec).await?;
+        self.remove_located(&self.locate(spec).await?).await
+    }
+
+    /// As [`remove`](Self::remove), of the image that was located, whatever it is called by now and whoever has its name.
+    pub async fn remove_located(&self, located: &Located) -> Result<()> {
         located.no_snapshot_meant()?;
         let pools = self.all_pools().await?;
         let mut patience = Patience::new();
@@ -230,7 +260,7 @@ impl Vellum {
             match admin::remove(pools, &located.catalog, &located.record.id).await {
                 Err(error) if error.kind() == ErrorKind::InUse => {
                     let served =
-                        self.holder(&located).await.is_some_and(|holder| holder.clients > 0);
+                        self.holder(located).await.is_some_and(|holder| holder.clients > 0);
                     if served || !patience.wait().await {
                         return Err(error);
                     }
@@ -275,7 +305,7 @@ fn snapshot_of(spec: &ImageSpec) -> Result<SnapshotName> {
     })
 }
 
-fn refuse_snapshot(spec: &ImageSpec) -> Result<()> {
+pub(crate) fn refuse_snapshot(spec: &ImageSpec) -> Result<()> {
     match &spec.snapshot {
         None => Ok(()),
         Some(_) => Err(Error::new(

@@ -13,7 +13,7 @@
 //!
 //! The layering rules are in `vellum-image`, the bytes in `vellum-local`, the protocol in `vellum-nbd`; this crate names things
 //! and brings them together. [`home`] is where pools are known, [`vellum`] finds images in them, [`images`] is what can be done to
-//! an image by name, [`report`] what can be told about it; [`holder`] is how both reach it wherever it is open, and `control`
+//! an image by name, [`unfinished`] how one is filled first, [`report`] what can be told about it; [`holder`] is how both reach it wherever it is open, and `control`
 //! how a process asks another. [`serve`] is a serving process, [`exports`] what it offers, [`export`] what a connection uses,
 //! `holding` what it owns.
 #![forbid(unsafe_code)]
@@ -27,6 +27,7 @@ pub mod home;
 pub mod images;
 pub mod report;
 pub mod serve;
+pub mod unfinished;
 pub mod vellum;
 
 pub use vellum_engine::{Error, ErrorKind, Result};
@@ -35,6 +36,7 @@ pub use holder::Holder;
 pub use home::HomeOptions;
 pub use images::Reading;
 pub use serve::{ServeOptions, Serving};
+pub use unfinished::Unfinished;
 pub use vellum::{Located, Vellum};
 
 /// The catalog of a pool. One engine so far; with a second one this becomes an enum over both.

@@ -1,5 +1,6 @@
 //! Images that nobody else has open.
 
+use vellum::report::KnownUsage;
 use vellum::{ErrorKind, Vellum};
 use vellum_core::Extent;
 use vellum_engine::Layering;
@@ -103,7 +104,77 @@ async fn a_clone_that_fails_leaves_no_snapshot_behind() {
     filled(&vellum, "a", &pattern(MIB, 3)).await;
     let error = vellum.clone_image(&spec("a"), &spec("a"), Default::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Exists);
-    assert!(vellum.locate(&spec("a")).await.unwrap().record.snapshots.is_empty());
+    let record = vellum.locate(&spec("a")).await.unwrap().record;
+    assert!(record.snapshots.is_empty());
+    assert_eq!(record.revisions.len(), 1, "nor a layer");
+}
+
+#[tokio::test]
+async fn a_parent_that_is_gone_is_unknown_and_no_error() {
+    let place = Place::new();
+    let vellum = golden(&place).await;
+    let child = vellum.locate(&spec("child")).await.unwrap();
+    vellum.flatten(&spec("child"), Default::default(), |_, _| {}).await.unwrap();
+    vellum.remove(&spec("gold")).await.unwrap();
+    let parent = vellum.parent_name(&child).await.unwrap().unwrap();
+    assert!(parent.contains("unknown"), "{parent}");
+}
+
+#[tokio::test]
+async fn what_was_located_is_opened_changed_and_removed_whatever_it_is_called_by_now() {
+    let place = Place::new();
+    let vellum = place.user().await;
+    filled(&vellum, "a", &pattern(MIB, 1)).await;
+    let located = vellum.locate(&spec("a")).await.unwrap();
+    vellum.rename(&spec("a"), &"b".parse().unwrap()).await.unwrap();
+    filled(&vellum, "a", &pattern(MIB, 2)).await;
+    let image = vellum.open_located(&located, Open::Own).await.unwrap();
+    assert_eq!(image.id(), &located.record.id);
+    image.close().await.unwrap();
+    assert_eq!(vellum.map(&located).await.unwrap().len(), 1);
+    vellum.rename_located(&located, &"c".parse().unwrap()).await.unwrap();
+    vellum.remove_located(&located).await.unwrap();
+    assert_eq!(vellum.locate(&spec("c")).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(content(&vellum, "a").await == pattern(MIB, 2));
+}
+
+#[tokio::test]
+async fn an_unfinished_image_gets_its_name_at_the_end() {
+    let place = Place::new();
+    let vellum = place.user().await;
+    let begin =
+        async |name: &str| vellum.create_unfinished(&spec(name), MIB, Default::default()).await;
+    let names = async || {
+        let images = vellum.images(None).await.unwrap();
+        images.iter().map(|image| image.record.name.to_string()).collect::<Vec<_>>()
+    };
+    let (first, second) = (begin("a").await.unwrap(), begin("a").await.unwrap());
+    assert!(names().await.iter().all(|name| name.starts_with("a.importing-")));
+    vellum.complete(&first).await.unwrap();
+    assert_eq!(vellum.complete(&second).await.unwrap_err().kind(), ErrorKind::Exists);
+    assert_eq!(begin("a").await.unwrap_err().kind(), ErrorKind::Exists);
+    vellum.remove_located(&second.located).await.unwrap();
+    assert_eq!(names().await, ["a"]);
+    assert_eq!(vellum.locate(&spec("a")).await.unwrap().record.id, first.located.record.id);
+}
+
+#[tokio::test]
+async fn the_usage_of_an_image_in_use_by_a_command_is_said_to_be_unknown() {
+    let place = Place::new();
+    let vellum = golden(&place).await;
+    let image = vellum.open_image(&spec("gold"), Open::Own).await.unwrap();
+    let gold = vellum.locate(&spec("gold")).await.unwrap();
+    let other = place.user().await;
+    let usage = other.usage_as_known(&other.locate(&spec("gold")).await.unwrap()).await.unwrap();
+    let [KnownUsage::Known(snapshot), KnownUsage::InUse { size }] = &usage[..] else {
+        panic!("{usage:?}")
+    };
+    assert_eq!((snapshot.data_bytes, *size), (16 * MIB, 16 * MIB));
+    assert_eq!(other.usage(&gold).await.unwrap_err().kind(), ErrorKind::InUse);
+    image.close().await.unwrap();
+    vellum.remove(&spec("child")).await.unwrap();
+    vellum.remove(&spec("gold")).await.unwrap();
+    assert_eq!(other.usage_as_known(&gold).await.unwrap(), []);
 }
 
 #[tokio::test]
