@@ -53,26 +53,7 @@ impl Failure {
             return error.hint();
         }
         let Failure::Library(error) = self else { return None };
-        match error.kind() {
-            ErrorKind::NotFound => Some(
-                "`vellum ls` lists the images of this home, `vellum snap ls` the snapshots of one; --home or VELLUM_HOME names another home",
-            ),
-            ErrorKind::Exists => Some("choose another name, or remove the image with `vellum rm`"),
-            ErrorKind::InUse => {
-                Some("disconnect its clients, or stop the `vellum serve` that holds it")
-            }
-            ErrorKind::HasChildren => {
-                Some("`vellum children` lists them; remove them, or `vellum flatten` each")
-            }
-            ErrorKind::NoSpace => Some(
-                "remove images or snapshots that are no longer needed, or free space on the file system",
-            ),
-            ErrorKind::Poisoned => {
-                Some("a sync failed; check the disk, then close and open the image again")
-            }
-            ErrorKind::Busy => Some("try again in a moment"),
-            _ => None,
-        }
+        hint_for(error.kind())
     }
 
     /// What the process ends with.
@@ -106,6 +87,32 @@ impl Failure {
             .chain()
             .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
             .any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// What a user could do about an error of this kind.
+fn hint_for(kind: ErrorKind) -> Option<&'static str> {
+    match kind {
+        ErrorKind::NotFound => Some(
+            "`vellum ls` lists the images of this home, `vellum snap ls` the snapshots of one, `vellum pool ls` its pools; --home or VELLUM_HOME names another home",
+        ),
+        ErrorKind::Exists => Some(
+            "choose another name, or remove what has it: `vellum rm` an image, `vellum snap rm` a snapshot",
+        ),
+        ErrorKind::InUse => {
+            Some("disconnect its clients, or stop the `vellum serve` that holds it")
+        }
+        ErrorKind::HasChildren => {
+            Some("`vellum children` lists them; remove them, or `vellum flatten` each")
+        }
+        ErrorKind::NoSpace => Some(
+            "`vellum rm` images that are no longer needed, or free space on the file system; a snapshot that goes alone frees nothing",
+        ),
+        ErrorKind::Poisoned => {
+            Some("a sync failed; check the disk, then close and open the image again")
+        }
+        ErrorKind::Busy => Some("try again in a moment"),
+        _ => None,
     }
 }
 
@@ -144,4 +151,47 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::args::Arguments;
+
+    const KINDS: &[ErrorKind] = &[
+        ErrorKind::NotFound,
+        ErrorKind::Exists,
+        ErrorKind::InUse,
+        ErrorKind::HasChildren,
+        ErrorKind::Invalid,
+        ErrorKind::Unsupported,
+        ErrorKind::ReadOnly,
+        ErrorKind::NoSpace,
+        ErrorKind::Corrupt,
+        ErrorKind::Poisoned,
+        ErrorKind::OwnershipLost,
+        ErrorKind::Conflict,
+        ErrorKind::Busy,
+        ErrorKind::Stopped,
+        ErrorKind::Io,
+    ];
+
+    #[test]
+    fn hints_name_commands_that_exist() {
+        let mut named = 0;
+        for hint in KINDS.iter().filter_map(|kind| hint_for(*kind)) {
+            for quoted in hint.split('`').skip(1).step_by(2) {
+                let words = quoted.strip_prefix("vellum ").expect("what is quoted is a command");
+                let all = Arguments::command();
+                let mut command = &all;
+                for word in words.split(' ') {
+                    command = command.find_subcommand(word).unwrap_or_else(|| panic!("{quoted}"));
+                }
+                named += 1;
+            }
+        }
+        assert!(named > 5);
+    }
 }
