@@ -26,7 +26,7 @@ pub struct Arguments {
 /// A command.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Create, list and remove pools
+    /// Create, list and remove pools, and use copies of them
     #[command(subcommand)]
     Pool(PoolCommand),
     /// Create an empty image
@@ -152,6 +152,14 @@ pub enum PoolCommand {
     },
     /// List pools
     Ls,
+    /// Give a pool that is a copy of another one an id of its own, so that both can be used
+    NewId {
+        /// The copy's name in this home
+        name: PoolName,
+        /// The copy's directory, if this home does not know it yet
+        #[arg(long, value_name = "DIR")]
+        path: Option<PathBuf>,
+    },
     /// Forget a pool; what is in its directory stays
     Rm {
         /// Its name in this home

@@ -11,7 +11,7 @@ use vellum_disk::RealDisk;
 use vellum_engine::{Catalog as _, Error, ErrorKind, ImageRecord, PoolId, Result, SnapshotRecord};
 use vellum_image::Pools;
 use vellum_local::store::AfterStop;
-use vellum_local::{LocalCatalog, Mode, OpenOptions, StoreOptions};
+use vellum_local::{Copies, LocalCatalog, Mode, OpenOptions, StoreOptions};
 
 use crate::Catalog;
 use crate::home::{DEFAULT_POOL, Home, HomeOptions, PoolConfig, no_pool};
@@ -102,6 +102,15 @@ impl Vellum {
     pub async fn create_pool(&self, name: &PoolName, path: &Path) -> Result<()> {
         let path = std::path::absolute(path)
             .map_err(|error| Error::io(format!("find {}", path.display()), error))?;
+        self.refuse_known(name, &path)?;
+        create_above(&path)?;
+        self.open_pool(&path, Mode::CreateIfMissing).await?;
+        let (home, name) = (self.0.home.clone(), name.clone());
+        change_home(move || home.add_pool(&name, PoolConfig { path })).await
+    }
+
+    /// `Exists` if the home knows a pool of this name, or another one at this path.
+    fn refuse_known(&self, name: &PoolName, path: &Path) -> Result<()> {
         let known = self.0.home.pools()?;
         if known.contains_key(name) && name.as_str() != DEFAULT_POOL {
             return Err(Error::new(ErrorKind::Exists, format!("a pool {name} is known already")));
@@ -112,10 +121,7 @@ impl Vellum {
             let what = format!("{} is known already as pool {other}", path.display());
             return Err(Error::new(ErrorKind::Exists, what));
         }
-        create_above(&path)?;
-        self.open_pool(&path, Mode::CreateIfMissing).await?;
-        let (home, name) = (self.0.home.clone(), name.clone());
-        change_home(move || home.add_pool(&name, PoolConfig { path })).await
+        Ok(())
     }
 
     /// Forgets a pool. What is in its directory stays.
@@ -145,13 +151,51 @@ impl Vellum {
         Ok(catalog)
     }
 
+    /// Gives a pool that is a copy of another one an id of its own, so that both can be used. Links between its own images
+    /// follow; children in other pools stay with the original. With a path, the pool there is made known by the name too.
+    /// `Invalid` if it is no copy.
+    pub async fn give_new_id(&self, name: &PoolName, path: Option<&Path>) -> Result<PoolId> {
+        let (path, is_new) = match (path, self.0.home.pools()?.remove(name)) {
+            (None, None) => return Err(no_pool(&self.0.home, name)),
+            (None, Some(config)) => (config.path, false),
+            (Some(path), _) => {
+                let path = std::path::absolute(path)
+                    .map_err(|error| Error::io(format!("find {}", path.display()), error))?;
+                self.refuse_known(name, &path)?;
+                (path, true)
+            }
+        };
+        match self.open_pool(&path, Mode::Existing).await {
+            Ok(_) => {
+                let what = format!(
+                    "the pool at {} is no copy, and keeps its id; name the copy",
+                    path.display()
+                );
+                return Err(Error::new(ErrorKind::Invalid, what));
+            }
+            // A copy is refused as invalid. If it is invalid for another reason, it still is below.
+            Err(error) if error.kind() == ErrorKind::Invalid => {}
+            Err(error) => return Err(error),
+        }
+        let catalog = self.open_copy(&path, Mode::Existing, Copies::GiveNewId).await?;
+        if is_new {
+            let (home, name) = (self.0.home.clone(), name.clone());
+            change_home(move || home.add_pool(&name, PoolConfig { path })).await?;
+        }
+        Ok(catalog.pool())
+    }
+
     async fn open_pool(&self, path: &Path, mode: Mode) -> Result<Catalog> {
+        self.open_copy(path, mode, Copies::Refuse).await
+    }
+
+    async fn open_copy(&self, path: &Path, mode: Mode, copies: Copies) -> Result<Catalog> {
         let store = StoreOptions {
             buffers: self.0.buffers.clone(),
             after: after_stop()?,
             ..StoreOptions::default()
         };
-        let options = OpenOptions { mode, store, ..OpenOptions::default() };
+        let options = OpenOptions { mode, copies, store };
         let catalog = LocalCatalog::open(self.0.disk.clone(), path, options).await?;
         self.0.pools.add(catalog.clone());
         Ok(catalog)

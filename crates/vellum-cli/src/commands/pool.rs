@@ -17,10 +17,14 @@ struct Pool {
     error: Option<String>,
 }
 
-/// Creates, lists or forgets pools.
+/// Creates, lists, tells apart or forgets pools.
 pub async fn run(vellum: &Vellum, command: PoolCommand, output: &mut Output) -> Result {
     match command {
         PoolCommand::Create { name, path } => Ok(vellum.create_pool(&name, &path).await?),
+        PoolCommand::NewId { name, path } => {
+            vellum.give_new_id(&name, path.as_deref()).await?;
+            Ok(())
+        }
         PoolCommand::Rm { name } => Ok(vellum.forget_pool(&name).await?),
         PoolCommand::Ls => list(vellum, output).await,
     }
