@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use vellum_core::{ByteSize, ImageName, ImageSpec, PoolName};
+use vellum_core::{ByteSize, ImageName, ImageSpec, NameError, PoolName};
 use vellum_engine::Layering;
 
 use crate::commands::{bench, export, import, serve};
@@ -32,9 +32,10 @@ pub enum Command {
     /// Create an empty image
     Create {
         /// [pool/]image
+        #[arg(value_parser = image)]
         spec: ImageSpec,
         /// Its size, such as 10G
-        #[arg(long, short)]
+        #[arg(long, short, value_parser = some_bytes)]
         size: ByteSize,
         #[command(flatten)]
         shape: Shape,
@@ -56,6 +57,7 @@ pub enum Command {
     /// Draw parents, snapshots and children
     Tree {
         /// Only what hangs on this image
+        #[arg(value_parser = image)]
         spec: Option<ImageSpec>,
     },
     /// Show what images store
@@ -76,6 +78,7 @@ pub enum Command {
         /// [pool/]image[@snap]; without a snapshot one is taken for it
         parent: ImageSpec,
         /// [pool/]image
+        #[arg(value_parser = image)]
         child: ImageSpec,
         /// Make this many, named CHILD-0001 and so on
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -91,14 +94,16 @@ pub enum Command {
     /// Copy up what is inherited from the parent, then cut the link
     Flatten {
         /// [pool/]image
+        #[arg(value_parser = image)]
         spec: ImageSpec,
         /// Copy at most this much a second
-        #[arg(long, value_name = "SIZE")]
+        #[arg(long, value_name = "SIZE", value_parser = some_bytes)]
         rate: Option<ByteSize>,
     },
     /// Give up the content of a range
     Discard {
         /// [pool/]image
+        #[arg(value_parser = image)]
         spec: ImageSpec,
         /// Where it begins
         #[arg(long)]
@@ -113,6 +118,7 @@ pub enum Command {
     /// Give an image another name
     Rename {
         /// [pool/]image
+        #[arg(value_parser = image)]
         spec: ImageSpec,
         /// The new name, in the same pool
         name: ImageName,
@@ -120,6 +126,7 @@ pub enum Command {
     /// Remove an image with its snapshots
     Rm {
         /// [pool/]image
+        #[arg(value_parser = image)]
         spec: ImageSpec,
     },
     /// Offer images over NBD
@@ -173,16 +180,19 @@ pub enum SnapCommand {
     /// Freeze an image under a name, in O(1), also while it is in use
     Create {
         /// [pool/]image@snap
+        #[arg(value_parser = snapshot)]
         spec: ImageSpec,
     },
     /// List the snapshots of an image
     Ls {
         /// [pool/]image
+        #[arg(value_parser = image)]
         spec: ImageSpec,
     },
     /// Remove a snapshot
     Rm {
         /// [pool/]image@snap
+        #[arg(value_parser = snapshot)]
         spec: ImageSpec,
     },
 }
@@ -205,6 +215,32 @@ pub struct Shape {
     /// Objects that take turns
     #[arg(long, value_name = "N", requires = "stripe_unit")]
     pub stripe_count: Option<u64>,
+}
+
+/// An image, where a snapshot makes no sense.
+pub fn image(text: &str) -> Result<ImageSpec, String> {
+    let spec: ImageSpec = text.parse().map_err(|error: NameError| error.to_string())?;
+    match &spec.snapshot {
+        None => Ok(spec),
+        Some(name) => Err(format!("name the image alone, without '@{name}'")),
+    }
+}
+
+/// A snapshot, where an image alone makes no sense.
+fn snapshot(text: &str) -> Result<ImageSpec, String> {
+    let spec: ImageSpec = text.parse().map_err(|error: NameError| error.to_string())?;
+    match &spec.snapshot {
+        Some(_) => Ok(spec),
+        None => Err(format!("name a snapshot too, as in {text}@SNAP")),
+    }
+}
+
+/// A size, where nothing makes no sense.
+fn some_bytes(text: &str) -> Result<ByteSize, String> {
+    match text.parse::<ByteSize>().map_err(|error| error.to_string())? {
+        ByteSize(0) => Err("it must be at least 1 byte".to_owned()),
+        size => Ok(size),
+    }
 }
 
 /// `--layering`.

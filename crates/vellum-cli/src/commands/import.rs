@@ -13,7 +13,7 @@ use vellum_core::{BufferPool, ImageSpec, State};
 use vellum_image::WriteOptions;
 use vellum_image::image::Open;
 
-use crate::args::Shape;
+use crate::args::{Shape, image};
 use crate::commands::create_options;
 use crate::failure::{Failure, Result};
 use crate::progress;
@@ -35,6 +35,7 @@ pub struct Arguments {
     /// [pool/]image
     spec: ImageSpec,
     /// The file's format, if it should not be found out
+    #[arg(value_parser = image)]
     #[arg(long, value_enum)]
     input_format: Option<FileFormat>,
     /// Allow a qcow2 file to name other files to be read
