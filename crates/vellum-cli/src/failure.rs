@@ -26,6 +26,8 @@ pub enum Failure {
     File(vellum_convert::Error),
     /// Pipes and the terminal, on this side of the library.
     Other(anyhow::Error),
+    /// SIGINT or SIGTERM ended it; what was half done is gone.
+    Stopped,
 }
 
 /// The result of a command.
@@ -44,6 +46,7 @@ impl Failure {
             Failure::Usage(message) => message.clone(),
             Failure::File(error) => chain(error),
             Failure::Other(error) => format!("{error:#}"),
+            Failure::Stopped => "stopped".to_owned(),
         }
     }
 
@@ -60,7 +63,7 @@ impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Failure::Usage(_) => USAGE,
-            Failure::Other(_) => FAILED,
+            Failure::Other(_) | Failure::Stopped => FAILED,
             Failure::File(error) => match error.kind() {
                 vellum_convert::ErrorKind::NotFound => NOT_FOUND,
                 vellum_convert::ErrorKind::Exists => EXISTS,

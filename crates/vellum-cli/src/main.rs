@@ -1,7 +1,7 @@
 //! The command line `vellum`: arguments in, one call of the library, an answer and an exit code out. Nothing else lives here.
 //!
 //! [`args`] is what can be typed, [`commands`] has a file for each command, [`output`] renders tables and JSON, [`failure`]
-//! turns errors into messages, hints and exit codes.
+//! turns errors into messages, hints and exit codes, [`stop`] hears signals.
 #![forbid(unsafe_code)]
 #![allow(
     rustdoc::broken_intra_doc_links,
@@ -13,6 +13,7 @@ mod commands;
 mod failure;
 mod output;
 mod progress;
+mod stop;
 
 use std::process::ExitCode;
 

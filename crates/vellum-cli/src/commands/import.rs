@@ -1,5 +1,6 @@
 //! `vellum import`: a file becomes an image.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -7,8 +8,8 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
-use vellum::Vellum;
-use vellum_convert::{Format, Piece, Source, SourceOptions, StreamSource};
+use vellum::{Located, Vellum};
+use vellum_convert::{Format, Piece, Source, SourceOptions, StreamSource, zero_runs};
 use vellum_core::{BufferPool, ImageSpec, State};
 use vellum_image::WriteOptions;
 use vellum_image::image::Open;
@@ -17,6 +18,7 @@ use crate::args::{Shape, image};
 use crate::commands::create_options;
 use crate::failure::{Failure, Result};
 use crate::progress;
+use crate::stop::Stop;
 
 /// Sizes are rounded up to this, since kernels cut off what is not a whole block of theirs.
 const ROUND: u64 = 4096;
@@ -33,9 +35,9 @@ pub struct Arguments {
     /// The file, or - for raw bytes from standard input
     file: PathBuf,
     /// [pool/]image
+    #[arg(value_parser = image)]
     spec: ImageSpec,
     /// The file's format, if it should not be found out
-    #[arg(value_parser = image)]
     #[arg(long, value_enum)]
     input_format: Option<FileFormat>,
     /// Allow a qcow2 file to name other files to be read
@@ -66,15 +68,13 @@ impl From<FileFormat> for Format {
 /// Data, and where it belongs.
 type Part = (u64, Bytes);
 
-/// Imports.
+/// Imports. The image has its name only when it is complete; if that fails, or is stopped, none is left.
 pub async fn run(vellum: &Vellum, arguments: Arguments) -> Result {
+    let mut stop = Stop::listen()?;
     let mut options = create_options(&arguments.shape)?;
-    let opened = tokio::task::spawn_blocking({
-        let format = arguments.input_format.map(Format::from);
-        let (file, allow_backing) = (arguments.file.clone(), arguments.allow_backing);
-        move || open(&file, format, allow_backing)
-    });
-    let source = opened.await.map_err(anyhow::Error::from)??;
+    // Before a stream is read, which may take long.
+    vellum.refuse_taken(&arguments.spec).await?;
+    let source = stop.or(open(&arguments)).await?;
     let size = source.size();
     if size == 0 {
         return Err(Failure::usage("the file is empty, and an image has at least one byte"));
@@ -83,40 +83,53 @@ pub async fn run(vellum: &Vellum, arguments: Arguments) -> Result {
     if rounded != size {
         options.meta.insert(SOURCE_SIZE.to_owned(), size.to_string());
     }
-    vellum.create(&arguments.spec, rounded, options).await?;
-    let filled = fill(vellum, &arguments.spec, source).await;
-    if filled.is_err() {
-        // Half an image is none. What went wrong is told; if it cannot be removed, `vellum rm` can later.
-        let _ = vellum.remove(&arguments.spec).await;
+    let unfinished = vellum.create_unfinished(&arguments.spec, rounded, options).await?;
+    let done = match stop.or(fill(vellum, &unfinished.located, source)).await {
+        Ok(()) => vellum.complete(&unfinished).await.map_err(Failure::from),
+        Err(failure) => Err(failure),
+    };
+    if done.is_err()
+        && let Err(error) = vellum.remove_located(&unfinished.located).await
+    {
+        let name = unfinished.located.spec();
+        eprintln!("vellum: {name} could not be removed: {}; `vellum rm` can later", error.chain());
     }
-    filled
+    done
 }
 
-/// Opens a file. A stream is kept in a file without a name first, since its size is known only at its end.
-fn open(file: &Path, format: Option<Format>, allow_backing: bool) -> Result<Source> {
-    if file != Path::new("-") {
-        return Ok(Source::open(file, SourceOptions { allow_backing, format })?);
-    }
-    let spool = tempfile::NamedTempFile::new()?;
+async fn open(arguments: &Arguments) -> Result<Source> {
+    let format = arguments.input_format.map(Format::from);
+    let (file, allow_backing) = (arguments.file.clone(), arguments.allow_backing);
+    let opened = tokio::task::spawn_blocking(move || {
+        if file == Path::new("-") {
+            return spool(format);
+        }
+        Ok(Source::open(file, SourceOptions { allow_backing, format })?)
+    });
+    opened.await.map_err(anyhow::Error::from)?
+}
+
+/// Keeps a stream, whose size is known only at its end, in a file without a name, which goes whatever happens.
+fn spool(format: Option<Format>) -> Result<Source> {
+    let spool = tempfile::tempfile()?;
     let mut stream = StreamSource::new(std::io::stdin(), format)?;
     for piece in &mut stream {
         if let Piece::Data { offset, bytes } = piece? {
-            spool.as_file().write_all_at(&bytes, offset)?;
+            spool.write_all_at(&bytes, offset)?;
         }
     }
-    spool.as_file().set_len(stream.size())?;
-    Ok(Source::open(
-        spool.path(),
-        SourceOptions { format: Some(Format::Raw), allow_backing: false },
-    )?)
+    spool.set_len(stream.size())?;
+    let path = format!("/proc/self/fd/{}", spool.as_raw_fd());
+    Ok(Source::open(path, SourceOptions { format: Some(Format::Raw), allow_backing: false })?)
 }
 
-async fn fill(vellum: &Vellum, spec: &ImageSpec, source: Source) -> Result {
-    let image = vellum.open_image(spec, Open::Own).await?;
+async fn fill(vellum: &Vellum, located: &Located, source: Source) -> Result {
+    let image = vellum.open_located(located, Open::Own).await?;
+    let block = located.record.block_size.into();
     let bar = progress::bytes("import", source.size());
     let (send, mut parts) = mpsc::channel(WRITES);
     let buffers = vellum.buffers().clone();
-    let reading = tokio::task::spawn_blocking(move || read(&source, &buffers, &send));
+    let reading = tokio::task::spawn_blocking(move || read(&source, block, &buffers, &send));
     let mut writes = JoinSet::new();
     while let Some((offset, data)) = parts.recv().await {
         bar.set_position(offset);
@@ -135,8 +148,8 @@ async fn fill(vellum: &Vellum, spec: &ImageSpec, source: Source) -> Result {
     Ok(())
 }
 
-/// Sends all data. Zeros are what a new image has everywhere.
-fn read(source: &Source, buffers: &BufferPool, parts: &mpsc::Sender<Part>) -> Result {
+/// Sends all data, but no blocks of zeros, which are what a new image has everywhere.
+fn read(source: &Source, block: u64, buffers: &BufferPool, parts: &mpsc::Sender<Part>) -> Result {
     for run in source.extents() {
         let run = run?;
         if run.state != State::Data {
@@ -145,10 +158,12 @@ fn read(source: &Source, buffers: &BufferPool, parts: &mpsc::Sender<Part>) -> Re
         for step in run.extent.chunks(STEP) {
             let mut buffer = buffers.take(step.len_usize());
             source.read_at(&mut buffer, step.offset())?;
-            if !vellum_convert::is_zero(&buffer)
-                && parts.blocking_send((step.offset(), buffer.freeze())).is_err()
-            {
-                return Ok(()); // the writer failed, and says why
+            let content = buffer.freeze();
+            for data in zero_runs(&content, step.offset(), block).in_state(State::Data) {
+                let part = (data.offset(), content.slice(step.range_of(&data)));
+                if parts.blocking_send(part).is_err() {
+                    return Ok(()); // the writer failed or was stopped, and says why
+                }
             }
         }
     }

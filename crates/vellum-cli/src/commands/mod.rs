@@ -15,13 +15,14 @@ mod tree;
 
 use vellum::{HomeOptions, Vellum};
 use vellum_core::{Extent, Geometry, ImageSpec};
-use vellum_engine::Layering;
+use vellum_engine::{ErrorKind, Layering};
 use vellum_image::{CreateOptions, DiscardPolicy, FlattenOptions};
 
 use crate::args::{Arguments, Command, DiscardTo, Shape, SnapCommand};
 use crate::failure::{Failure, Result};
 use crate::output::Output;
 use crate::progress;
+use crate::stop::Stop;
 
 /// Runs a command.
 pub fn run(arguments: Arguments, output: &mut Output) -> Result {
@@ -94,9 +95,13 @@ async fn flatten(vellum: &Vellum, spec: &ImageSpec, rate: Option<u64>) -> Result
         bar.set_length(total);
         bar.set_position(done);
     };
-    vellum.flatten(spec, options, progress).await?;
+    let mut stop = Stop::listen()?;
+    let done = vellum.flatten_until(spec, options, progress, stop.asked()).await;
     bar.finish_and_clear();
-    Ok(())
+    match done {
+        Err(error) if error.kind() == ErrorKind::Stopped => Err(Failure::Stopped),
+        done => Ok(done?),
+    }
 }
 
 /// What an image is created with, from what was typed.

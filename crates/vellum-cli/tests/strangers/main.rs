@@ -8,6 +8,7 @@ mod crash;
 mod file_systems;
 mod layers;
 mod live;
+mod stops;
 mod tools;
 
 use anyhow::Result;
@@ -21,6 +22,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(tools::trials());
     trials.extend(file_systems::trials());
     trials.extend(live::trials());
+    trials.extend(stops::trials());
     trials.extend(crash::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

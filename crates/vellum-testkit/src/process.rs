@@ -1,0 +1,31 @@
+//! Processes of a test: asked to end, and waited for with an end to patience.
+
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long a process may take to end.
+const END_MAX: Duration = Duration::from_secs(60);
+
+/// Sends SIGTERM.
+pub fn terminate(child: &Child) -> Result<()> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+    Ok(kill_process(pid, Signal::TERM)?)
+}
+
+/// Waits for the end, and says with which exit code, if it was not killed.
+pub fn end(child: &mut Child) -> Result<Option<i32>> {
+    let began = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.code());
+        }
+        if began.elapsed() > END_MAX {
+            let _ = child.kill();
+            bail!("the process has not ended after {END_MAX:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
