@@ -75,6 +75,12 @@ impl Output {
         Ok(self.out.write_all(bytes)?)
     }
 
+    /// Drops what was not handed over yet.
+    pub fn forget(&mut self) {
+        let out = std::mem::replace(&mut self.out, BufWriter::new(io::stdout()));
+        let _ = out.into_parts();
+    }
+
     /// Hands everything over, so that an error to write is an error of the command.
     pub fn finish(&mut self) -> Result {
         Ok(self.out.flush()?)

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 use vellum::{ServeOptions, Vellum};
 use vellum_core::ImageSpec;
 
 use crate::failure::{Failure, Result};
 use crate::output::Output;
+use crate::stop::Stop;
 
 /// `vellum serve ...`
 #[derive(Args, Debug)]
@@ -54,26 +54,31 @@ pub async fn run(vellum: &Vellum, arguments: Arguments, output: &mut Output) -> 
         specs: arguments.specs,
         ..ServeOptions::default()
     };
+    if let Some(address) = arguments.listen.filter(|address| !address.ip().is_loopback())
+        && !arguments.insecure
+    {
+        return Err(Failure::usage(format!(
+            "{address} lets anybody who reaches it read and write every image; listen on loopback, or say --insecure"
+        )));
+    }
     // Before the ready line, so that a signal right after it is not missed.
-    let (mut terminate, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut stop = Stop::listen()?;
     let serving = vellum.serve(options).await?;
     let places = [
         socket.map(|path| path.display().to_string()),
         serving.listening.map(|address| address.to_string()),
     ];
     let places: Vec<String> = places.into_iter().flatten().collect();
-    output.line(&format!(
-        "ready: serving {} on {}",
-        vellum.home().display(),
-        places.join(" and ")
-    ))?;
-    output.finish()?;
-    tell_service_manager("READY=1");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let ready = format!("ready: serving {} on {}", vellum.home().display(), places.join(" and "));
+    // Whoever started it need not listen, and the clients do not care.
+    if let Err(failure) = output.line(&ready).and_then(|()| output.finish()) {
+        output.forget();
+        if !failure.is_closed_pipe() {
+            eprintln!("vellum: cannot print '{ready}': {}", failure.message());
+        }
     }
+    tell_service_manager("READY=1");
+    stop.asked().await;
     tell_service_manager("STOPPING=1");
     if serving.shutdown(Duration::from_secs(arguments.drain_timeout)).await {
         return Ok(());

@@ -4,6 +4,7 @@
 //! package, since `cargo xtask test` installs them.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod commands;
 mod crash;
 mod file_systems;
 mod layers;
@@ -22,6 +23,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(tools::trials());
     trials.extend(file_systems::trials());
     trials.extend(live::trials());
+    trials.extend(commands::trials());
     trials.extend(stops::trials());
     trials.extend(crash::trials());
     libtest_mimic::run(&arguments, trials).exit_code()

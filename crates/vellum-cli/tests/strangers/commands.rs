@@ -1,0 +1,161 @@
+//! Commands as a user types them: what they refuse, and what they go on in spite of.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use vellum_testkit::nbd::Client;
+use vellum_testkit::{Home, process};
+
+use crate::{export, golden, home, pattern, trial};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("command_lines_that_make_no_sense_end_with_2", usage),
+        trial("a_server_whose_standard_output_is_closed_serves", closed_output),
+        trial("blocks_of_zeros_are_not_stored_by_an_import", zeros),
+        trial("what_is_stored_is_shown_although_an_image_is_in_use", du_in_use),
+        trial("a_copied_pool_can_be_used_once_it_has_an_id_of_its_own", copied_pool),
+        trial("a_copied_home_can_be_used_once_its_pool_has_an_id_of_its_own", copied_home),
+    ]
+}
+
+const MIB: usize = 1 << 20;
+
+fn usage() -> Result<()> {
+    let home = golden(&pattern(MIB, 1))?;
+    home.ok(&["clone", "gold@s", "child"])?;
+    let raw = home.file("gold.raw");
+    let raw = raw.to_str().context("a temporary path is UTF-8")?;
+    let lines: &[&[&str]] = &[
+        &["snap", "create", "gold"],
+        &["snap", "rm", "gold"],
+        &["snap", "ls", "gold@s"],
+        &["create", "--size", "1M", "new@s"],
+        &["create", "--size", "0", "new"],
+        &["import", raw, "new@s"],
+        &["clone", "gold@s", "new@s"],
+        &["clone", "gold", "new", "--count", "3"],
+        &["flatten", "child@s"],
+        &["flatten", "child", "--rate", "0"],
+        &["discard", "child@s", "--offset", "0", "--length", "4K"],
+        &["rename", "gold@s", "new"],
+        &["rename", "gold", "new@s"],
+        &["rm", "gold@s"],
+        &["tree", "gold@s"],
+        &["serve", "--listen", "0.0.0.0:10809"],
+        &["export", "gold", "-", "--output-format", "qcow2"],
+        &["bench", "gold@s", "--io-type", "write"],
+    ];
+    for line in lines {
+        let said = home.fails(2, line)?;
+        ensure!(!said.trim().is_empty(), "{line:?} says nothing");
+    }
+    ensure!(home.ok(&["ls"])?.lines().count() == 3, "nothing was made");
+    Ok(())
+}
+
+fn closed_output() -> Result<()> {
+    let home = golden(&pattern(MIB, 1))?;
+    let socket = home.file("nbd.sock");
+    let path = socket.to_str().context("a temporary path is UTF-8")?;
+    let mut serve = home.command(&["serve", "--socket", path]).stdout(Stdio::piped()).spawn()?;
+    drop(serve.stdout.take());
+    let began = Instant::now();
+    let mut client = loop {
+        match Client::connect(&socket, "gold") {
+            Ok(client) => break client,
+            Err(error) if began.elapsed() > Duration::from_secs(20) => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    client.write(0, &[7; 4096])?;
+    process::terminate(&serve)?;
+    ensure!(process::end(&mut serve)? == Some(0));
+    ensure!(export(&home, "gold")?[..4096] == [7; 4096]);
+    Ok(())
+}
+
+/// What `du` prints of an image.
+fn du(home: &Home, image: &str) -> Result<serde_json::Value> {
+    let rows: serde_json::Value = serde_json::from_str(&home.ok(&["--format", "json", "du"])?)?;
+    let row = rows.as_array().and_then(|rows| rows.iter().find(|row| row["name"] == image));
+    row.cloned().with_context(|| format!("{rows} has no row {image}"))
+}
+
+fn zeros() -> Result<()> {
+    let home = home()?;
+    let mut content = pattern(4 * MIB, 1);
+    for block in (0..4 * MIB).step_by(8192) {
+        content[block..block + 4096].fill(0);
+    }
+    let raw = home.file("a.raw");
+    std::fs::write(&raw, &content)?;
+    home.ok(&["import", raw.to_str().context("UTF-8")?, "file"])?;
+    let mut import = home.command(&["import", "-", "stream"]).stdin(Stdio::piped()).spawn()?;
+    std::io::Write::write_all(&mut import.stdin.take().context("a pipe")?, &content)?;
+    ensure!(process::end(&mut import)? == Some(0));
+    for image in ["file", "stream"] {
+        ensure!(du(&home, image)?["data_bytes"] == 2 * MIB, "{}", du(&home, image)?);
+        ensure!(export(&home, image)? == content);
+    }
+    Ok(())
+}
+
+fn du_in_use() -> Result<()> {
+    let home = golden(&pattern(MIB, 1))?;
+    home.ok(&["create", "--size", "64M", "busy"])?;
+    let bench = ["bench", "busy", "--io-type", "write", "--io-total", "1P", "--time", "600"];
+    let mut bench = home.command(&bench).stdout(Stdio::null()).spawn()?;
+    let began = Instant::now();
+    let row = loop {
+        let row = du(&home, "busy")?;
+        if row["data_bytes"].is_null() || began.elapsed() > Duration::from_secs(30) {
+            break row;
+        }
+    };
+    bench.kill()?;
+    bench.wait()?;
+    ensure!(row["size"] == 64 << 20 && row["stored_bytes"].is_null(), "{row}");
+    ensure!(du(&home, "gold@s")?["data_bytes"] == MIB);
+    Ok(())
+}
+
+fn copy(from: &str, to: &str) -> Result<()> {
+    ensure!(Command::new("cp").args(["-a", from, to]).status()?.success(), "cp -a {from} {to}");
+    Ok(())
+}
+
+fn copied_pool() -> Result<()> {
+    let home = golden(&pattern(MIB, 1))?;
+    let text = |name: &str| home.file(name).to_str().map(str::to_owned).context("UTF-8");
+    let (first, second) = (text("first")?, text("second")?);
+    home.ok(&["pool", "create", "first", "--path", &first])?;
+    home.ok(&["import", &text("gold.raw")?, "first/a"])?;
+    home.ok(&["clone", "first/a", "first/child"])?;
+    copy(&first, &second)?;
+    let said = home.fails(1, &["pool", "create", "second", "--path", &second])?;
+    ensure!(said.contains("copy") && said.contains("new id"), "{said}");
+    home.fails(1, &["pool", "new-id", "first"])?;
+    home.fails(3, &["pool", "new-id", "second"])?;
+    home.fails(4, &["pool", "new-id", "first", "--path", &second])?;
+    home.ok(&["pool", "new-id", "second", "--path", &second])?;
+    home.ok(&["rm", "first/child"])?;
+    home.ok(&["rm", "first/a"])?;
+    ensure!(export(&home, "second/child")? == pattern(MIB, 1));
+    home.fails(1, &["pool", "new-id", "second"])?;
+    Ok(())
+}
+
+fn copied_home() -> Result<()> {
+    let home = golden(&pattern(MIB, 1))?;
+    let (first, second) = (home.home(), home.file("second"));
+    copy(first.to_str().context("UTF-8")?, second.to_str().context("UTF-8")?)?;
+    let second = second.to_str().context("UTF-8")?;
+    home.fails(1, &["--home", second, "info", "gold"])?;
+    home.ok(&["--home", second, "pool", "new-id", "default"])?;
+    home.ok(&["--home", second, "info", "gold"])?;
+    home.ok(&["info", "gold"])?;
+    Ok(())
+}
