@@ -11,6 +11,7 @@ use tokio::task::{JoinError, JoinSet};
 use vellum::{Located, Vellum};
 use vellum_convert::{Format, Piece, Source, SourceOptions, StreamSource, zero_runs};
 use vellum_core::{BufferPool, ImageSpec, State};
+use vellum_engine::ErrorKind;
 use vellum_image::WriteOptions;
 use vellum_image::image::Open;
 
@@ -90,6 +91,7 @@ pub async fn run(vellum: &Vellum, arguments: Arguments) -> Result {
     };
     if done.is_err()
         && let Err(error) = vellum.remove_located(&unfinished.located).await
+        && error.kind() != ErrorKind::NotFound
     {
         let name = unfinished.located.spec();
         eprintln!("vellum: {name} could not be removed: {}; `vellum rm` can later", error.chain());

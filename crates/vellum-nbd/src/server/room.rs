@@ -9,6 +9,7 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -96,7 +97,7 @@ impl Room {
 
     /// Watches something that the client must go on with.
     pub(super) fn watch(&self) -> Watch<'_> {
-        Watch { room: self, since: Instant::now(), moved: 0 }
+        Watch { room: self, since: None, moved: 0 }
     }
 
     /// Whether others wait for what the connection holds.
@@ -110,7 +111,8 @@ impl Room {
 #[derive(Debug)]
 pub(super) struct Watch<'a> {
     room: &'a Room,
-    since: Instant,
+    /// When it first made us wait, since it last moved enough. A client that never does needs no clock.
+    since: Option<Instant>,
     moved: usize,
 }
 
@@ -122,23 +124,32 @@ impl Watch<'_> {
         step: impl Future<Output = io::Result<usize>>,
     ) -> io::Result<usize> {
         tokio::pin!(step);
+        if let Poll::Ready(moved) = futures::poll!(step.as_mut()) {
+            self.check()?;
+            return self.count(moved?);
+        }
+        self.since.get_or_insert_with(Instant::now);
+        let look = (self.room.stall_max / LOOKS).max(Duration::from_millis(1));
         loop {
             self.check()?;
-            let look = self.room.stall_max / LOOKS;
             if let Ok(moved) = tokio::time::timeout(look, &mut step).await {
-                let moved = moved?;
-                self.moved += moved;
-                if self.moved >= PROGRESS {
-                    (self.since, self.moved) = (Instant::now(), 0);
-                }
-                return Ok(moved);
+                return self.count(moved?);
             }
         }
     }
 
+    fn count(&mut self, moved: usize) -> io::Result<usize> {
+        self.moved += moved;
+        if self.moved >= PROGRESS {
+            (self.since, self.moved) = (None, 0);
+        }
+        Ok(moved)
+    }
+
     fn check(&self) -> io::Result<()> {
         let stall_max = self.room.stall_max;
-        if self.since.elapsed() < stall_max || !self.room.is_missed() {
+        let stalled = self.since.is_some_and(|since| since.elapsed() >= stall_max);
+        if !stalled || !self.room.is_missed() {
             return Ok(());
         }
         let what = format!(
