@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use vellum_core::{ByteSize, ImageName, ImageSpec, NameError, PoolName};
+use vellum_core::{ByteSize, IMAGE_SIZE_MAX, ImageName, ImageSpec, NameError, PoolName};
 use vellum_engine::Layering;
 
 use crate::commands::{bench, export, import, serve};
@@ -35,7 +35,7 @@ pub enum Command {
         #[arg(value_parser = image)]
         spec: ImageSpec,
         /// Its size, such as 10G
-        #[arg(long, short, value_parser = some_bytes)]
+        #[arg(long, short, value_parser = image_size)]
         size: ByteSize,
         #[command(flatten)]
         shape: Shape,
@@ -109,7 +109,7 @@ pub enum Command {
         #[arg(long)]
         offset: ByteSize,
         /// How much
-        #[arg(long)]
+        #[arg(long, value_parser = some_bytes)]
         length: ByteSize,
         /// What whole units read as afterwards
         #[arg(long, value_enum, default_value_t)]
@@ -207,7 +207,7 @@ pub struct Shape {
     #[arg(long, value_name = "SIZE")]
     pub object_size: Option<ByteSize>,
     /// Bytes in a block, the unit of sparse layering [default: 4K, or the parent's]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = block_size)]
     pub block_size: Option<ByteSize>,
     /// Bytes that lie together in an object
     #[arg(long, value_name = "SIZE", requires = "stripe_count")]
@@ -232,6 +232,24 @@ fn snapshot(text: &str) -> Result<ImageSpec, String> {
     match &spec.snapshot {
         Some(_) => Ok(spec),
         None => Err(format!("name a snapshot too, as in {text}@SNAP")),
+    }
+}
+
+/// The size of an image.
+fn image_size(text: &str) -> Result<ByteSize, String> {
+    match some_bytes(text)? {
+        ByteSize(size) if size > IMAGE_SIZE_MAX => Err("an image has at most 1 PiB".to_owned()),
+        size => Ok(size),
+    }
+}
+
+/// The size of a block.
+fn block_size(text: &str) -> Result<ByteSize, String> {
+    match some_bytes(text)? {
+        ByteSize(size) if !size.is_power_of_two() || !(512..=1 << 20).contains(&size) => {
+            Err("it must be a power of two from 512 to 1M".to_owned())
+        }
+        size => Ok(size),
     }
 }
 

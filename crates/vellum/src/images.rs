@@ -12,7 +12,7 @@ use crate::control::Request;
 use crate::control::hint;
 use crate::holder::Patience;
 use crate::vellum::Located;
-use crate::{Image, Vellum};
+use crate::{Catalog, Image, Vellum};
 
 /// An image open for reading, as it was at one moment.
 #[derive(Debug)]
@@ -139,8 +139,8 @@ impl Vellum {
             .map(|_| ())
     }
 
-    /// Makes a writable copy of a snapshot; of an image, a snapshot is taken that goes with its last child. `Exists`, before any
-    /// snapshot is taken, if the child's name is taken.
+    /// Makes a writable copy of a snapshot; of an image, a snapshot is taken that goes with its last child. `Exists` if the
+    /// child's name is taken, `Invalid` if its blocks are not possible, both before any snapshot is taken.
     pub async fn clone_image(
         &self,
         parent: &ImageSpec,
@@ -154,6 +154,8 @@ impl Vellum {
         }
         // A snapshot that was taken for nothing leaves a layer behind.
         self.refuse_taken(child).await?;
+        let catalog = self.pool(&Self::pool_of(child)).await?;
+        refuse_blocks(&catalog, &located.record, &options)?;
         let name = unused_snapshot_name();
         self.snapshot_located(&located, &name, true).await?;
         located.record = located.catalog.get(&located.record.id).await?;
@@ -313,6 +315,26 @@ pub(crate) fn refuse_snapshot(spec: &ImageSpec) -> Result<()> {
             format!("{spec} names a snapshot where a new image must be named"),
         )),
     }
+}
+
+/// `Invalid` if a clone with these options has blocks that its pool cannot keep, or that do not fit its stripes.
+fn refuse_blocks(catalog: &Catalog, parent: &ImageRecord, options: &CloneOptions) -> Result<()> {
+    let can = catalog.capabilities();
+    let block = options.block_size.unwrap_or(parent.block_size);
+    let geometry = options.geometry.unwrap_or(parent.geometry);
+    let is_possible = block.is_power_of_two()
+        && (can.block_size_min..=can.block_size_max).contains(&block)
+        && geometry.accepts_block_size(block.into());
+    if is_possible {
+        return Ok(());
+    }
+    let what = format!(
+        "a block of {block} bytes is not possible; choose a power of two from {} to {} that divides the stripe unit of {}",
+        can.block_size_min,
+        can.block_size_max,
+        geometry.stripe_unit()
+    );
+    Err(Error::new(ErrorKind::Invalid, what))
 }
 
 fn unused_snapshot_name() -> SnapshotName {

@@ -34,6 +34,10 @@ fn usage() -> Result<()> {
         &["snap", "ls", "gold@s"],
         &["create", "--size", "1M", "new@s"],
         &["create", "--size", "0", "new"],
+        &["create", "--size", "2P", "new"],
+        &["create", "--size", "1M", "--block-size", "5000", "new"],
+        &["clone", "gold", "new", "--block-size", "2M"],
+        &["discard", "child", "--offset", "0", "--length", "0"],
         &["import", raw, "new@s"],
         &["clone", "gold@s", "new@s"],
         &["clone", "gold", "new", "--count", "3"],
@@ -53,6 +57,7 @@ fn usage() -> Result<()> {
         ensure!(!said.trim().is_empty(), "{line:?} says nothing");
     }
     ensure!(home.ok(&["ls"])?.lines().count() == 3, "nothing was made");
+    ensure!(home.ok(&["snap", "ls", "gold"])?.lines().count() == 2, "nor was a snapshot");
     Ok(())
 }
 

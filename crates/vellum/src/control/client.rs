@@ -63,10 +63,9 @@ pub(crate) async fn ask(
 
 fn silent(hint: &Hint, image: &vellum_core::ImageName) -> Error {
     let what = format!(
-        "process {}, which holds image {image}, has said nothing for {ANSWER_WAIT:?}; it was stopped or hangs: let it go on, or kill it, which loses nothing that was acknowledged",
+        "process {}, which holds image {image}, has said nothing for {ANSWER_WAIT:?}; it was stopped or hangs: let it go on, and it may still do what it was asked, or kill it, which loses nothing that was acknowledged",
         hint.pid
     );
-    // It may still do what it was asked, once it goes on.
     Error::new(ErrorKind::InUse, what).maybe_done()
 }
 

@@ -104,6 +104,9 @@ async fn a_clone_that_fails_leaves_no_snapshot_behind() {
     filled(&vellum, "a", &pattern(MIB, 3)).await;
     let error = vellum.clone_image(&spec("a"), &spec("a"), Default::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Exists);
+    let options = CloneOptions { block_size: Some(5000), ..Default::default() };
+    let error = vellum.clone_image(&spec("a"), &spec("b"), options).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
     let record = vellum.locate(&spec("a")).await.unwrap().record;
     assert!(record.snapshots.is_empty());
     assert_eq!(record.revisions.len(), 1, "nor a layer");
