@@ -3,7 +3,8 @@
 //! Room is taken before a payload is read, and given back when nothing needs the memory any more. Since clients decide when they
 //! send a payload and when they take a reply, one that stops doing so could keep the room of all others. It may, as long as
 //! nobody else wants it: a client that was stopped for a while, with its virtual machine, say, is not punished. But once others
-//! wait, a connection that has moved too little for [`stall_max`](crate::Limits::stall_max) gives up.
+//! wait, a connection that has moved too little for [`stall_max`](crate::Limits::stall_max) gives up. Decision 0040 has the
+//! reasons.
 
 use std::future::Future;
 use std::io;
