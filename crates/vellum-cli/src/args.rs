@@ -115,6 +115,15 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t)]
         to: DiscardTo,
     },
+    /// Compare what is recorded with what is stored
+    Check {
+        /// Only this image
+        #[arg(value_parser = image)]
+        spec: Option<ImageSpec>,
+        /// Mend lists, and free what nothing refers to
+        #[arg(long)]
+        repair: bool,
+    },
     /// Give an image another name
     Rename {
         /// [pool/]image

@@ -115,6 +115,9 @@ fn hint_for(kind: ErrorKind) -> Option<&'static str> {
             Some("a sync failed; check the disk, then close and open the image again")
         }
         ErrorKind::Busy => Some("try again in a moment"),
+        ErrorKind::Corrupt => {
+            Some("`vellum check` lists what is damaged; restore it from a copy of the pool's files")
+        }
         _ => None,
     }
 }

@@ -24,6 +24,8 @@ use crate::{Image, admin};
 
 /// How much is looked at between two looks at the reins.
 const STEP: u64 = 1 << 30;
+/// How long a throttled copy waits between two looks at the reins.
+const REINS: Duration = Duration::from_millis(200);
 /// How much one copy moves.
 const COPY_STEP: u64 = 1 << 20;
 
@@ -158,7 +160,7 @@ impl<C: Catalog> Copier<'_, C> {
 
     async fn copy(&self, pieces: &[Extent], job: &Job) -> Result<u64> {
         let mut copies = stream::iter(pieces.to_vec())
-            .map(|piece| self.copy_piece(piece))
+            .map(|piece| self.copy_piece(piece, job))
             .buffer_unordered(self.options.copies.max(1));
         let mut copied = 0;
         while let Some(done) = copies.next().await {
@@ -168,8 +170,8 @@ impl<C: Catalog> Copier<'_, C> {
         Ok(copied)
     }
 
-    async fn copy_piece(&self, piece: Extent) -> Result<u64> {
-        self.throttle(piece.length()).await;
+    async fn copy_piece(&self, piece: Extent, job: &Job) -> Result<u64> {
+        self.throttle(piece.length(), job).await?;
         let layer = self.chain.top();
         let units = piece.align_out(layer.unit()).clip(layer.size());
         let content = self.image.read_below(&self.chain, units).await?.freeze();
@@ -222,14 +224,20 @@ impl<C: Catalog> Copier<'_, C> {
     }
 
     /// Waits until copying `length` bytes more keeps within the limit. Time in which nothing was copied is not made up for.
-    async fn throttle(&self, length: u64) {
-        let Some(limit) = self.options.bytes_per_second.filter(|limit| *limit > 0) else { return };
+    async fn throttle(&self, length: u64, job: &Job) -> Result<()> {
+        let Some(limit) = self.options.bytes_per_second.filter(|limit| *limit > 0) else {
+            return Ok(());
+        };
         let turn = {
             let mut next = self.next_copy.lock();
             let turn = (*next).max(Instant::now());
             *next = turn + Duration::from_secs_f64(length as f64 / limit as f64);
             turn
         };
-        tokio::time::sleep_until(turn).await;
+        while Instant::now() < turn {
+            job.check()?;
+            tokio::time::sleep_until(turn.min(Instant::now() + REINS)).await;
+        }
+        Ok(())
     }
 }

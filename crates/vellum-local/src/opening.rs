@@ -179,7 +179,8 @@ async fn settle_place<D: Disk>(
         return Err(Error::new(
             ErrorKind::Invalid,
             format!(
-                "the pool at {} is a copy of the one at {}, and both have id {}; give one of them a new id, or remove it",
+                "the pool at {} is a copy of the one at {}, and both have id {}; remove it, or give it an id of its own with \
+                 `vellum pool new-id NAME --path DIR`",
                 here.path.display(),
                 row.place.path.display(),
                 row.id

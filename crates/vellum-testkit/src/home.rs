@@ -2,22 +2,48 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-/// A temporary home, and the program under test.
+/// A temporary home, and the program under test. When it goes, `vellum check` must find it in good order, whatever the test did
+/// to it, kills included.
 #[derive(Debug)]
 pub struct Home {
     dir: TempDir,
     vellum: PathBuf,
+    spoiled: AtomicBool,
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if std::thread::panicking() || self.spoiled.load(Ordering::Relaxed) || !self.home().exists()
+        {
+            return;
+        }
+        let checked = self.run(&["check"]).expect("the program under test can be run");
+        let found = String::from_utf8_lossy(&checked.stdout);
+        let stale = found.lines().any(|line| line.starts_with("stale"));
+        assert!(
+            checked.status.success() && !stale,
+            "vellum check ends with {} and finds: {found}{}",
+            checked.status,
+            String::from_utf8_lossy(&checked.stderr)
+        );
+    }
 }
 
 impl Home {
     /// A new, empty home for this `vellum`.
     pub fn new(vellum: &str) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("vellum-test-").tempdir()?;
-        Ok(Self { dir, vellum: PathBuf::from(vellum) })
+        Ok(Self { dir, vellum: PathBuf::from(vellum), spoiled: AtomicBool::new(false) })
+    }
+
+    /// Says that the test has damaged what lies in the home, by hand.
+    pub fn spoil(&self) {
+        self.spoiled.store(true, Ordering::Relaxed);
     }
 
     /// A directory for the test's own files, beside the home.

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use vellum_engine::{ErrorKind, Result};
-use vellum_image::ImageOptions;
 use vellum_image::image::Open;
 
 use crate::control::hint::Hint;
@@ -124,8 +123,8 @@ impl Vellum {
 
     async fn try_open(&self, located: &Located, what: Open) -> Result<Image> {
         let pools = self.all_pools().await?;
-        let options = ImageOptions { buffers: self.buffers().clone(), ..ImageOptions::default() };
-        Image::open(pools, &located.catalog, &located.record.id, what, options).await
+        let (catalog, id) = (&located.catalog, &located.record.id);
+        Image::open(pools, catalog, id, what, self.image_options()).await
     }
 }
 

@@ -18,6 +18,7 @@
 //! `holding` what it owns.
 #![forbid(unsafe_code)]
 
+pub mod checking;
 mod control;
 pub mod export;
 pub mod exports;

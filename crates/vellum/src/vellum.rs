@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use vellum_core::{BufferPool, ImageName, ImageSpec, PoolName};
 use vellum_disk::RealDisk;
 use vellum_engine::{Catalog as _, Error, ErrorKind, ImageRecord, PoolId, Result, SnapshotRecord};
-use vellum_image::Pools;
+use vellum_image::{ImageOptions, Pools, ResolvedCache};
 use vellum_local::store::AfterStop;
 use vellum_local::{Copies, LocalCatalog, Mode, OpenOptions, StoreOptions};
 
@@ -29,7 +29,7 @@ pub struct Vellum(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     home: Home,
-    disk: RealDisk,
+    resolved: ResolvedCache,
     buffers: BufferPool,
     pools: Pools<Catalog>,
     open: Mutex<HashMap<PoolName, Catalog>>,
@@ -74,7 +74,7 @@ impl Vellum {
     pub async fn open(options: HomeOptions) -> Result<Self> {
         Ok(Self(Arc::new(Shared {
             home: Home::open(&options)?,
-            disk: RealDisk::default(),
+            resolved: ResolvedCache::default(),
             buffers: BufferPool::default(),
             pools: Pools::default(),
             open: Mutex::default(),
@@ -90,6 +90,15 @@ impl Vellum {
     /// Where buffers come from.
     pub fn buffers(&self) -> &BufferPool {
         &self.0.buffers
+    }
+
+    /// What every image is opened with: what has one maximum for all of them.
+    pub(crate) fn image_options(&self) -> ImageOptions {
+        ImageOptions {
+            buffers: self.0.buffers.clone(),
+            resolved: self.0.resolved.clone(),
+            ..ImageOptions::default()
+        }
     }
 
     /// The pools that this home knows, whether they can be opened or not.
@@ -196,7 +205,8 @@ impl Vellum {
             ..StoreOptions::default()
         };
         let options = OpenOptions { mode, copies, store };
-        let catalog = LocalCatalog::open(self.0.disk.clone(), path, options).await?;
+        // Threads of its own: a disk that does not answer holds up nobody who waits for another one.
+        let catalog = LocalCatalog::open(RealDisk::default(), path, options).await?;
         self.0.pools.add(catalog.clone());
         Ok(catalog)
     }

@@ -1,6 +1,7 @@
 //! The commands, a file for each that has more than a line.
 
 pub mod bench;
+mod check;
 mod clone;
 mod du;
 pub mod export;
@@ -82,6 +83,7 @@ async fn run_command(vellum: &Vellum, command: Command, output: &mut Output) -> 
         }
         Command::Rename { spec, name } => Ok(vellum.rename(&spec, &name).await?),
         Command::Rm { spec } => Ok(vellum.remove(&spec).await?),
+        Command::Check { spec, repair } => check::run(vellum, spec.as_ref(), repair, output).await,
         Command::Serve(arguments) => serve::run(vellum, arguments, output).await,
         Command::Bench(arguments) => bench::run(vellum, arguments, output).await,
         Command::Completions { .. } | Command::Man { .. } => Ok(()),

@@ -1,5 +1,7 @@
 //! Commands as a user types them: what they refuse, and what they go on in spite of.
 
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,55 @@ pub fn trials() -> Vec<Trial> {
         trial("what_is_stored_is_shown_although_an_image_is_in_use", du_in_use),
         trial("a_copied_pool_can_be_used_once_it_has_an_id_of_its_own", copied_pool),
         trial("a_copied_home_can_be_used_once_its_pool_has_an_id_of_its_own", copied_home),
+        trial("a_check_names_what_is_damaged_and_ends_with_6", damaged),
+        trial("a_check_frees_what_nothing_refers_to", leaked),
     ]
+}
+
+/// The directory of the layer of this home that has the most bytes in its data file.
+fn largest_layer(home: &Home) -> Result<PathBuf> {
+    let layers = std::fs::read_dir(home.home().join("pools/default/layers"))?;
+    let mut sized = Vec::new();
+    for layer in layers {
+        let path = layer?.path();
+        let blocks = std::fs::metadata(path.join("data.0")).map_or(0, |data| data.blocks());
+        sized.push((blocks, path));
+    }
+    let (_, path) = sized.into_iter().max().context("a layer has files")?;
+    Ok(path)
+}
+
+fn damaged() -> Result<()> {
+    let home = golden(&pattern(MIB, 1))?;
+    home.ok(&["clone", "gold@s", "child"])?;
+    ensure!(home.ok(&["check"])?.contains("as it should be"), "nothing is wrong yet");
+    home.spoil();
+    let map = std::fs::OpenOptions::new().write(true).open(largest_layer(&home)?.join("map"))?;
+    map.write_all_at(&[0xaa; 16], 4096 + 40)?;
+    let output = home.run(&["check"])?;
+    let found = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.code() == Some(6), "it ends with {}", output.status);
+    ensure!(found.starts_with("damage: default/gold: "), "it says {found}");
+    ensure!(home.fails(6, &["check", "gold"])?.contains("damage"), "so does that of the image");
+    ensure!(home.ok(&["check", "child"])?.contains("as it should be"), "the child itself is whole");
+    let json: serde_json::Value =
+        serde_json::from_slice(&home.run(&["--format", "json", "check"])?.stdout)?;
+    ensure!(json[0]["severity"] == "damage" && json[0]["image"] == "gold", "JSON says {json}");
+    Ok(())
+}
+
+fn leaked() -> Result<()> {
+    let home = golden(&pattern(MIB, 1))?;
+    home.ok(&["discard", "gold", "--offset", "0", "--length", "4K"])?;
+    let data = largest_layer(&home)?;
+    let stray = data.with_file_name("00000000000000ab");
+    std::fs::create_dir(&stray)?;
+    let found = home.ok(&["check"])?;
+    ensure!(found.starts_with("leak: default: "), "it says {found}");
+    let repaired = home.ok(&["check", "--repair"])?;
+    ensure!(repaired.contains("removed its files") && !stray.exists(), "it says {repaired}");
+    ensure!(home.ok(&["check"])?.contains("as it should be"), "nothing is wrong any more");
+    Ok(())
 }
 
 const MIB: usize = 1 << 20;
@@ -141,7 +191,7 @@ fn copied_pool() -> Result<()> {
     home.ok(&["clone", "first/a", "first/child"])?;
     copy(&first, &second)?;
     let said = home.fails(1, &["pool", "create", "second", "--path", &second])?;
-    ensure!(said.contains("copy") && said.contains("new id"), "{said}");
+    ensure!(said.contains("copy") && said.contains("pool new-id"), "{said}");
     home.fails(1, &["pool", "new-id", "first"])?;
     home.fails(3, &["pool", "new-id", "second"])?;
     home.fails(4, &["pool", "new-id", "first", "--path", &second])?;
