@@ -109,6 +109,8 @@ impl Bench {
             }
             Who::NbdkitFile => self.serve_nbdkit(&name, workload, &socket)?,
         };
+        // What others left to be written, and the freeing of what they removed, is nobody's to pay for now.
+        run(&mut Command::new("sync"))?;
         let sample = fio::run(&server.uri(&export), workload, self.size)?;
         drop(server);
         self.remove(&name, target)?;
@@ -127,7 +129,6 @@ impl Bench {
             Shape::Flat if !workload.writes() => "gold".to_owned(),
             Shape::Flat => {
                 self.vellum(&["import", path(&self.raw())?, name])?;
-                run(&mut Command::new("sync"))?;
                 name.to_owned()
             }
             Shape::FreshClone => {
@@ -162,7 +163,6 @@ impl Bench {
             Shape::Flat => {
                 let file = self.qcow2(name);
                 run(Command::new("cp").arg("--sparse=never").arg(self.qcow2("gold")).arg(&file))?;
-                run(&mut Command::new("sync"))?;
                 file
             }
             Shape::FreshClone | Shape::Deep => {
@@ -203,7 +203,6 @@ impl Bench {
         let file = if workload.writes() {
             let file = self.dir.join(format!("{name}.raw"));
             run(Command::new("cp").arg("--sparse=never").arg(self.raw()).arg(&file))?;
-            run(&mut Command::new("sync"))?;
             file
         } else {
             self.raw()

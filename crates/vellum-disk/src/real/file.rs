@@ -223,6 +223,13 @@ fn write_all(
         // Each call waits for the medium.
         Durability::Durable => (ReadWriteFlags::DSYNC, usize::MAX),
     };
+    if let [part] = parts
+        && part.len() <= step
+        && durability == Durability::AtSync
+    {
+        // Most writes are one small piece, and need no lists of pieces.
+        return file.write_all_at(part, offset);
+    }
     for parts in parts.chunks(PARTS_MAX) {
         let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
         let mut left = &mut slices[..];
