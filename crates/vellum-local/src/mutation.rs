@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use vellum_core::{Extent, Runs, State};
 use vellum_disk::Disk;
 use vellum_engine::{
@@ -20,7 +21,7 @@ use vellum_engine::{
 
 use crate::format::live::Record;
 use crate::layer::{Inner, LocalLayer};
-use crate::log::Appended;
+use crate::log::{Appended, Log};
 use crate::segment::extent_of;
 
 /// Extents whose space is still to be freed; more are forgotten, and leak until somebody checks.
@@ -49,11 +50,11 @@ enum Why {
     Pressure,
 }
 
-/// What a mutation is going to do.
+/// What a mutation is going to do. That of a small write needs no memory of its own.
 #[derive(Default)]
 struct Plan {
-    writes: Vec<DataWrite>,
-    changes: Vec<(Extent, State)>,
+    writes: SmallVec<[DataWrite; 1]>,
+    changes: SmallVec<[(Extent, State); 2]>,
 }
 
 impl<D: Disk> LocalLayer<D> {
@@ -174,7 +175,7 @@ impl<D: Disk> LocalLayer<D> {
         let states = inner.states_of(piece).await?;
         let defined: Vec<_> = states.iter().filter(|run| run.state.is_defined()).collect();
         let plan = Plan {
-            writes: Vec::new(),
+            writes: SmallVec::new(),
             changes: defined.iter().map(|run| (run.extent, State::Inherited)).collect(),
         };
         self.carry_out(plan, Durability::AtSync).await?;
@@ -224,10 +225,8 @@ impl<D: Disk> LocalLayer<D> {
             Box::pin(inner.create_files()).await?;
         }
         inner.create_pages(&plan.changes).await?;
-        if !plan.changes.is_empty() {
-            // Before any data: a log for which there is no room fails the write while nothing has happened yet.
-            inner.live_log().await?;
-        }
+        // Before any data: a log for which there is no room fails the write while nothing has happened yet.
+        let log = if plan.changes.is_empty() { None } else { Some(inner.live_log().await?) };
         // Where the states are on the medium and stay, data that is durable by itself is all there is to a durable write.
         let by_itself = durability == Durability::Durable && inner.states_are_durable(&plan);
         for write in plan.writes {
@@ -239,9 +238,9 @@ impl<D: Disk> LocalLayer<D> {
                 self.note_unsynced(length);
             }
         }
-        if !plan.changes.is_empty() {
+        if let Some(log) = log {
             inner.change(&plan.changes).await.map_err(Error::maybe_done)?;
-            self.log_changes(&plan.changes).await.map_err(Error::maybe_done)?;
+            self.log_changes(log, &plan.changes).await.map_err(Error::maybe_done)?;
         }
         if durability == Durability::Durable && !by_itself {
             Box::pin(self.sync()).await?;
@@ -261,17 +260,16 @@ impl<D: Disk> LocalLayer<D> {
         }
     }
 
-    async fn log_changes(&self, changes: &[(Extent, State)]) -> Result<()> {
-        let records: Vec<Record> =
-            changes.iter().flat_map(|(at, state)| self.0.records(*at, *state)).collect();
-        let log = loop {
-            let log = self.0.live_log().await?;
+    async fn log_changes(&self, mut log: Log<D::File>, changes: &[(Extent, State)]) -> Result<()> {
+        let records = changes.iter().flat_map(|(at, state)| self.0.records(*at, *state));
+        let records: SmallVec<[Record; 2]> = records.collect();
+        loop {
             match log.append(&records).await? {
-                Appended::Done => break log,
+                Appended::Done => break,
                 Appended::Full => return Box::pin(self.sync()).await,
-                Appended::Retired => {}
+                Appended::Retired => log = self.0.live_log().await?,
             }
-        };
+        }
         let (changed, most) = (self.0.pages.changes(), self.0.shared.options.changed_pages_max);
         if changed > 2 * most {
             // Whoever changes pages faster than they can be synced waits for it, lest they fill the memory.
@@ -411,7 +409,7 @@ impl<D: Disk> Inner<D> {
 
     /// Plans what a fill does to inherited units; those in `over` get their state from the write that lies over them.
     async fn plan_parts(&self, plan: &mut Plan, fill: &Fill, over: Extent) -> Result<()> {
-        let decided: Vec<(Extent, State)> = std::mem::take(&mut plan.changes);
+        let decided = std::mem::take(&mut plan.changes);
         for part in &fill.parts {
             for inherited in self.states_of(part.at).await?.in_state(State::Inherited) {
                 let state = match &part.content {
