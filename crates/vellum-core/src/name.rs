@@ -16,7 +16,7 @@ pub const NAME_LENGTH_MAX: usize = 128;
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NameError {
     /// Nothing where a name must be.
-    #[error("a {what} name is missing in '{text}'")]
+    #[error("the {what} name is missing in '{text}'")]
     Missing {
         /// Of what.
         what: &'static str,

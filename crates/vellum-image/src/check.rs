@@ -98,19 +98,42 @@ async fn check_parent<C: Catalog>(
     if listed.contains(&(link.revision.clone(), child.clone())) {
         return Ok(None);
     }
+    if !still_hangs_on(catalog, record, link).await? {
+        return Ok(None);
+    }
     let what = format!("its parent {} does not list it as a child", parent.name);
     let finding = Finding::new(Severity::Stale, what);
     if repair == Repair::No {
         return Ok(Some(finding));
     }
     Ok(Some(match parents.attach(&link.image, &link.revision, &child).await {
-        Ok(()) => finding.repaired("entered it in the list"),
+        Ok(()) if still_hangs_on(catalog, record, link).await? => {
+            finding.repaired("entered it in the list")
+        }
+        Ok(()) => {
+            // Cut off in between, by somebody who took it from the list before it was entered.
+            parents.detach(&link.image, &link.revision, &child).await?;
+            return Ok(None);
+        }
         // No snapshot keeps the revision for it: whoever removes something next may take it away.
         Err(error) => {
             let what = format!("{}, and cannot: {}", finding.what, error.chain());
             Finding::new(Severity::Damage, what)
         }
     }))
+}
+
+/// Whether a child still has this link: it may have been flattened or removed since it was looked at.
+async fn still_hangs_on<C: Catalog>(
+    catalog: &C,
+    child: &ImageRecord,
+    link: &ParentLink,
+) -> Result<bool> {
+    match catalog.get(&child.id).await {
+        Ok(now) => Ok(now.parent().is_some_and(|(_, found, _)| found == link)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether all that lies below the head can be opened.

@@ -32,7 +32,8 @@ static ZEROS: [u8; WRITE_STEP as usize] = [0; WRITE_STEP as usize];
 pub struct ZeroOptions {
     /// Whether the space must be allocated, so that a later write there cannot fail for lack of it.
     pub no_hole: bool,
-    /// Whether to refuse (`Unsupported`) rather than be slow: where units would have to be copied up or written out.
+    /// Whether to refuse (`Unsupported`), with nothing changed, rather than be slow: where units would have to be copied up or
+    /// written out.
     pub fast: bool,
     /// Whether the zeros survive power loss when they are acknowledged.
     pub durable: bool,
@@ -61,8 +62,11 @@ impl<C: Catalog> Image<C> {
         } else {
             let view = self.view();
             view.writer()?;
+            if options.fast {
+                self.refuse_what_is_slow(&view, at).await?;
+            }
             for piece in zero_pieces(&view, at) {
-                self.zero_piece(piece, options.fast).await?;
+                self.zero_piece(piece).await?;
             }
         }
         if options.durable { self.sync().await } else { Ok(()) }
@@ -89,34 +93,47 @@ impl<C: Catalog> Image<C> {
         Ok(())
     }
 
-    async fn zero_piece(&self, piece: ZeroPiece, fast: bool) -> Result<()> {
+    /// Fails, with nothing changed, if writing zeroes would have to copy something up.
+    async fn refuse_what_is_slow(&self, view: &View<C>, at: Extent) -> Result<()> {
+        for piece in zero_pieces(view, at) {
+            if view.copies_objects()
+                && !piece.covers_its_objects
+                && !self.parent_data_under(view, piece.at).await?.is_empty()
+            {
+                return Err(slow("a part of an inherited object would have to be copied up"));
+            }
+            for edge in subtract(piece.at, whole_units(piece.at, view.size(), view.block())) {
+                let inherited = view.chain.undefined_in(0..1, edge).await?;
+                let all = 0..view.chain.links().len();
+                if !inherited.is_empty() && !view.chain.data_in(all, edge).await?.is_empty() {
+                    return Err(slow("a part of an inherited unit would have to be copied up"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn zero_piece(&self, piece: ZeroPiece) -> Result<()> {
         let view = self.view();
         let at = piece.at;
-        if view.copies_objects() && !piece.covers_its_objects {
-            let inherited = self.parent_data_under(&view, at).await?;
-            if !inherited.is_empty() {
-                if fast {
-                    return Err(slow("a part of an inherited object would have to be copied up"));
-                }
-                self.fill_objects(&view, at).await?;
-            }
+        if view.copies_objects()
+            && !piece.covers_its_objects
+            && !self.parent_data_under(&view, at).await?.is_empty()
+        {
+            self.fill_objects(&view, at).await?;
         }
         let whole = whole_units(at, view.size(), view.block());
         for edge in subtract(at, whole) {
-            self.zero_edge(&view, edge, fast).await?;
+            self.zero_edge(&view, edge).await?;
         }
         self.zero_units(whole).await
     }
 
     /// Zeroes a part of a unit, unless the unit reads as zeros anyway.
-    async fn zero_edge(&self, view: &Arc<View<C>>, edge: Extent, fast: bool) -> Result<()> {
+    async fn zero_edge(&self, view: &Arc<View<C>>, edge: Extent) -> Result<()> {
         let all = 0..view.chain.links().len();
-        let data = view.chain.data_in(all, edge).await?;
-        if data.is_empty() {
+        if view.chain.data_in(all, edge).await?.is_empty() {
             return Ok(());
-        }
-        if fast && !view.chain.undefined_in(0..1, edge).await?.is_empty() {
-            return Err(slow("a part of an inherited unit would have to be copied up"));
         }
         self.write_zero_bytes(edge).await
     }

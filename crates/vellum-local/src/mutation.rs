@@ -26,6 +26,8 @@ use crate::segment::extent_of;
 
 /// Extents whose space is still to be freed; more are forgotten, and leak until somebody checks.
 const FREEABLE_MAX: usize = 1 << 16;
+/// So many units of data that become zeros at once change their state; fewer stay data, and are holes.
+const SHOWN_ZEROS: u64 = 256;
 /// The largest block is 1 MiB, so padding is shorter.
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
@@ -146,28 +148,33 @@ impl<D: Disk> LocalLayer<D> {
         Ok(Guarded::Done)
     }
 
-    /// Zeros punch at once: under data a hole is the new content, and the state need not change. It does where a whole page
-    /// becomes zero, so that whoever asks for the map sees it.
+    /// Zeros punch at once: under data a hole is the new content, and the state need not change. It does where many units in a row
+    /// become zero, so that whoever asks for the map sees what can be skipped; a record for each small one would cost more than
+    /// it tells. On a full disk that is left out: the space is free by then, and the content what it must be.
     async fn set_zero(&self, piece: Extent) -> Result<()> {
         let inner = &self.0;
         let states = inner.states_of(piece).await?;
-        let whole_page =
-            piece.length() == inner.units.page_size() || piece == Extent::new(0, inner.facts.size);
-        let mut plan = Plan::default();
+        let shows = piece.length() >= SHOWN_ZEROS * inner.units.block
+            || piece == Extent::new(0, inner.facts.size);
+        let (mut hidden, mut shown) = (Plan::default(), Plan::default());
         for run in &states {
             match run.state {
                 State::Data => {
                     inner.segments.punch(run.extent).await?;
                     self.note_unsynced(run.extent.length());
-                    if whole_page {
-                        plan.changes.push((run.extent, State::Zero));
+                    if shows {
+                        shown.changes.push((run.extent, State::Zero));
                     }
                 }
-                State::Inherited => plan.changes.push((run.extent, State::Zero)),
+                State::Inherited => hidden.changes.push((run.extent, State::Zero)),
                 State::Zero => {}
             }
         }
-        self.carry_out(plan, Durability::AtSync).await
+        self.carry_out(hidden, Durability::AtSync).await?;
+        match self.carry_out(shown, Durability::AtSync).await {
+            Err(error) if error.kind() == ErrorKind::NoSpace => Ok(()),
+            result => result,
+        }
     }
 
     async fn set_inherit(&self, piece: Extent) -> Result<()> {

@@ -462,3 +462,17 @@ async fn a_discard_over_many_finely_striped_objects_looks_at_each_object_once() 
     child.discard(Extent::new(512, size - 1024), DiscardPolicy::Zero, false).await.unwrap();
     assert_eq!(read(&child, Extent::new(0, 1024)).await, [[1; 512], [0; 512]].concat());
 }
+
+#[tokio::test]
+async fn fast_zeroes_that_are_refused_at_their_end_have_not_begun() {
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        let fixture = Fixture::new().await;
+        let (content, child) = fixture.child(SIZE, layering).await;
+        // Whole units and objects, then a part of one.
+        let at = Extent::new(0, 4 * OBJECT + 100);
+        let fast = ZeroOptions { fast: true, ..ZeroOptions::default() };
+        let error = child.write_zeroes(at, fast).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(read_all(&child).await == content, "{layering:?}");
+    }
+}

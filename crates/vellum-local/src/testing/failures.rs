@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use vellum_core::State;
 use vellum_engine::{Durability, ErrorKind, Guarded, Result, SetTo, Write};
 
 use super::disk::SimDisk;
 use super::world::{Call, Fault};
-use super::{BLOCK, Lab, SimLayer, blocks, facts, options, seen, write, write_of};
+use super::{BLOCK, Lab, SimLayer, blocks, facts, look, options, seen, write, write_of};
 use crate::format::SECTOR;
 use crate::format::sector::PAGE_UNITS;
 use crate::store::{Access, StoreOptions};
@@ -275,4 +276,34 @@ async fn a_closed_layer_frees_no_space_any_more() {
     lab.disk.take_trace();
     assert_eq!(layer.reclaim().await.unwrap(), 0);
     assert_eq!(lab.disk.take_trace(), [], "its files may be another owner's by now");
+}
+
+#[tokio::test]
+async fn many_zeros_over_data_show_in_the_map_and_few_do_not() {
+    let lab = Lab::new(2000 * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1000), b'a').await;
+    for (at, shown) in [(blocks(10, 255), State::Data), (blocks(500, 256), State::Zero)] {
+        let set = layer.set(at, SetTo::Zero, Durability::AtSync).await.unwrap();
+        assert_eq!(set, Guarded::Done);
+        let (bytes, runs) = look(&layer, at).await.unwrap();
+        assert!(runs.all(shown) && bytes.iter().all(|byte| *byte == 0), "{shown:?}");
+    }
+    let lab = lab.after_death().await;
+    let layer = lab.own().await;
+    assert_eq!(seen(&layer, 499, 258).await, [&b"a"[..], &[0; 256], b"a"].concat());
+}
+
+#[tokio::test]
+async fn zeros_that_cannot_be_shown_for_want_of_space_are_zeros_all_the_same() {
+    let lab = Lab::new(2000 * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1000), b'a').await;
+    layer.close().await.unwrap();
+    let lab = lab.after_death().await;
+    let layer = lab.own().await;
+    lab.disk.fail(once(Call::Create, "ab.0", ENOSPC));
+    let set = layer.set(blocks(0, 1000), SetTo::Zero, Durability::AtSync).await.unwrap();
+    assert_eq!(set, Guarded::Done);
+    assert_eq!(seen(&layer, 0, 1001).await, [&[0; 1000][..], b"?"].concat());
 }

@@ -45,7 +45,7 @@ pub struct Limits {
     /// that it sends or of the replies that it is sent. Then it is closed. One that holds nothing, or that nobody waits for,
     /// may be silent for ever.
     pub stall_max: Duration,
-    /// Options in one negotiation.
+    /// Options in one negotiation: some tools ask for a list and then, on the same connection, several times for each export.
     pub options_max: usize,
     /// How long a negotiation may take.
     pub handshake_max: Duration,
@@ -64,7 +64,7 @@ impl Default for Limits {
             connection_bytes_max: 64 << 20,
             bytes_max: 512 << 20,
             stall_max: Duration::from_secs(30),
-            options_max: 256,
+            options_max: 65_536,
             handshake_max: Duration::from_secs(30),
             listed_max: 10_000,
             descriptors_max: 4096,

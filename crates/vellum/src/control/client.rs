@@ -96,7 +96,11 @@ pub(super) async fn read_line(
     let mut line = Vec::new();
     reader.take(max).read_until(b'\n', &mut line).await?;
     if line.last() != Some(&b'\n') {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+        // Not that of a file, which would be damage.
+        return Err(io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            "the process at the other end closed the connection, or said too much at once; if it has ended, start it again",
+        ));
     }
     Ok(line)
 }
