@@ -13,6 +13,7 @@ pub fn trials() -> Vec<Trial> {
         trial("qemu_img_map_and_nbdinfo_show_the_layers", maps),
         trial("nbdcopy_copies_in_and_out", nbdcopy),
         trial("nbdinfo_lists_images_and_read_only_snapshots", listing),
+        trial("tools_list_hundreds_of_exports_on_one_connection", long_listing),
         trial("fio_verifies_four_connections_at_once", fio_verify),
     ]
 }
@@ -155,5 +156,16 @@ fn fio_verify() -> Result<()> {
             ],
         )?;
     }
+    Ok(())
+}
+
+fn long_listing() -> Result<()> {
+    let home = golden(&pattern(MIB, 1))?;
+    home.ok(&["clone", "gold@s", "clone", "--count", "300"])?;
+    let serve = Serve::start(&home)?;
+    let uri = format!("nbd+unix:///?socket={}", serve.socket().display());
+    let listed = tools::ok("nbdinfo", &["--list", &uri])?;
+    let clones = listed.lines().filter(|line| line.starts_with("export=\"clone-")).count();
+    ensure!(clones == 300, "nbdinfo lists {clones} clones");
     Ok(())
 }
