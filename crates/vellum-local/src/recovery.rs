@@ -244,19 +244,21 @@ impl<D: Disk> Inner<D> {
         map.set_length(map_length(self.units)).await.map_err(failed)?;
         let page = header::encode(&self.header(), &self.epoch.lock());
         map.write_at(vec![page.into()], 0, Durability::AtSync).await.map_err(failed)?;
-        map.sync_data().await.map_err(failed)?;
-        self.sync_names().await?;
+        // All at once: a file system that has a journal makes one commit of it.
+        let durable = async { map.sync_data().await.map_err(failed) };
+        futures::try_join!(durable, self.sync_names())?;
         let _ = self.map.set(map);
         Ok(())
     }
 
     /// Makes the names of the layer's files durable.
     async fn sync_names(&self) -> Result<()> {
-        let dir = self.shared.layer_dir(self.facts.id);
-        for dir in [&dir, &self.shared.layers_dir()] {
+        let (layer, layers) = (self.shared.layer_dir(self.facts.id), self.shared.layers_dir());
+        let sync = async |dir: &std::path::Path| {
             let synced = self.shared.disk.sync_dir(dir).await;
-            synced.map_err(|error| Error::io(format!("sync {}", dir.display()), error))?;
-        }
+            synced.map_err(|error| Error::io(format!("sync {}", dir.display()), error))
+        };
+        futures::try_join!(sync(&layer), sync(&layers))?;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -100,7 +100,7 @@ impl<R: AsyncRead + Unpin> Input<R> {
             if let Some(request) = Request::decode(extended, &self.buffer) {
                 let request =
                     request.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                let _ = self.buffer.split_to(Request::header_length(extended));
+                self.buffer.advance(Request::header_length(extended));
                 return Ok(Some(request));
             }
             self.buffer.reserve(READ_AT_ONCE);
@@ -117,7 +117,8 @@ impl<R: AsyncRead + Unpin> Input<R> {
     /// Fills a payload: first from what is here already, then straight from the socket.
     async fn payload(&mut self, payload: &mut [u8], mut watch: Watch<'_>) -> io::Result<()> {
         let mut here = self.buffer.len().min(payload.len());
-        payload[..here].copy_from_slice(&self.buffer.split_to(here));
+        payload[..here].copy_from_slice(&self.buffer[..here]);
+        self.buffer.advance(here);
         while here < payload.len() {
             here += match watch.step(self.reader.read(&mut payload[here..])).await? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -131,7 +132,7 @@ impl<R: AsyncRead + Unpin> Input<R> {
     async fn skip(&mut self, mut length: u64) -> io::Result<()> {
         loop {
             let here = (self.buffer.len() as u64).min(length);
-            let _ = self.buffer.split_to(here as usize);
+            self.buffer.advance(here as usize);
             length -= here;
             if length == 0 {
                 return Ok(());
