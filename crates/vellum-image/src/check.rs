@@ -142,17 +142,12 @@ async fn check_chain<C: Catalog>(
     catalog: &C,
     record: &ImageRecord,
 ) -> Result<Option<Finding>> {
-    let severity = match open_below(pools, catalog, record, &record.head).await {
-        Ok(_) => return Ok(None),
-        Err(error) => (severity_of(error.kind()), error),
+    let Err(error) = open_below(pools, catalog, record, &record.head).await else {
+        return Ok(None);
     };
-    match severity {
-        (Some(severity), error) => {
-            let what = format!("its chain cannot be opened: {}", error.chain());
-            Ok(Some(Finding::new(severity, what).of(&record.name)))
-        }
-        (None, error) => Err(error),
-    }
+    let Some(severity) = severity_of(error.kind()) else { return Err(error) };
+    let what = format!("its chain cannot be opened: {}", error.chain());
+    Ok(Some(Finding::new(severity, what).of(&record.name)))
 }
 
 fn severity_of(kind: ErrorKind) -> Option<Severity> {

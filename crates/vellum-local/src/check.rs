@@ -66,15 +66,10 @@ impl<D: Disk> LocalCatalog<D> {
             return Ok(damage);
         }
         let pool = self.pool();
+        let look = move |db: &rusqlite::Connection| consistency::stale(db, pool, repair);
         match repair {
-            Repair::No => {
-                let look = move |db: &rusqlite::Connection| consistency::stale(db, pool, repair);
-                self.database().read("check the catalog's lists", look).await
-            }
-            Repair::Safe => {
-                let mend = move |db: &rusqlite::Connection| consistency::stale(db, pool, repair);
-                self.database().write("mend the catalog's lists", mend).await
-            }
+            Repair::No => self.database().read("check the catalog's lists", look).await,
+            Repair::Safe => self.database().write("mend the catalog's lists", look).await,
         }
     }
 

@@ -16,23 +16,29 @@ async fn remove(fixture: &Fixture, name: &str) {
     admin::remove(&fixture.pools, &fixture.catalog, &id).await.unwrap();
 }
 
+/// An open image `c`, clone of `b`, clone of `a`, that has looked at nothing of `a` yet when another process flattens `b` and
+/// removes `a`. Answers with what it holds.
+async fn without_its_grandparent(fixture: &Fixture, layering: Layering) -> (Vec<u8>, TestImage) {
+    let content = fixture.golden("a", SIZE).await;
+    fixture.clone("a", "s", "b", mode(layering)).await;
+    let b = fixture.open("b").await;
+    b.snapshot(snapshot_name("s"), false).await.unwrap();
+    b.close().await.unwrap();
+    fixture.clone("b", "s", "c", mode(layering)).await;
+    let c = fixture.open("c").await;
+    let other = fixture.another_process().await;
+    let b = other.open("b").await;
+    b.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+    b.close().await.unwrap();
+    remove(&other, "a").await;
+    (content, c)
+}
+
 #[tokio::test]
 async fn a_chain_whose_layer_another_process_took_away_is_read_anew() {
     for layering in [Layering::Sparse, Layering::CopyUp] {
         let fixture = Fixture::new().await;
-        let content = fixture.golden("a", SIZE).await;
-        fixture.clone("a", "s", "b", mode(layering)).await;
-        let b = fixture.open("b").await;
-        b.snapshot(snapshot_name("s"), false).await.unwrap();
-        b.close().await.unwrap();
-        fixture.clone("b", "s", "c", mode(layering)).await;
-        // Open, and nothing of `a` was looked at yet.
-        let c = fixture.open("c").await;
-        let other = fixture.another_process().await;
-        let b = other.open("b").await;
-        b.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
-        b.close().await.unwrap();
-        remove(&other, "a").await;
+        let (content, c) = without_its_grandparent(&fixture, layering).await;
         assert!(read(&c, Extent::new(0, 8192)).await == content[..8192], "a read, {layering:?}");
         write(&c, SIZE / 2 + 100, &[1; 50]).await.unwrap();
         let mut after = content;
@@ -44,18 +50,7 @@ async fn a_chain_whose_layer_another_process_took_away_is_read_anew() {
 #[tokio::test]
 async fn a_copy_up_from_a_layer_that_another_process_took_away_finds_the_content_elsewhere() {
     let fixture = Fixture::new().await;
-    let mut content = fixture.golden("a", SIZE).await;
-    fixture.clone("a", "s", "b", mode(Layering::Sparse)).await;
-    let b = fixture.open("b").await;
-    b.snapshot(snapshot_name("s"), false).await.unwrap();
-    b.close().await.unwrap();
-    fixture.clone("b", "s", "c", mode(Layering::Sparse)).await;
-    let c = fixture.open("c").await;
-    let other = fixture.another_process().await;
-    let b = other.open("b").await;
-    b.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
-    b.close().await.unwrap();
-    remove(&other, "a").await;
+    let (mut content, c) = without_its_grandparent(&fixture, Layering::Sparse).await;
     write(&c, 100, &[1; 50]).await.unwrap();
     content[100..150].fill(1);
     assert!(read_all(&c).await == content);
