@@ -34,6 +34,8 @@ pub(crate) struct Segments<D: Disk> {
     open: RwLock<BTreeMap<u64, Arc<Segment<D::File>>>>,
     /// Held while a segment is opened or created, which waits.
     opening: tokio::sync::Mutex<()>,
+    /// A segment was begun whose name is not durable yet.
+    unnamed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -71,6 +73,7 @@ impl<D: Disk> Segments<D> {
             lock_wait,
             open: RwLock::default(),
             opening: tokio::sync::Mutex::default(),
+            unnamed: AtomicBool::new(false),
         }
     }
 
@@ -214,7 +217,8 @@ impl<D: Disk> Segments<D> {
     }
 
     pub(crate) fn is_unsynced(&self) -> bool {
-        self.open.read().values().any(|segment| segment.unsynced.load(Ordering::Acquire))
+        self.unnamed.load(Ordering::Acquire)
+            || self.open.read().values().any(|segment| segment.unsynced.load(Ordering::Acquire))
     }
 
     /// Takes what was written since the last sync began.
@@ -222,6 +226,15 @@ impl<D: Disk> Segments<D> {
         let open = self.open.read();
         let unsynced = open.values().filter(|it| it.unsynced.swap(false, Ordering::AcqRel));
         unsynced.map(|segment| segment.file.clone()).collect()
+    }
+
+    /// Makes the names of the segments durable that were begun since the last time: states that tell of their data may be
+    /// published then, and not before.
+    pub(crate) async fn sync_names(&self) -> std::io::Result<()> {
+        match self.unnamed.swap(false, Ordering::AcqRel) {
+            true => self.disk.sync_dir(&self.dir).await,
+            false => Ok(()),
+        }
     }
 
     /// Counts everything that is open for writing as unsynced: what a dead process wrote there may not be on the medium.
@@ -290,9 +303,9 @@ impl<D: Disk> Segments<D> {
         if length < self.nominal_length(number) {
             self.complete(number, &file, length).await?;
         }
-        // Whoever made it may have died, or failed, before its name was durable.
-        let named = self.disk.sync_dir(&self.dir).await;
-        named.map_err(|error| Error::io(format!("sync {}", self.dir.display()), error))?;
+        // Whether made here or found: whoever made it may have died, or failed, before its name was durable. That it is can
+        // wait for the sync which publishes the first states of its data.
+        self.unnamed.store(true, Ordering::Release);
         let segment = Segment::new(file, true);
         self.open.write().insert(number, segment.clone());
         Ok(segment)

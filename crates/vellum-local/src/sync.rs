@@ -4,7 +4,7 @@
 //!
 //! 1. *Freeze*: begin the other live log (its header says epoch + 1), let new changes go there, take the set of changed pages and
 //!    **copy** them, take the set of files written.
-//! 2. `fdatasync` those files.
+//! 2. `fsync` the layer's directory if a file was begun since the last sync, and `fdatasync` those files.
 //! 3. Write the copies to the map, then the epoch.
 //! 4. `fdatasync` the map. The old log no longer counts.
 //!
@@ -176,6 +176,9 @@ impl<D: Disk> Inner<D> {
         let no_log_begins = if publishes { self.switch_logs(next.epoch).await? } else { None };
         let pages = if publishes { self.pages.take_changed() } else { Vec::new() };
         self.unsynced_bytes.store(0, Ordering::Relaxed);
+        if let Err(error) = self.segments.sync_names().await {
+            return Err(self.poison("sync the names of the data files", error).await);
+        }
         for file in self.segments.take_unsynced() {
             if let Err(error) = file.sync_data().await {
                 return Err(self.poison("sync data", error).await);

@@ -32,6 +32,7 @@ pub mod unfinished;
 pub mod vellum;
 
 pub use vellum_engine::{Error, ErrorKind, Result};
+pub use vellum_nbd::Limits;
 
 pub use holder::Holder;
 pub use home::HomeOptions;

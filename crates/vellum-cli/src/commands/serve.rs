@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use vellum::{ServeOptions, Vellum};
+use vellum::{Limits, ServeOptions, Vellum};
 use vellum_core::ImageSpec;
 
 use crate::failure::{Failure, Result};
@@ -31,6 +31,9 @@ pub struct Arguments {
     /// After SIGTERM, wait at most this many seconds for requests under way
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain_timeout: u64,
+    /// Look this many microseconds for a busy client's next request before sleeping; 0 saves CPU time
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 200)]
+    poll: u64,
     /// Only these images; all of every pool if none is named
     specs: Vec<ImageSpec>,
 }
@@ -52,6 +55,7 @@ pub async fn run(vellum: &Vellum, arguments: Arguments, output: &mut Output) -> 
         insecure: arguments.insecure,
         read_only: arguments.read_only,
         specs: arguments.specs,
+        limits: Limits { poll_max: Duration::from_micros(arguments.poll), ..Limits::default() },
         ..ServeOptions::default()
     };
     if let Some(address) = arguments.listen.filter(|address| !address.ip().is_loopback())

@@ -65,6 +65,14 @@ impl RealFile {
         self.threads.pool.run(move || job(&open.file)).await
     }
 
+    async fn run_briefly<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&fs::File) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let open = self.open.clone();
+        self.threads.run_briefly(move || job(&open.file)).await
+    }
+
     /// Runs what waits for the medium.
     async fn run_to_medium<T: Send + 'static>(
         &self,
@@ -174,11 +182,11 @@ impl File for RealFile {
     }
 
     async fn length(&self) -> io::Result<u64> {
-        self.run(|file| Ok(file.metadata()?.len())).await
+        self.run_briefly(|file| Ok(file.metadata()?.len())).await
     }
 
     async fn set_length(&self, length: u64) -> io::Result<()> {
-        self.run(move |file| file.set_len(length)).await
+        self.run_briefly(move |file| file.set_len(length)).await
     }
 
     async fn allocated(&self) -> io::Result<u64> {
@@ -196,7 +204,7 @@ impl File for RealFile {
 
     async fn hint_extent_size(&self, bytes: u32) {
         // A hint: most file systems know none.
-        let _ = self.run(move |file| system::hint_extent_size(file, bytes)).await;
+        let _ = self.run_briefly(move |file| system::hint_extent_size(file, bytes)).await;
     }
 
     fn identity(&self) -> FileIdentity {

@@ -11,7 +11,7 @@ use rustix::fs::{StatVfsMountFlags, fchown, fstatfs, statfs, statvfs};
 use rustix::process::{Gid, Uid};
 
 use crate::pool::Pool;
-use crate::{BootId, Disk, FileSystem, OpenMode};
+use crate::{BootId, Disk, FileSystem, OpenMode, own_thread};
 pub use file::RealFile;
 
 /// How a [`RealDisk`] works.
@@ -43,6 +43,13 @@ struct Threads {
     syncs: Pool,
 }
 
+impl Threads {
+    /// Runs what takes a moment and waits at most for other work on names and lengths: here, if this thread may wait.
+    async fn run_briefly<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        if own_thread::may_wait() { job() } else { self.pool.run(job).await }
+    }
+}
+
 impl RealDisk {
     /// A disk with threads of its own.
     pub fn new(options: Options) -> Self {
@@ -64,14 +71,13 @@ impl Disk for RealDisk {
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<RealFile> {
         let (threads, path) = (self.0.clone(), path.to_owned());
-        self.0.pool.run(move || open(threads, &path, mode)).await
+        self.0.run_briefly(move || open(threads, &path, mode)).await
     }
 
     async fn create_dir(&self, path: &Path) -> io::Result<()> {
         let path = path.to_owned();
         self.0
-            .pool
-            .run(move || {
+            .run_briefly(move || {
                 fs::DirBuilder::new().mode(0o755).create(&path)?;
                 take_owner_of_parent(&fs::File::open(&path)?, &path)
             })

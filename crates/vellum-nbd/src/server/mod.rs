@@ -9,6 +9,7 @@
 
 mod handshake;
 mod listener;
+mod polling;
 mod reader;
 mod room;
 mod under_way;
@@ -28,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use vellum_core::BufferPool;
 
 use crate::export::Exports;
+use crate::server::polling::Lookouts;
 use crate::server::room::ServerRoom;
 
 /// What clients can drive, and how far.
@@ -45,6 +47,9 @@ pub struct Limits {
     /// that it sends or of the replies that it is sent. Then it is closed. One that holds nothing, or that nobody waits for,
     /// may be silent for ever.
     pub stall_max: Duration,
+    /// For how long an idle connection looks for its client's next request before it sleeps, if the last one came that soon. At
+    /// most half of the CPUs look at once. Zero: never.
+    pub poll_max: Duration,
     /// Options in one negotiation: some tools ask for a list and then, on the same connection, several times for each export.
     pub options_max: usize,
     /// How long a negotiation may take.
@@ -56,7 +61,8 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 1,024 connections of 128 requests; 64 MiB for one of them and 512 MiB for all, which may be kept from others for 30 s.
+    /// 1,024 connections of 128 requests; 64 MiB for one of them and 512 MiB for all, which may be kept from others for 30 s; 200 us of
+    /// looking for the next request.
     fn default() -> Self {
         Self {
             connections_max: 1024,
@@ -64,6 +70,7 @@ impl Default for Limits {
             connection_bytes_max: 64 << 20,
             bytes_max: 512 << 20,
             stall_max: Duration::from_secs(30),
+            poll_max: Duration::from_micros(200),
             options_max: 65_536,
             handshake_max: Duration::from_secs(30),
             listed_max: 10_000,
@@ -93,6 +100,7 @@ struct Shared<E> {
     buffers: BufferPool,
     connections: Arc<Semaphore>,
     room: Arc<ServerRoom>,
+    lookouts: Arc<Lookouts>,
     ending: CancellationToken,
     tasks: TaskTracker,
     /// Where the server was made.
@@ -117,6 +125,7 @@ impl<E: Exports> Server<E> {
             buffers,
             connections,
             room,
+            lookouts: Lookouts::new(),
             ending,
             tasks,
             runtime,

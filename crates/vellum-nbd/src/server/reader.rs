@@ -17,6 +17,7 @@ use crate::proto::reply::{self, Pieces};
 use crate::proto::request::{Command, Request, flag};
 use crate::proto::validate::validate;
 use crate::server::Shared;
+use crate::server::polling::Polling;
 use crate::server::room::{Room, Watch};
 use crate::server::under_way::UnderWay;
 use crate::server::writer::{Holds, Reply, write_replies};
@@ -64,13 +65,14 @@ pub(super) async fn transmit<E: Exports>(
         room,
         buffers: server.buffers.clone(),
     };
-    let mut input = Input { reader, buffer: BytesMut::with_capacity(READ_AT_ONCE) };
+    let polling = Polling::new(server.lookouts.clone(), limits.poll_max);
+    let mut input = Input { reader, buffer: BytesMut::with_capacity(READ_AT_ONCE), polling };
     let under_way = UnderWay::default();
     let start = |taken| under_way.add(connection.serve(taken));
     tokio::select! {
         biased;
         () = server.ending.cancelled() => {}
-        taking = connection.take_requests(&mut input, start) => {
+        taking = connection.take_requests(&mut input, start, || under_way.is_empty()) => {
             if let Err(error) = taking {
                 tracing::debug!(%error, "a connection broke off");
             }
@@ -91,11 +93,16 @@ pub(super) async fn transmit<E: Exports>(
 struct Input<R> {
     reader: R,
     buffer: BytesMut,
+    polling: Polling,
 }
 
 impl<R: AsyncRead + Unpin> Input<R> {
     /// The next request; `None` when the client hung up between two.
-    async fn request(&mut self, extended: bool) -> io::Result<Option<Request>> {
+    async fn request(
+        &mut self,
+        extended: bool,
+        is_idle: impl Fn() -> bool,
+    ) -> io::Result<Option<Request>> {
         loop {
             if let Some(request) = Request::decode(extended, &self.buffer) {
                 let request =
@@ -104,7 +111,8 @@ impl<R: AsyncRead + Unpin> Input<R> {
                 return Ok(Some(request));
             }
             self.buffer.reserve(READ_AT_ONCE);
-            if self.reader.read_buf(&mut self.buffer).await? == 0 {
+            let read = self.reader.read_buf(&mut self.buffer);
+            if self.polling.wait(read, &is_idle).await? == 0 {
                 return if self.buffer.is_empty() {
                     Ok(None)
                 } else {
@@ -151,10 +159,13 @@ impl<X: Export> Connection<X> {
         &self,
         input: &mut Input<impl AsyncRead + Unpin>,
         start: impl Fn(Taken),
+        is_idle: impl Fn() -> bool,
     ) -> io::Result<()> {
         loop {
             let permit = self.requests.clone().acquire_owned().await.map_err(io::Error::other)?;
-            let Some(request) = input.request(self.agreed.extended).await? else { return Ok(()) };
+            let Some(request) = input.request(self.agreed.extended, &is_idle).await? else {
+                return Ok(());
+            };
             if request.command == Command::Disconnect {
                 return Ok(());
             }

@@ -23,10 +23,16 @@ impl<F: Future<Output = ()>> UnderWay<F> {
         self.0.lock().push(request);
     }
 
-    /// Works on them, and on those added meanwhile, for ever.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
+    /// Works on them, and on those added meanwhile, for ever. Wakes the task once more when none is left.
     pub(super) async fn run(&self) {
         poll_fn(|cx| {
-            let _ = self.work(cx);
+            if !self.is_empty() && self.work(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
             Poll::<()>::Pending
         })
         .await;
