@@ -51,6 +51,17 @@ pub trait Disk: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// Which boot of the kernel this is, or `None` where that cannot be known: the id is read from procfs itself, and a
     /// file laid over it (as containers do) does not count.
     fn boot_id(&self) -> impl Future<Output = io::Result<Option<BootId>>> + Send;
+
+    /// Numbers that nobody has had before: for ids and nonces. From the kernel, unless a simulation must be repeatable.
+    fn fill_with_chance(&self, bytes: &mut [u8]) {
+        getrandom::fill(bytes).expect("the kernel gives random numbers");
+    }
+
+    /// Under which name SQLite knows these files, where they are not the operating system's. Then it is called on whatever
+    /// thread polls, one database at a time has one connection, and no call waits.
+    fn sqlite_vfs(&self) -> Option<String> {
+        None
+    }
 }
 
 /// An open file. Clones share one open file description, and with it its locks and its errors not yet reported.

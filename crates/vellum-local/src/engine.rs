@@ -108,6 +108,10 @@ impl<D: Disk> LocalCatalog<D> {
         &self.0.database
     }
 
+    pub(crate) fn disk(&self) -> &D {
+        self.store().disk()
+    }
+
     pub(crate) fn store(&self) -> &LayerStore<D> {
         &self.0.store
     }
@@ -239,9 +243,9 @@ impl<D: Disk> Catalog for LocalCatalog<D> {
             Some(id) => ImageNo::of(id).map_err(|_| {
                 Error::new(ErrorKind::Invalid, format!("{id} is no image id of this engine"))
             })?,
-            None => ImageNo::random(),
+            None => ImageNo::random(self.disk()),
         };
-        let keys = NewKeys { image, head: LayerId::random() };
+        let keys = NewKeys { image, head: LayerId::random(self.disk()) };
         let pool = self.pool();
         self.database()
             .write("create an image", move |db| images::create(db, pool, keys, &new))
@@ -249,7 +253,7 @@ impl<D: Disk> Catalog for LocalCatalog<D> {
     }
 
     fn unused_id(&self) -> ImageId {
-        ImageNo::random().id()
+        ImageNo::random(self.disk()).id()
     }
 
     async fn find(&self, name: &ImageName) -> Result<ImageRecord> {

@@ -134,7 +134,8 @@ impl<D: Disk> LocalHead<D> {
 
     async fn prepare_snapshot(self, new: NewSnapshot) -> Result<LocalPrepared<D>> {
         let (catalog, image) = (self.0.catalog.clone(), self.0.image);
-        let (sealed, successor, pool) = (self.layer_id()?, LayerId::random(), catalog.pool());
+        let (sealed, successor, pool) =
+            (self.layer_id()?, LayerId::random(catalog.disk()), catalog.pool());
         let lock = catalog.try_lock(successor, LockKind::Exclusive)?;
         let ((row, record), undecided) = catalog
             .database()

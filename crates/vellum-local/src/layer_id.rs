@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use vellum_disk::Disk;
 use vellum_engine::{Error, Result, RevisionId};
 
 /// Names one layer of a pool for ever: a random number from 1 to 2^63 - 1, never reused, not even after an old copy of
@@ -16,8 +17,8 @@ impl LayerId {
     }
 
     /// A random id.
-    pub fn random() -> Self {
-        Self(random_number())
+    pub fn random(disk: &impl Disk) -> Self {
+        Self(random_number(disk))
     }
 
     /// The number.
@@ -62,10 +63,10 @@ impl fmt::Debug for LayerId {
 ///
 /// # Panics
 /// If the kernel has no random numbers to give, without which no id is safe to use.
-pub(crate) fn random_number() -> u64 {
+pub(crate) fn random_number(disk: &impl Disk) -> u64 {
     loop {
         let mut bytes = [0; 8];
-        getrandom::fill(&mut bytes).expect("the kernel gives random numbers");
+        disk.fill_with_chance(&mut bytes);
         let number = u64::from_le_bytes(bytes) >> 1;
         if number != 0 {
             return number;
@@ -87,7 +88,7 @@ mod tests {
 
     #[test]
     fn an_id_reads_what_it_prints_and_nothing_else() {
-        let id = LayerId::random();
+        let id = LayerId::random(&vellum_sim::SimDisk::new(1));
         assert_eq!(LayerId::from_hex(&id.to_string()), Some(id));
         assert_eq!(LayerId::of_revision(&id.revision()).unwrap(), id);
         let too_large = "8000000000000000";

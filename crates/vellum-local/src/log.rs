@@ -205,9 +205,9 @@ mod tests {
     use vellum_disk::{Disk, FileIdentity, OpenMode};
 
     use super::*;
-    use crate::testing::disk::SimDisk;
-    use crate::testing::world::{Call, Fault};
     use crate::testing::{BLOCK, Lab, blocks, seen, write};
+    use vellum_sim::SimDisk;
+    use vellum_sim::{Call, Fault};
 
     fn record(first_unit: u64) -> Record {
         Record { first_unit, units: 1, state: State::Data }

@@ -83,7 +83,7 @@ pub(crate) async fn open<D: Disk>(
         wait_for_creators(&locks).await?;
     }
     let place = Place { path: directory.path().to_owned(), inode: inode.map_or(0, |id| id.inode) };
-    let opened = open_catalog(&directory, &place, create, look_only).await;
+    let opened = open_catalog(&disk, &directory, &place, create, look_only).await;
     if create {
         locks.unlock_pool()?;
     }
@@ -123,45 +123,45 @@ async fn wait_for_creators<F: File>(locks: &LockFile<F>) -> Result<()> {
 }
 
 async fn open_catalog<D: Disk>(
+    disk: &D,
     directory: &PoolDirectory<D>,
     place: &Place,
     create: bool,
     look_only: bool,
 ) -> Result<(Database, PoolRow)> {
     let path = directory.catalog();
+    let vfs = disk.sqlite_vfs();
     if look_only {
-        return Database::open_read_only(&path, |db| registry::load(db)).await;
+        return Database::open_read_only(&path, vfs, |db| registry::load(db)).await;
     }
     if create {
         directory.make_catalog_file().await?;
-    } else if !path.exists() {
+    } else if !directory.has_catalog().await? {
         return Err(no_pool(directory.path()));
     }
-    let place = place.clone();
-    let (database, row) =
-        Database::open(&path, move |db| load_or_create(db, create, &place)).await?;
+    let (place, id) = (place.clone(), create.then(|| random_pool_id(disk)));
+    let load = move |db: &mut Connection| load_or_create(db, id, &place);
+    let (database, row) = Database::open(&path, vfs.clone(), load).await?;
     if row.look_only {
         drop(database);
-        return Database::open_read_only(&path, |db| registry::load(db)).await;
+        return Database::open_read_only(&path, vfs, |db| registry::load(db)).await;
     }
     Ok((database, row))
 }
 
-fn load_or_create(db: &mut Connection, create: bool, place: &Place) -> Outcome<PoolRow> {
+fn load_or_create(db: &mut Connection, create: Option<PoolId>, place: &Place) -> Outcome<PoolRow> {
     if connection::is_blank(db)? {
-        if !create {
-            return Err(no_pool(&place.path).into());
-        }
+        let Some(id) = create else { return Err(no_pool(&place.path).into()) };
         let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        registry::create(&transaction, random_pool_id(), place)?;
+        registry::create(&transaction, id, place)?;
         transaction.commit()?;
     }
     registry::load(db)
 }
 
-fn random_pool_id() -> PoolId {
+fn random_pool_id(disk: &impl Disk) -> PoolId {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).expect("the kernel gives random numbers");
+    disk.fill_with_chance(&mut bytes);
     PoolId(bytes)
 }
 
@@ -190,7 +190,7 @@ async fn settle_place<D: Disk>(
     if row.place == here || look_only {
         return Ok(row.id);
     }
-    let id = if copied { random_pool_id() } else { row.id };
+    let id = if copied { random_pool_id(disk) } else { row.id };
     database
         .write("remember where the pool is", move |db| {
             let now = registry::load(db)?;

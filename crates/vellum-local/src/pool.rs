@@ -12,7 +12,6 @@
 //! Nothing here looks into the catalog or into a layer.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use vellum_core::Extent;
@@ -188,18 +187,19 @@ impl<D: Disk> PoolDirectory<D> {
     /// the same owner. It is never opened but through SQLite afterwards: closing it would drop SQLite's locks.
     pub(crate) async fn make_catalog_file(&self) -> Result<()> {
         let failed = |error| self.failed("create the catalog of", error);
-        let made = std::fs::OpenOptions::new().write(true).create_new(true).open(self.catalog());
-        match made {
-            Ok(file) if rustix::process::geteuid().is_root() => {
-                let owner = std::fs::metadata(&self.path).map_err(failed)?;
-                std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))
-                    .map_err(failed)?;
-            }
+        match self.disk.open(&self.catalog(), OpenMode::Create).await {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
             Err(error) => return Err(failed(error)),
         }
         self.disk.sync_dir(&self.path).await.map_err(failed)
+    }
+
+    /// Whether there is a catalog, be it an empty file.
+    pub(crate) async fn has_catalog(&self) -> Result<bool> {
+        let entries = self.disk.list_dir(&self.path).await;
+        let entries = entries.map_err(|error| self.failed("look into", error))?;
+        Ok(entries.contains(&self.catalog()))
     }
 
     /// Whether a layer has files.

@@ -53,7 +53,7 @@ impl<D: Disk> LocalLayer<D> {
         let found = look(&shared, &facts, units, access).await?;
         let (map, epoch, presence, present) = match found {
             Some(found) => (Some(found.map), found.epoch, found.presence, found.segments),
-            None => (None, first_epoch(), Presence::default(), Vec::new()),
+            None => (None, first_epoch(&shared.disk), Presence::default(), Vec::new()),
         };
         let dir = shared.layer_dir(facts.id);
         let segments =
@@ -427,8 +427,8 @@ fn map_length(units: Units) -> u64 {
 }
 
 /// The epoch of a map that is made now: random, so that a log of an earlier map at the same inode does not continue it.
-fn first_epoch() -> Epoch {
-    Epoch { epoch: crate::layer_id::random_number(), last_sync: now(), poisoned: None }
+fn first_epoch(disk: &impl Disk) -> Epoch {
+    Epoch { epoch: crate::layer_id::random_number(disk), last_sync: now(), poisoned: None }
 }
 
 /// Seconds since 1970.

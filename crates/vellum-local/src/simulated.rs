@@ -1,5 +1,6 @@
 //! The conformance suite on a simulated disk, which can cut the power and run full. Files of layers, locks and logs are
-//! simulated; the catalog is SQLite's, on a real directory, and keeps what was committed, as it does.
+//! simulated; the catalog lies on a real directory, since the suite asks for several processes at once, and a simulated one
+//! has a single connection. It keeps what was committed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use tempfile::TempDir;
 use vellum_disk::{BootId, Disk, FileSystem, OpenMode};
 use vellum_suite::{Harness, Result, trials};
 
-use crate::testing::disk::SimDisk;
 use crate::{LocalCatalog, Mode, OpenOptions};
+use vellum_sim::SimDisk;
 
 /// Where a simulated disk has its pool.
 const SIMULATED: &str = "/pool";
@@ -39,6 +40,9 @@ impl Disk for Beside {
     type File = <SimDisk as Disk>::File;
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Self::File> {
+        if path == self.real.join("pool.sqlite") && mode == OpenMode::Create {
+            std::fs::File::create_new(path)?;
+        }
         self.simulated.open(&self.simulated_path(path), mode).await
     }
 

@@ -123,6 +123,10 @@ impl<D: Disk> LayerStore<D> {
         })))
     }
 
+    pub(crate) fn disk(&self) -> &D {
+        &self.0.disk
+    }
+
     /// Where work goes on that outlives a request.
     pub(crate) fn runtime(&self) -> &Handle {
         &self.0.runtime

@@ -302,7 +302,7 @@ impl<D: Disk> Inner<D> {
 
     fn log_header(&self, epoch: u64) -> LogHeader {
         let map = self.map.get().expect("files are created before logs").identity();
-        let nonce = crate::layer_id::random_number();
+        let nonce = crate::layer_id::random_number(&self.shared.disk);
         LogHeader { layer: self.facts.id.number(), boot: self.shared.boot, map, epoch, nonce }
     }
 

@@ -28,10 +28,11 @@ pub(crate) enum Purpose {
 }
 
 /// Opens an existing database file and checks that it is a catalog of a version that can be used for this purpose.
-pub(crate) fn open(path: &Path, purpose: Purpose) -> Result<Connection> {
+pub(crate) fn open(path: &Path, vfs: Option<&str>, purpose: Purpose) -> Result<Connection> {
     refuse_old_sqlite(rusqlite::version_number())?;
     let doing = format!("open {}", path.display());
     let db = match purpose {
+        _ if let Some(vfs) = vfs => open_alone(path, vfs),
         Purpose::Write | Purpose::Read => {
             Connection::open_with_flags(path, flags(OpenFlags::SQLITE_OPEN_READ_WRITE))
                 .map_err(super::Failure::from)
@@ -40,6 +41,14 @@ pub(crate) fn open(path: &Path, purpose: Purpose) -> Result<Connection> {
     };
     let db = db.map_err(|failure| failure.into_error(&doing))?;
     prepare(&db, purpose).map_err(|failure| failure.into_error(&doing))?;
+    Ok(db)
+}
+
+/// Opens a database that has one connection at a time, and so needs no index that others see.
+fn open_alone(path: &Path, vfs: &str) -> Outcome<Connection> {
+    let flags = flags(OpenFlags::SQLITE_OPEN_READ_WRITE);
+    let db = Connection::open_with_flags_and_vfs(path, flags, vfs)?;
+    db.pragma_update_and_check(None, "locking_mode", "exclusive", |row| row.get::<_, String>(0))?;
     Ok(db)
 }
 

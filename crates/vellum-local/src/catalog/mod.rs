@@ -4,9 +4,11 @@
 //! keep, each a function of an open transaction. Nothing here opens a layer, takes a lock or touches a file of data.
 //!
 //! In reading order: [`schema`] (what is on disk), [`connection`] (how it is opened), [`worker`] (threads, transactions,
-//! two-phase commit), [`failure`] (what an error of SQLite means), [`record`] (rows to records), [`images`],
+//! two-phase commit), [`alone`] (the same without threads, for
+//! simulations), [`failure`] (what an error of SQLite means), [`record`] (rows to records), [`images`],
 //! [`snapshots`], [`children`], [`layers`], [`registry`] (the pool's own row), [`consistency`] (what must hold between rows).
 
+pub(crate) mod alone;
 pub(crate) mod children;
 pub(crate) mod connection;
 pub(crate) mod consistency;

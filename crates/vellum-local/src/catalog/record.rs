@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, OptionalExtension, Row};
 use vellum_core::geometry::IMAGE_SIZE_MAX;
 use vellum_core::{Geometry, ImageName, SnapshotName};
+use vellum_disk::Disk;
 use vellum_engine::{
     Below, Error, ErrorKind, ImageId, ImageRecord, Layering, ParentLink, PoolId, Result, Revision,
     RevisionId, SnapshotId, SnapshotRecord, Version,
@@ -21,8 +22,8 @@ pub(crate) struct ImageNo(pub i64);
 
 impl ImageNo {
     /// A random one.
-    pub(crate) fn random() -> Self {
-        Self(random_number() as i64)
+    pub(crate) fn random(disk: &impl Disk) -> Self {
+        Self(random_number(disk) as i64)
     }
 
     /// The id the contract knows it by: 16 hex digits.

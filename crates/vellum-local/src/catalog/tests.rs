@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use vellum_core::Geometry;
+use vellum_disk::RealDisk;
 use vellum_engine::{
     Below, ChildRef, ErrorKind, Happened, ImageId, ImageRecord, Layering, NewImage, NewParent,
     ParentLink, PoolId, Result, RevisionId, Version,
@@ -34,7 +35,7 @@ impl Fixture {
         let path = directory.path().join("pool.sqlite");
         std::fs::File::create(&path).unwrap();
         let place = Place { path: directory.path().to_owned(), inode: 42 };
-        let (database, ()) = Database::open(&path, move |db| {
+        let (database, ()) = Database::open(&path, None, move |db| {
             let transaction = db.transaction()?;
             registry::create(&transaction, POOL, &place)?;
             Ok(transaction.commit()?)
@@ -64,7 +65,7 @@ impl Fixture {
         let image = number(image);
         self.write(move |db| {
             let sealed = layers::head(db, image)?.id;
-            images::put_on_top(db, POOL, image, LayerId::random())?;
+            images::put_on_top(db, POOL, image, LayerId::random(&RealDisk::default()))?;
             snapshots::add(db, image, sealed, &new)?;
             layers::record_change(db, image)?;
             record::load(db, image)
@@ -79,7 +80,10 @@ impl Fixture {
 }
 
 fn keys() -> NewKeys {
-    NewKeys { image: ImageNo::random(), head: LayerId::random() }
+    NewKeys {
+        image: ImageNo::random(&RealDisk::default()),
+        head: LayerId::random(&RealDisk::default()),
+    }
 }
 
 fn number(image: &ImageRecord) -> ImageNo {
@@ -315,13 +319,15 @@ async fn a_chain_grows_to_its_limit_and_no_further() {
     fixture
         .write(move |db| {
             for _ in 1..layers::DEPTH_MAX {
-                images::put_on_top(db, POOL, number, LayerId::random())?;
+                images::put_on_top(db, POOL, number, LayerId::random(&RealDisk::default()))?;
             }
             Ok(())
         })
         .await
         .unwrap();
-    let deeper = fixture.write(move |db| images::put_on_top(db, POOL, number, LayerId::random()));
+    let deeper = fixture.write(move |db| {
+        images::put_on_top(db, POOL, number, LayerId::random(&RealDisk::default()))
+    });
     assert_eq!(kind(deeper.await), ErrorKind::Invalid);
     let record = fixture
         .write(move |db| {
@@ -412,7 +418,7 @@ async fn a_catalog_that_another_process_keeps_is_busy_and_unchanged() {
 #[tokio::test]
 async fn two_catalogs_that_race_for_a_name_have_one_winner() {
     let fixture = Fixture::new().await;
-    let (second, ()) = Database::open(&fixture.path, |_| Ok(())).await.unwrap();
+    let (second, ()) = Database::open(&fixture.path, None, |_| Ok(())).await.unwrap();
     for round in 0..20 {
         let create = |database: Database| {
             let new = new_image(&format!("image-{round}"), None);
@@ -433,14 +439,14 @@ async fn two_catalogs_that_race_for_a_name_have_one_winner() {
 async fn two_catalogs_that_race_for_a_snapshot_keep_one_chain() {
     let fixture = Fixture::new().await;
     let image = fixture.image("a", None).await.unwrap();
-    let (second, ()) = Database::open(&fixture.path, |_| Ok(())).await.unwrap();
+    let (second, ()) = Database::open(&fixture.path, None, |_| Ok(())).await.unwrap();
     let snap = |database: Database, name: String| {
         let number = number(&image);
         async move {
             let new = NewSnapshot { name: name.parse().unwrap(), auto: false };
             let change = move |db: &Connection| {
                 let sealed = layers::head(db, number)?.id;
-                images::put_on_top(db, POOL, number, LayerId::random())?;
+                images::put_on_top(db, POOL, number, LayerId::random(&RealDisk::default()))?;
                 snapshots::add(db, number, sealed, &new)
             };
             database.write("test", change).await
@@ -469,7 +475,7 @@ async fn a_transaction_cut_short_leaves_nothing() {
     let path = copy.path().join("pool.sqlite");
     let (from, to) = (fixture.path.clone(), path.clone());
     let cut = fixture.write(move |db| {
-        images::put_on_top(db, POOL, image, LayerId::random())?;
+        images::put_on_top(db, POOL, image, LayerId::random(&RealDisk::default()))?;
         for suffix in ["", "-wal", "-shm"] {
             let beside = |path: &Path| format!("{}{suffix}", path.display());
             std::fs::copy(beside(&from), beside(&to)).unwrap();
@@ -477,7 +483,7 @@ async fn a_transaction_cut_short_leaves_nothing() {
         Err::<(), _>(super::failure::corrupt("not done"))
     });
     assert!(cut.await.is_err());
-    let (database, row) = Database::open(&path, |db| registry::load(db)).await.unwrap();
+    let (database, row) = Database::open(&path, None, |db| registry::load(db)).await.unwrap();
     assert_eq!(row.id, POOL);
     let record = database.read("test", move |db| record::load(db, image)).await.unwrap();
     assert_eq!((record.revisions.len(), record.version), (1, Version(1)));
@@ -527,7 +533,7 @@ async fn a_damaged_catalog_is_corrupt_and_not_a_panic() {
         let mut bytes = whole.clone();
         damage(&mut bytes);
         std::fs::write(&path, bytes).unwrap();
-        let outcome = match Database::open_read_only(&path, |db| registry::load(db)).await {
+        let outcome = match Database::open_read_only(&path, None, |db| registry::load(db)).await {
             Ok((database, _)) => {
                 database.read("test", |db| images::list(db, None, 1000)).await.map(drop)
             }
@@ -545,7 +551,7 @@ async fn a_catalog_of_another_version_or_program_is_refused() {
         ("PRAGMA user_version = 1; PRAGMA application_id = 1", ErrorKind::Corrupt),
     ] {
         Connection::open(&fixture.path).unwrap().execute_batch(pragma).unwrap();
-        let opened = Database::open(&fixture.path, |db| registry::load(db)).await.map(drop);
+        let opened = Database::open(&fixture.path, None, |db| registry::load(db)).await.map(drop);
         assert_eq!(kind(opened), expected, "{pragma}");
     }
 }
@@ -553,7 +559,7 @@ async fn a_catalog_of_another_version_or_program_is_refused() {
 #[tokio::test]
 async fn unknown_features_refuse_the_pool_or_its_change() {
     let fixture = Fixture::new().await;
-    let load = || async { Database::open(&fixture.path, |db| registry::load(db)).await };
+    let load = || async { Database::open(&fixture.path, None, |db| registry::load(db)).await };
     fixture
         .write(|db| Ok(db.execute("UPDATE pool SET compat = 1, ro_compat = 1", [])?))
         .await
@@ -593,7 +599,7 @@ async fn files_to_remove_are_remembered_until_they_are_gone() {
 async fn a_catalog_opened_for_looking_takes_no_changes() {
     let fixture = Fixture::new().await;
     let (database, row) =
-        Database::open_read_only(&fixture.path, |db| registry::load(db)).await.unwrap();
+        Database::open_read_only(&fixture.path, None, |db| registry::load(db)).await.unwrap();
     assert_eq!(row.id, POOL);
     assert_eq!(kind(database.settle().await), ErrorKind::ReadOnly);
     let image = fixture.image("a", None).await.unwrap();
@@ -609,6 +615,8 @@ fn a_connection_for_looking_needs_no_files_beside_a_clean_catalog() {
     let db = Connection::open(&path).unwrap();
     super::schema::create(&db).unwrap();
     drop(db);
-    connection::check_format(&connection::open(&path, connection::Purpose::ReadOnly).unwrap())
-        .unwrap();
+    connection::check_format(
+        &connection::open(&path, None, connection::Purpose::ReadOnly).unwrap(),
+    )
+    .unwrap();
 }

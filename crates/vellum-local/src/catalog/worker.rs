@@ -18,6 +18,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 use vellum_engine::{Error, ErrorKind, Result};
 
+use super::alone::{Alone, Begun};
 use super::connection::{self, Purpose};
 use super::failure::certainly_undone;
 use super::{Failure, Outcome};
@@ -28,34 +29,49 @@ const QUEUE_MAX: usize = 64;
 /// How long a prepared change may keep the catalog from everybody else.
 const DECISION_WAIT: Duration = Duration::from_secs(30);
 
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+pub(crate) type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// The open catalog. Clones share its connections, which close when the last clone is gone.
 #[derive(Clone, Debug)]
-pub(crate) struct Database {
-    /// None where nothing may be written.
-    writer: Option<mpsc::Sender<Job>>,
-    reader: mpsc::Sender<Job>,
+pub(crate) enum Database {
+    /// On threads.
+    Threads {
+        /// None where nothing may be written.
+        writer: Option<mpsc::Sender<Job>>,
+        /// Looks only.
+        reader: mpsc::Sender<Job>,
+    },
+    /// On whatever thread needs it.
+    Alone(Alone),
 }
 
 impl Database {
-    /// Opens a catalog for reading and writing. `first` runs on the connection that writes before anything else does.
+    /// Opens a catalog for reading and writing, through a VFS of SQLite if one is named. `first` runs on the connection that
+    /// writes before anything else does.
     pub(crate) async fn open<T: Send + 'static>(
         path: &Path,
+        vfs: Option<String>,
         first: impl FnOnce(&mut Connection) -> Outcome<T> + Send + 'static,
     ) -> Result<(Self, T)> {
+        if let Some(vfs) = vfs {
+            return open_alone(path, &vfs, Purpose::Write, first);
+        }
         let (writer, value) = spawn(path.to_owned(), Purpose::Write, first).await?;
         let (reader, ()) = spawn(path.to_owned(), Purpose::Read, |_| Ok(())).await?;
-        Ok((Self { writer: Some(writer), reader }, value))
+        Ok((Self::Threads { writer: Some(writer), reader }, value))
     }
 
     /// Opens a catalog for looking only.
     pub(crate) async fn open_read_only<T: Send + 'static>(
         path: &Path,
+        vfs: Option<String>,
         first: impl FnOnce(&mut Connection) -> Outcome<T> + Send + 'static,
     ) -> Result<(Self, T)> {
+        if let Some(vfs) = vfs {
+            return open_alone(path, &vfs, Purpose::ReadOnly, first);
+        }
         let (reader, value) = spawn(path.to_owned(), Purpose::ReadOnly, first).await?;
-        Ok((Self { writer: None, reader }, value))
+        Ok((Self::Threads { writer: None, reader }, value))
     }
 
     /// Runs a closure that looks only, on one consistent state.
@@ -64,15 +80,14 @@ impl Database {
         doing: &'static str,
         look: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
     ) -> Result<T> {
-        let (send, answer) = oneshot::channel();
-        let job: Job = Box::new(move |db| {
-            let result = (|| {
-                let transaction = db.transaction()?;
-                look(&transaction)
-            })();
-            let _ = send.send(result.map_err(|failure| failure.into_error(doing)));
-        });
-        run(&self.reader, job, answer).await
+        let job = move |db: &mut Connection| {
+            let transaction = db.transaction().map_err(|error| failed(error, doing))?;
+            look(&transaction).map_err(|failure| failure.into_error(doing))
+        };
+        match self {
+            Self::Alone(alone) => alone.run(job).await,
+            Self::Threads { reader, .. } => run(reader, job).await,
+        }
     }
 
     /// Runs a closure as one durable transaction. If it fails, nothing is changed; if the commit itself fails, the error
@@ -82,16 +97,16 @@ impl Database {
         doing: &'static str,
         change: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
     ) -> Result<T> {
-        let (send, answer) = oneshot::channel();
-        let job: Job = Box::new(move |db| {
-            let result = begin(db, doing).and_then(|transaction| {
-                let value = change(&transaction).map_err(|failure| failure.into_error(doing))?;
-                commit(transaction, doing)?;
-                Ok(value)
-            });
-            let _ = send.send(result);
-        });
-        run(self.writer()?, job, answer).await
+        let job = move |db: &mut Connection| {
+            let transaction = begin(db, doing)?;
+            let value = change(&transaction).map_err(|failure| failure.into_error(doing))?;
+            commit(transaction, doing)?;
+            Ok(value)
+        };
+        match self {
+            Self::Alone(alone) => alone.run(job).await,
+            Self::Threads { writer, .. } => run(writable(writer)?, job).await,
+        }
     }
 
     /// Begins a transaction, runs a closure in it, and leaves the rest to the caller. Until that is decided, nobody else
@@ -101,6 +116,13 @@ impl Database {
         doing: &'static str,
         check: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
     ) -> Result<(T, Undecided)> {
+        let writer = match self {
+            Self::Threads { writer, .. } => writable(writer)?,
+            Self::Alone(alone) => {
+                let (value, begun) = alone.prepare(doing, check).await?;
+                return Ok((value, Undecided::Alone(begun)));
+            }
+        };
         let (send, answer) = oneshot::channel();
         let (decide, decided) = decision::channel::<Decision>();
         let job: Job = Box::new(move |db| {
@@ -119,8 +141,8 @@ impl Database {
                 }
             }
         });
-        let value = run(self.writer()?, job, answer).await?;
-        Ok((value, Undecided { decide, doing }))
+        let value = hand_over(writer, job, answer).await?;
+        Ok((value, Undecided::OnThread { decide, doing }))
     }
 
     /// Makes certain that a commit which failed without saying how can no longer come true: what is written now takes its
@@ -132,22 +154,29 @@ impl Database {
         })
         .await
     }
+}
 
-    fn writer(&self) -> Result<&mpsc::Sender<Job>> {
-        self.writer
-            .as_ref()
-            .ok_or_else(|| Error::new(ErrorKind::ReadOnly, "the pool was opened for reading only"))
-    }
+fn writable(writer: &Option<mpsc::Sender<Job>>) -> Result<&mpsc::Sender<Job>> {
+    writer
+        .as_ref()
+        .ok_or_else(|| Error::new(ErrorKind::ReadOnly, "the pool was opened for reading only"))
 }
 
 /// Ends an open transaction.
-type Decision = Box<dyn FnOnce(Transaction<'_>) + Send>;
+pub(crate) type Decision = Box<dyn FnOnce(Transaction<'_>) + Send>;
 
 /// An open transaction that waits for its caller's decision. Dropped, it is rolled back.
 #[derive(Debug)]
-pub(crate) struct Undecided {
-    decide: decision::Sender<Decision>,
-    doing: &'static str,
+pub(crate) enum Undecided {
+    /// A thread waits for it.
+    OnThread {
+        /// Where the decision goes.
+        decide: decision::Sender<Decision>,
+        /// For errors.
+        doing: &'static str,
+    },
+    /// Nobody waits.
+    Alone(Begun),
 }
 
 impl Undecided {
@@ -156,7 +185,10 @@ impl Undecided {
         self,
         change: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
     ) -> Result<T> {
-        let doing = self.doing;
+        let (decide, doing) = match self {
+            Self::Alone(begun) => return begun.commit(change),
+            Self::OnThread { decide, doing } => (decide, doing),
+        };
         let (send, answer) = oneshot::channel();
         let decision: Decision = Box::new(move |transaction| {
             let result = change(&transaction)
@@ -165,7 +197,7 @@ impl Undecided {
             let _ = send.send(result);
         });
         // A thread that gave up drops the decision unheard, be it before or after it was sent.
-        let _ = self.decide.send(decision);
+        let _ = decide.send(decision);
         answer.await.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::Busy,
@@ -178,20 +210,39 @@ impl Undecided {
     }
 }
 
+fn failed(error: rusqlite::Error, doing: &str) -> Error {
+    Failure::from(error).into_error(doing)
+}
+
 fn begin<'a>(db: &'a mut Connection, doing: &str) -> Result<Transaction<'a>> {
     db.transaction_with_behavior(TransactionBehavior::Immediate)
-        .map_err(|error| Failure::from(error).into_error(doing))
+        .map_err(|error| failed(error, doing))
 }
 
 fn commit(transaction: Transaction<'_>, doing: &str) -> Result<()> {
-    transaction.commit().map_err(|error| {
+    committed(transaction.commit(), doing)
+}
+
+/// What a commit came to; an error says whether it may have happened all the same.
+pub(super) fn committed(result: rusqlite::Result<()>, doing: &str) -> Result<()> {
+    result.map_err(|error| {
         let undone = certainly_undone(&error);
-        let error = Failure::from(error).into_error(doing);
+        let error = failed(error, doing);
         if undone { error } else { error.maybe_done() }
     })
 }
 
-async fn run<T>(
+/// Runs a closure on a thread.
+async fn run<T: Send + 'static>(
+    thread: &mpsc::Sender<Job>,
+    work: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (send, answer) = oneshot::channel();
+    let job: Job = Box::new(move |db| drop(send.send(work(db))));
+    hand_over(thread, job, answer).await
+}
+
+async fn hand_over<T>(
     thread: &mpsc::Sender<Job>,
     job: Job,
     answer: oneshot::Receiver<Result<T>>,
@@ -199,6 +250,18 @@ async fn run<T>(
     let gone = |_| Error::new(ErrorKind::Io, "the catalog's thread has ended; open the pool again");
     thread.send(job).await.map_err(|_| gone(()))?;
     answer.await.map_err(|_| gone(()).maybe_done())?
+}
+
+fn open_alone<T>(
+    path: &Path,
+    vfs: &str,
+    purpose: Purpose,
+    first: impl FnOnce(&mut Connection) -> Outcome<T>,
+) -> Result<(Database, T)> {
+    let mut db = connection::open(path, Some(vfs), purpose)?;
+    let doing = format!("open {}", path.display());
+    let value = first(&mut db).map_err(|failure| failure.into_error(&doing))?;
+    Ok((Database::Alone(Alone::new(db)), value))
 }
 
 /// Starts a thread, opens a connection on it, and runs `first`. The thread ends, and closes the connection, when the
@@ -211,7 +274,7 @@ async fn spawn<T: Send + 'static>(
     let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_MAX);
     let (ready, opened) = oneshot::channel();
     let body = move || {
-        let result = connection::open(&path, purpose).and_then(|mut db| {
+        let result = connection::open(&path, None, purpose).and_then(|mut db| {
             let value = first(&mut db)
                 .map_err(|failure| failure.into_error(&format!("open {}", path.display())))?;
             Ok((db, value))

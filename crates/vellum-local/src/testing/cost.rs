@@ -1,8 +1,8 @@
 //! What opening, the first write and a sync cost, in calls: the same for an image of any size.
 
-use super::disk::SimDisk;
-use super::world::Call;
 use super::{BLOCK, Lab, blocks, facts, seen, write};
+use vellum_sim::Call;
+use vellum_sim::SimDisk;
 
 /// The calls of the life of an image of this size, and of the one that follows.
 async fn calls(size: u64) -> Vec<(Call, String)> {

@@ -12,13 +12,11 @@ use rand::{RngExt, SeedableRng};
 use vellum_core::{Extent, State};
 use vellum_engine::{Content, Durability, Fill, Guard, Guarded, Layer, Part, SetTo, Write};
 
-use super::disk::SimDisk;
-use super::history::{History, Value};
-use super::world::Call;
 use super::{BLOCK, Lab, SimLayer, facts};
 use crate::format::SECTOR;
 use crate::format::sector::PAGE_UNITS;
 use crate::store::{Access, StoreOptions};
+use vellum_sim::{Call, History, SimDisk, Value};
 
 const SECTOR_U64: u64 = SECTOR as u64;
 /// Where it is interesting: the border of two pages of the map, and the short last unit.

@@ -5,12 +5,12 @@ use std::time::Duration;
 use vellum_core::State;
 use vellum_engine::{Durability, ErrorKind, Guarded, Result, SetTo, Write};
 
-use super::disk::SimDisk;
-use super::world::{Call, Fault};
 use super::{BLOCK, Lab, SimLayer, blocks, facts, look, options, seen, write, write_of};
 use crate::format::SECTOR;
 use crate::format::sector::PAGE_UNITS;
 use crate::store::{Access, StoreOptions};
+use vellum_sim::SimDisk;
+use vellum_sim::{Call, Fault};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -258,11 +258,11 @@ async fn a_filler_that_could_not_be_let_in_leaves_no_lock_behind() {
     let _reader = lab.open(Access::Read).await.unwrap();
     lab.disk.fail(once(Call::SyncDir, "layers", EIO));
     lab.open(Access::Fill).await.unwrap_err();
-    assert!(lab.disk.world().locks.is_empty());
+    assert_eq!(lab.disk.world().locks_held(), 0);
     let filler = lab.open(Access::Fill).await.unwrap();
-    assert!(!lab.disk.world().locks.is_empty());
+    assert_ne!(lab.disk.world().locks_held(), 0);
     filler.close().await.unwrap();
-    assert!(lab.disk.world().locks.is_empty());
+    assert_eq!(lab.disk.world().locks_held(), 0);
 }
 
 #[tokio::test]

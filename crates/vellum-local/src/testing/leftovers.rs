@@ -8,13 +8,13 @@ use vellum_core::Buffer;
 use vellum_disk::{BootId, Disk, Durability as OnDisk, File, OpenMode};
 use vellum_engine::{Content, Durability, ErrorKind, Fill, Guarded, Part, Write};
 
-use super::disk::SimDisk;
 use super::{BLOCK, Lab, blocks, facts, look, options, seen, write, write_of};
 use crate::LayerId;
 use crate::format::live::{LogHeader, RECORD};
 use crate::format::sector::{PAGE_UNITS, SECTOR_WORDS, WORD_UNITS};
 use crate::format::{PAGE, SECTOR};
 use crate::store::{Access, AfterStop, LayerFacts, StoreOptions};
+use vellum_sim::SimDisk;
 
 const MAP: &str = "/pool/layers/00000000000000ab/map";
 const DATA: &str = "/pool/layers/00000000000000ab/data.0";

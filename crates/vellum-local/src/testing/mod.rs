@@ -1,18 +1,14 @@
-//! What the tests of layers on disk stand on: a [simulated disk](disk) made of [media](medium), a [record of what may be
-//! read](history), a [world] of random programs, and short ways to say what is done to a layer. Not part of the engine.
+//! What the tests of layers on disk stand on: a simulated disk and a record of what may be read
+//! (vellum-sim), and short ways to say what is done to a layer. Not part of the engine.
 //!
 //! The scenarios are a file each: [crashes] at random moments, [sync_steps] cut one after another, [failures] of calls and of
 //! space, [leftovers] that an earlier life left behind, and the [cost] of a request in calls.
 
 mod cost;
 mod crashes;
-pub(crate) mod disk;
 mod failures;
-pub(crate) mod history;
 mod leftovers;
-mod medium;
 mod sync_steps;
-pub(crate) mod world;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,7 +20,7 @@ use vellum_engine::{Durability, Guard, Guarded, ImageId, Known, Layer, Result, T
 use crate::LayerId;
 use crate::layer::LocalLayer;
 use crate::store::{Access, LayerFacts, LayerStore, StoreOptions};
-use disk::SimDisk;
+use vellum_sim::SimDisk;
 
 pub(crate) const BLOCK: u64 = 4096;
 pub(crate) const ID: &str = "00000000000000ab";

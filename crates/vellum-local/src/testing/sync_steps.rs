@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use vellum_core::State;
 use vellum_engine::{Guarded, Layer};
 
-use super::disk::SimDisk;
-use super::world::Call;
 use super::{BLOCK, Lab, SimLayer, blocks, facts, seen, states, write, write_of};
 use crate::format::sector::PAGE_UNITS;
+use vellum_sim::Call;
+use vellum_sim::SimDisk;
 
 const SIZE: u64 = 4 * PAGE_UNITS * BLOCK;
 /// In a page of the map that is no neighbour of the first.

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 
 use vellum_core::Extent;
 
-use crate::format::SECTOR;
+use crate::SECTOR;
 
 /// What a sector reads as.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Value {
+pub enum Value {
     /// It falls through to the layer below.
     Inherited,
     /// It is filled with this number; 0 are zeros.
@@ -20,7 +20,7 @@ pub(crate) enum Value {
 
 /// Names a change that began.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct ChangeId(u64);
+pub struct ChangeId(u64);
 
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
@@ -34,20 +34,28 @@ struct Candidate {
 }
 
 /// Candidates by sector, and a clock that counts.
-#[derive(Debug)]
-pub(crate) struct History {
+#[derive(Clone, Debug)]
+pub struct History {
     now: u64,
     /// What ended before this is durable.
     synced: u64,
     sectors: BTreeMap<u64, Vec<Candidate>>,
 }
 
+impl Default for History {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl History {
-    pub(crate) fn new() -> Self {
+    /// Nothing was ever written: all sectors are inherited.
+    pub fn new() -> Self {
         Self { now: 1, synced: 0, sectors: BTreeMap::new() }
     }
 
-    pub(crate) fn tick(&mut self) -> u64 {
+    /// The moment now; every one is later than the one before.
+    pub fn tick(&mut self) -> u64 {
         self.now += 1;
         self.now
     }
@@ -69,7 +77,7 @@ impl History {
     }
 
     /// A change begins.
-    pub(crate) fn begin(&mut self, at: Extent, value: Value, fills: bool) -> ChangeId {
+    pub fn begin(&mut self, at: Extent, value: Value, fills: bool) -> ChangeId {
         let began = self.tick();
         let candidate = Candidate { began, ended: None, durable: false, fills, value };
         for sector in Self::numbers(at) {
@@ -79,7 +87,7 @@ impl History {
     }
 
     /// It was acknowledged.
-    pub(crate) fn end(&mut self, at: Extent, change: ChangeId, durable: bool) {
+    pub fn end(&mut self, at: Extent, change: ChangeId, durable: bool) {
         let ended = self.tick();
         for sector in Self::numbers(at) {
             let candidates = self.candidates(sector);
@@ -90,30 +98,34 @@ impl History {
     }
 
     /// It was refused, and changed nothing.
-    pub(crate) fn refused(&mut self, at: Extent, change: ChangeId) {
+    pub fn refused(&mut self, at: Extent, change: ChangeId) {
         for sector in Self::numbers(at) {
             self.candidates(sector).retain(|candidate| candidate.began != change.0);
         }
     }
 
     /// A sync that began at a moment has ended well.
-    pub(crate) fn synced(&mut self, began: u64) {
+    pub fn synced(&mut self, began: u64) {
         self.synced = self.synced.max(began);
     }
 
     /// Whether a sector may read as this, by whoever began to read at a moment.
-    pub(crate) fn allows(&self, sector: u64, value: Value, reading_since: u64) -> bool {
+    pub fn allows(&self, sector: u64, value: Value, reading_since: u64) -> bool {
+        self.allowed_since(sector, reading_since).contains(&value)
+    }
+
+    /// What whoever began to read at a moment may find.
+    pub fn allowed_since(&self, sector: u64, reading_since: u64) -> Vec<Value> {
         self.allowed(sector, |later| later.ended.is_some_and(|ended| ended < reading_since))
-            .contains(&value)
     }
 
     /// What a sector may read as now.
-    pub(crate) fn allowed_now(&self, sector: u64) -> Vec<Value> {
+    pub fn allowed_now(&self, sector: u64) -> Vec<Value> {
         self.allowed(sector, |later| later.ended.is_some())
     }
 
     /// What a sector may read as after a power cut.
-    pub(crate) fn allowed_after_power_cut(&self, sector: u64) -> Vec<Value> {
+    pub fn allowed_after_power_cut(&self, sector: u64) -> Vec<Value> {
         let candidates = self.sectors.get(&sector).map_or(&[][..], Vec::as_slice);
         self.allowed(sector, |later| {
             // A durable fill says nothing of what it found to be defined already.
@@ -138,12 +150,12 @@ impl History {
     }
 
     /// Everything that is known of a sector.
-    pub(crate) fn story(&self, sector: u64) -> String {
+    pub fn story(&self, sector: u64) -> String {
         format!("synced {}: {:?}", self.synced, self.sectors.get(&sector))
     }
 
     /// What was seen after the machine came back is what is there, durably.
-    pub(crate) fn settle(&mut self, sector: u64, value: Value) {
+    pub fn settle(&mut self, sector: u64, value: Value) {
         let candidate = Candidate {
             began: self.now,
             ended: Some(self.now),
@@ -155,7 +167,7 @@ impl History {
     }
 
     /// What was seen after the process came back is what is there; what a power cut would leave is another matter.
-    pub(crate) fn see(&mut self, sector: u64, value: Value) {
+    pub fn see(&mut self, sector: u64, value: Value) {
         let now = self.now;
         self.candidates(sector).push(Candidate {
             began: now,

@@ -9,7 +9,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use vellum_core::Extent;
 
-use crate::format::SECTOR;
+use crate::SECTOR;
 
 const SECTOR_U64: u64 = SECTOR as u64;
 

@@ -7,8 +7,8 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
@@ -19,19 +19,21 @@ use vellum_disk::{
     BootId, Disk, Durability, File, FileIdentity, FileSystem, LockKind, OpenMode, TryRead,
 };
 
-use super::medium::Medium;
-use super::world::{Call, Entry, Fault, Lock, World};
-use crate::format::SECTOR;
+use crate::SECTOR;
+use crate::medium::Medium;
+use crate::sqlite::{self, Registration};
+use crate::world::{Call, Entry, Fault, Lock, World};
 
 /// A simulated disk, as one life of a process sees it. Clones share it.
 #[derive(Clone)]
-pub(crate) struct SimDisk {
+pub struct SimDisk {
     shared: Arc<Shared>,
     life: u64,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     world: Mutex<World>,
+    pub(crate) sqlite: OnceLock<Registration>,
     /// Raised when something happens that a test may wait for.
     changes: watch::Sender<()>,
     held: Mutex<Vec<Held>>,
@@ -54,12 +56,17 @@ struct Gate {
 
 /// A hold on some calls; they go on when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Hold(Arc<Gate>);
+pub struct Hold(Arc<Gate>);
 
 impl Hold {
     /// Waits until a call has arrived.
-    pub(crate) async fn arrived(&self) {
-        self.0.arrived.subscribe().wait_for(|arrived| *arrived > 0).await.unwrap();
+    pub async fn arrived(&self) {
+        self.0
+            .arrived
+            .subscribe()
+            .wait_for(|arrived| *arrived > 0)
+            .await
+            .expect("the gate is kept here");
     }
 }
 
@@ -71,9 +78,10 @@ impl Drop for Hold {
 
 impl SimDisk {
     /// An empty disk with the directories of a pool at `/pool`.
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         let shared = Shared {
             world: Mutex::new(World::new(seed)),
+            sqlite: OnceLock::new(),
             changes: watch::Sender::new(()),
             held: Mutex::default(),
             next_description: AtomicU64::new(0),
@@ -81,38 +89,40 @@ impl SimDisk {
         Self { shared: Arc::new(shared), life: 0 }
     }
 
-    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+    /// What it knows.
+    pub fn world(&self) -> MutexGuard<'_, World> {
         self.shared.world.lock()
     }
 
     /// The process dies. What it had written is seen by the next one, which uses the disk that this returns.
-    pub(crate) fn process_death(&self) -> Self {
+    pub fn process_death(&self) -> Self {
         let mut world = self.world();
         world.end_life();
         Self { shared: self.shared.clone(), life: world.life }
     }
 
     /// The power fails.
-    pub(crate) fn power_cut(&self) -> Self {
+    pub fn power_cut(&self) -> Self {
         let mut world = self.world();
         world.cut_power();
         Self { shared: self.shared.clone(), life: world.life }
     }
 
     /// Waits until this life has ended.
-    pub(crate) async fn ended(&self) {
+    pub async fn ended(&self) {
         let mut changes = self.shared.changes.subscribe();
         while self.world().life == self.life {
-            changes.changed().await.unwrap();
+            changes.changed().await.expect("the disk is kept here");
         }
     }
 
-    pub(crate) fn fail(&self, fault: Fault) {
+    /// Makes calls fail.
+    pub fn fail(&self, fault: Fault) {
         self.world().faults.push(fault);
     }
 
     /// Makes calls stand still before they do anything.
-    pub(crate) fn hold(&self, call: Call, file: &'static str) -> Hold {
+    pub fn hold(&self, call: Call, file: &'static str) -> Hold {
         let gate =
             Arc::new(Gate { arrived: watch::Sender::new(0), open: watch::Sender::new(false) });
         self.shared.held.lock().push(Held { call, file, gate: gate.clone() });
@@ -120,19 +130,77 @@ impl SimDisk {
     }
 
     /// The calls since the last time this was asked.
-    pub(crate) fn take_trace(&self) -> Vec<(Call, String)> {
+    pub fn take_trace(&self) -> Vec<(Call, String)> {
         std::mem::take(&mut self.world().trace)
     }
 
     /// Changes a byte, as damage would.
-    pub(crate) fn damage(&self, path: &str, offset: u64) {
+    pub fn damage(&self, path: &str, offset: u64) {
         let mut world = self.world();
         let Ok(Entry::File(number)) = world.find(Path::new(path)) else { panic!("no {path}") };
         let now = world.now;
-        let file = world.files.get_mut(&number).unwrap();
+        let file = world.files.get_mut(&number).expect("a name has a file");
         let mut byte = [0];
         assert_eq!(file.read(&mut byte, offset), 1);
         file.write(now, offset, &[byte[0] ^ 0x10]);
+    }
+
+    /// The disk, for the life that goes on.
+    pub(crate) fn of_this_life(shared: Arc<Shared>) -> Self {
+        let life = shared.world.lock().life;
+        Self { shared, life }
+    }
+
+    /// Whether this life has ended: no call does anything any more.
+    pub fn is_over(&self) -> bool {
+        self.world().life != self.life
+    }
+
+    /// A call that is made at once, by who cannot wait: an error in a life that is over.
+    fn begin_at_once(&self, call: Call, path: &Path) -> io::Result<()> {
+        let result = if self.is_over() { Ok(()) } else { self.world().begin(call, path) };
+        if self.is_over() {
+            self.shared.changes.send_replace(());
+            return Err(io::Error::other("this life is over"));
+        }
+        result
+    }
+
+    /// Opens a file, and says whether it was made.
+    pub(crate) fn open_at_once(&self, path: &Path, create: bool) -> io::Result<(SimFile, bool)> {
+        let found = self.world().find(path);
+        let (number, is_new) = match found {
+            Ok(Entry::Directory) => return Err(io::ErrorKind::IsADirectory.into()),
+            Ok(Entry::File(number)) => (number, false),
+            Err(error) if !create => return Err(error),
+            Err(_) => {
+                self.begin_at_once(Call::Create, path)?;
+                (self.world().create_file(path), true)
+            }
+        };
+        Ok((self.file(path, number), is_new))
+    }
+
+    pub(crate) fn remove_at_once(&self, path: &Path) -> io::Result<()> {
+        self.world().find(path)?;
+        self.begin_at_once(Call::Remove, path)?;
+        self.world().rename(path, None);
+        Ok(())
+    }
+
+    pub(crate) fn sync_dir_at_once(&self, path: &Path) -> io::Result<()> {
+        self.begin_at_once(Call::SyncDir, path)?;
+        self.world().sync_names(path);
+        Ok(())
+    }
+
+    /// The length of a file; `None` if there is none of this name.
+    pub(crate) fn length_of(&self, path: &Path) -> Option<u64> {
+        let world = self.world();
+        match world.find(path) {
+            Ok(Entry::File(number)) => Some(world.files[&number].length()),
+            _ => None,
+        }
     }
 
     /// A call: waits its turns, and never returns in a life that is over.
@@ -260,11 +328,19 @@ impl Disk for SimDisk {
     async fn boot_id(&self) -> io::Result<Option<BootId>> {
         Ok(self.world().boot)
     }
+
+    fn fill_with_chance(&self, bytes: &mut [u8]) {
+        self.world().chance.fill(bytes);
+    }
+
+    fn sqlite_vfs(&self) -> Option<String> {
+        Some(sqlite::registered(&self.shared))
+    }
 }
 
 /// An open simulated file.
 #[derive(Clone, Debug)]
-pub(crate) struct SimFile {
+pub struct SimFile {
     open: Arc<Description>,
     number: u64,
     path: Arc<Path>,
@@ -293,6 +369,53 @@ impl SimFile {
 
     async fn begin(&self, call: Call) -> io::Result<()> {
         self.open.disk.begin(call, &self.path).await
+    }
+
+    pub(crate) fn disk(&self) -> &SimDisk {
+        &self.open.disk
+    }
+
+    /// Answers how much there was to read.
+    pub(crate) fn read_at_once(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.open.disk.is_over() {
+            return Err(io::Error::other("this life is over"));
+        }
+        Ok(self.with(|_, medium| medium.read(buffer, offset)))
+    }
+
+    pub(crate) fn write_at_once(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.open.disk.begin_at_once(Call::Write, &self.path)?;
+        self.put(offset, bytes)
+    }
+
+    pub(crate) fn set_length_at_once(&self, length: u64) -> io::Result<()> {
+        self.open.disk.begin_at_once(Call::SetLength, &self.path)?;
+        self.with(|world, medium| {
+            world.now += 1;
+            medium.set_length(world.now, length);
+        });
+        Ok(())
+    }
+
+    pub(crate) fn sync_at_once(&self) -> io::Result<()> {
+        let began = self.open.disk.world().now;
+        let result = self.open.disk.begin_at_once(Call::SyncData, &self.path);
+        if !self.open.disk.is_over() {
+            self.settle(&result, began);
+        }
+        result
+    }
+
+    pub(crate) fn length_at_once(&self) -> u64 {
+        self.with(|_, medium| medium.length())
+    }
+
+    /// What a sync that began at a moment leaves.
+    fn settle(&self, result: &io::Result<()>, began: u64) {
+        self.with(|world, medium| match result {
+            Ok(()) => medium.sync(began),
+            Err(_) => medium.forget(&mut world.chance),
+        });
     }
 
     /// Writes what there is room for.
@@ -397,10 +520,7 @@ impl File for SimFile {
     async fn sync_data(&self) -> io::Result<()> {
         let began = self.open.disk.world().now;
         let result = self.begin(Call::SyncData).await;
-        self.with(|world, medium| match &result {
-            Ok(()) => medium.sync(began),
-            Err(_) => medium.forget(&mut world.chance),
-        });
+        self.settle(&result, began);
         result
     }
 

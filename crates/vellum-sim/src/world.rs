@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use vellum_core::Extent;
 use vellum_disk::{BootId, LockKind};
 
-use super::medium::Medium;
+use crate::medium::Medium;
 
 /// What a name stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,26 +20,34 @@ pub(crate) enum Entry {
 
 /// Calls that change something or make it durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Call {
+pub enum Call {
+    /// A file or a directory gets a name.
     Create,
+    /// It loses it.
     Remove,
+    /// The names in a directory become durable.
     SyncDir,
+    /// Bytes are written.
     Write,
+    /// A range becomes a hole.
     Punch,
+    /// A length is set.
     SetLength,
+    /// The bytes of a file become durable.
     SyncData,
 }
 
 /// A failure to come.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Fault {
-    pub(crate) call: Call,
+pub struct Fault {
+    /// What fails.
+    pub call: Call,
     /// The end of the file's path.
-    pub(crate) file: &'static str,
+    pub file: &'static str,
     /// `errno`.
-    pub(crate) error: i32,
+    pub error: i32,
     /// How often.
-    pub(crate) times: u32,
+    pub times: u32,
 }
 
 #[derive(Debug)]
@@ -50,8 +58,9 @@ pub(crate) struct Lock {
     pub(crate) kind: LockKind,
 }
 
+/// The state of a simulated disk, and what is to befall it.
 #[derive(Debug)]
-pub(crate) struct World {
+pub struct World {
     pub(crate) chance: StdRng,
     /// Counts calls: the only clock.
     pub(crate) now: u64,
@@ -62,17 +71,18 @@ pub(crate) struct World {
     pub(crate) files: HashMap<u64, Medium>,
     next_file: u64,
     pub(crate) locks: Vec<Lock>,
-    pub(crate) boot: Option<BootId>,
+    /// Which boot of the machine this is.
+    pub boot: Option<BootId>,
     /// Which life of the machine or the process this is. Calls of an earlier one never return.
     pub(crate) life: u64,
     /// After so many more calls the life ends.
-    pub(crate) calls_left: Option<u64>,
+    pub calls_left: Option<u64>,
     /// Sectors that are still free.
-    pub(crate) free: u64,
+    pub free: u64,
     pub(crate) faults: Vec<Fault>,
     pub(crate) trace: Vec<(Call, String)>,
     /// Up to so many times a call lets others run before it does something.
-    pub(crate) yields_max: u32,
+    pub yields_max: u32,
 }
 
 impl World {
@@ -185,7 +195,13 @@ impl World {
         versions.push(entry);
     }
 
-    pub(crate) fn children(&self, directory: &Path) -> Vec<PathBuf> {
+    /// How many locks are held.
+    pub fn locks_held(&self) -> usize {
+        self.locks.len()
+    }
+
+    /// The paths in a directory.
+    pub fn children(&self, directory: &Path) -> Vec<PathBuf> {
         self.names.keys().filter(|path| path.parent() == Some(directory)).cloned().collect()
     }
 

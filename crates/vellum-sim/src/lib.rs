@@ -1,0 +1,19 @@
+//! A simulated disk, for tests of what must survive: [`SimDisk`] can lose power, kill its process, run full, fail and stand
+//! still, with the databases of SQLite on it.
+//!
+//! [`History`] is the other half of such a test: what each sector may read as, by what was written to it and promised of that.
+//!
+//! Nothing here knows pools, layers and images, and none of it is part of the program.
+
+mod disk;
+mod history;
+mod medium;
+mod sqlite;
+mod world;
+
+pub use disk::{Hold, SimDisk, SimFile};
+pub use history::{ChangeId, History, Value};
+pub use world::{Call, Fault, World};
+
+/// Bytes that a power cut leaves or loses together.
+pub const SECTOR: usize = 512;

@@ -1,0 +1,411 @@
+//! SQLite's way to the files of a [`SimDisk`]: a VFS.
+//!
+//! It does what SQLite's own for Unix does to its files, as far as a power cut can tell: the name of a new file becomes durable
+//! with its first sync, a removal when SQLite asks for that. There are no locks and no shared memory, so a database must be
+//! opened once at a time, in exclusive locking mode. Calls are made at once, on the thread that calls SQLite.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use rusqlite::ffi;
+
+use crate::disk::{Shared, SimDisk, SimFile};
+
+const PATH_MAX: c_int = 512;
+/// As SQLite's VFS for Unix says of most file systems.
+const SQLITE_SECTOR: c_int = 4096;
+const ENOSPC: i32 = 28;
+
+/// A VFS that SQLite knows by a name of its own.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    name: String,
+    vfs: *mut ffi::sqlite3_vfs,
+}
+
+// SAFETY: the pointer is only given to SQLite, which takes a lock for its list; what it points to never moves and is never freed.
+#[expect(unsafe_code, reason = "a pointer that any thread may give to SQLite")]
+unsafe impl Send for Registration {}
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "a pointer that any thread may give to SQLite")]
+unsafe impl Sync for Registration {}
+
+impl Registration {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Makes a disk known to SQLite.
+    #[expect(unsafe_code, reason = "SQLite takes a VFS as a struct of functions")]
+    pub(crate) fn new(disk: Weak<Shared>) -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("vellum-sim-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let c_name = CString::new(name.clone()).expect("it has no NUL").into_raw();
+        // Never freed: SQLite may look at it for as long as a connection is being closed. It is small, and tests end.
+        let vfs = Box::into_raw(Box::new(vfs(c_name, Box::into_raw(Box::new(disk)))));
+        // SAFETY: the VFS is complete and lives for ever.
+        let result = unsafe { ffi::sqlite3_vfs_register(vfs, 0) };
+        assert_eq!(result, ffi::SQLITE_OK, "SQLite takes a VFS");
+        Self { name, vfs }
+    }
+}
+
+impl Drop for Registration {
+    #[expect(unsafe_code, reason = "SQLite keeps a list of VFS")]
+    fn drop(&mut self) {
+        // SAFETY: it was registered; connections that use it go on doing so, since it is never freed.
+        unsafe { ffi::sqlite3_vfs_unregister(self.vfs) };
+    }
+}
+
+fn vfs(name: *const c_char, disk: *mut Weak<Shared>) -> ffi::sqlite3_vfs {
+    ffi::sqlite3_vfs {
+        iVersion: 1,
+        szOsFile: size_of::<Open>() as c_int,
+        mxPathname: PATH_MAX,
+        pNext: ptr::null_mut(),
+        zName: name,
+        pAppData: disk.cast(),
+        xOpen: Some(open),
+        xDelete: Some(delete),
+        xAccess: Some(access),
+        xFullPathname: Some(full_path),
+        xDlOpen: None,
+        xDlError: None,
+        xDlSym: None,
+        xDlClose: None,
+        xRandomness: Some(randomness),
+        xSleep: Some(sleep),
+        xCurrentTime: Some(current_time),
+        xGetLastError: Some(last_error),
+        xCurrentTimeInt64: None,
+        xSetSystemCall: None,
+        xGetSystemCall: None,
+        xNextSystemCall: None,
+    }
+}
+
+static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
+    iVersion: 1,
+    xClose: Some(close),
+    xRead: Some(read),
+    xWrite: Some(write),
+    xTruncate: Some(truncate),
+    xSync: Some(sync),
+    xFileSize: Some(file_size),
+    xLock: Some(lock),
+    xUnlock: Some(lock),
+    xCheckReservedLock: Some(check_reserved_lock),
+    xFileControl: Some(file_control),
+    xSectorSize: Some(sector_size),
+    xDeviceCharacteristics: Some(device_characteristics),
+    xShmMap: None,
+    xShmLock: None,
+    xShmBarrier: None,
+    xShmUnmap: None,
+    xFetch: None,
+    xUnfetch: None,
+};
+
+/// What SQLite keeps of an open file; it begins as SQLite's own struct does.
+#[repr(C)]
+struct Open {
+    base: ffi::sqlite3_file,
+    file: *mut OpenFile,
+}
+
+struct OpenFile {
+    file: SimFile,
+    path: PathBuf,
+    /// Its name is not durable yet.
+    is_new: bool,
+    /// The write-ahead log stays when the last connection closes.
+    keeps_log: c_int,
+}
+
+/// A result code for an error of the disk.
+fn code(error: &io::Error, otherwise: c_int) -> c_int {
+    if error.raw_os_error() == Some(ENOSPC) { ffi::SQLITE_FULL } else { otherwise }
+}
+
+fn done(result: io::Result<()>, otherwise: c_int) -> c_int {
+    match result {
+        Ok(()) => ffi::SQLITE_OK,
+        Err(error) => code(&error, otherwise),
+    }
+}
+
+/// The disk of a VFS, as the life that goes on sees it.
+///
+/// # Safety
+/// `vfs` is one that [`Registration::new`] made.
+#[expect(unsafe_code, reason = "SQLite hands the VFS back as a pointer")]
+unsafe fn disk_of(vfs: *mut ffi::sqlite3_vfs) -> Option<SimDisk> {
+    // SAFETY: the pointer was made from a box that is never freed.
+    let disk: &Weak<Shared> = unsafe { &*(*vfs).pAppData.cast() };
+    disk.upgrade().map(SimDisk::of_this_life)
+}
+
+/// A path that SQLite gives.
+///
+/// # Safety
+/// `name` is null or a C string.
+#[expect(unsafe_code, reason = "SQLite gives paths as C strings")]
+unsafe fn path_of(name: *const c_char) -> Option<PathBuf> {
+    if name.is_null() {
+        return None;
+    }
+    // SAFETY: it is a C string, by the caller's promise.
+    let name = unsafe { CStr::from_ptr(name) };
+    Some(PathBuf::from(name.to_str().ok()?))
+}
+
+/// An open file that SQLite gives.
+///
+/// # Safety
+/// `file` was opened by [`open`] and not closed.
+#[expect(unsafe_code, reason = "SQLite hands open files back as pointers")]
+unsafe fn file_of<'a>(file: *mut ffi::sqlite3_file) -> &'a mut OpenFile {
+    // SAFETY: SQLite calls with files it has opened, one call at a time for each.
+    unsafe { &mut *(*file.cast::<Open>()).file }
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn open(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    file: *mut ffi::sqlite3_file,
+    flags: c_int,
+    out_flags: *mut c_int,
+) -> c_int {
+    let opened = file.cast::<Open>();
+    // SAFETY: SQLite gives room for `szOsFile` bytes; without methods it will not close what could not be opened.
+    unsafe { (*opened).base.pMethods = ptr::null() };
+    // SAFETY: the arguments are SQLite's.
+    let (Some(disk), Some(path)) = (unsafe { disk_of(vfs) }, unsafe { path_of(name) }) else {
+        return ffi::SQLITE_CANTOPEN;
+    };
+    match disk.open_at_once(&path, flags & ffi::SQLITE_OPEN_CREATE != 0) {
+        Err(error) => code(&error, ffi::SQLITE_CANTOPEN),
+        Ok((file, is_new)) => {
+            let inner = Box::new(OpenFile { file, path, is_new, keeps_log: 0 });
+            // SAFETY: as above; `out_flags` may be null.
+            unsafe {
+                (*opened).file = Box::into_raw(inner);
+                (*opened).base.pMethods = &METHODS;
+                if !out_flags.is_null() {
+                    *out_flags = flags;
+                }
+            }
+            ffi::SQLITE_OK
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
+    // SAFETY: SQLite closes what it opened, once.
+    drop(unsafe { Box::from_raw((*file.cast::<Open>()).file) });
+    ffi::SQLITE_OK
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn read(
+    file: *mut ffi::sqlite3_file,
+    buffer: *mut c_void,
+    length: c_int,
+    offset: i64,
+) -> c_int {
+    // SAFETY: SQLite gives an open file and a buffer of `length` bytes, which need not be initialised and is filled here.
+    let (file, buffer) = unsafe {
+        ptr::write_bytes(buffer.cast::<u8>(), 0, length as usize);
+        (file_of(file), std::slice::from_raw_parts_mut(buffer.cast::<u8>(), length as usize))
+    };
+    match file.file.read_at_once(buffer, offset as u64) {
+        Ok(read) if read == buffer.len() => ffi::SQLITE_OK,
+        Ok(_) => ffi::SQLITE_IOERR_SHORT_READ,
+        Err(_) => ffi::SQLITE_IOERR_READ,
+    }
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn write(
+    file: *mut ffi::sqlite3_file,
+    bytes: *const c_void,
+    length: c_int,
+    offset: i64,
+) -> c_int {
+    // SAFETY: SQLite gives an open file and `length` bytes.
+    let (file, bytes) =
+        unsafe { (file_of(file), std::slice::from_raw_parts(bytes.cast::<u8>(), length as usize)) };
+    done(file.file.write_at_once(bytes, offset as u64), ffi::SQLITE_IOERR_WRITE)
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, length: i64) -> c_int {
+    // SAFETY: SQLite gives an open file.
+    let file = unsafe { file_of(file) };
+    done(file.file.set_length_at_once(length as u64), ffi::SQLITE_IOERR_TRUNCATE)
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, _flags: c_int) -> c_int {
+    // SAFETY: SQLite gives an open file.
+    let file = unsafe { file_of(file) };
+    let result = file.file.sync_at_once();
+    if let (Ok(()), true, Some(directory)) = (&result, file.is_new, file.path.parent()) {
+        // SQLite's VFS for Unix does not tell whether this failed, and does not try again.
+        file.is_new = false;
+        let _ = file.file.disk().sync_dir_at_once(directory);
+    }
+    done(result, ffi::SQLITE_IOERR_FSYNC)
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn file_size(file: *mut ffi::sqlite3_file, size: *mut i64) -> c_int {
+    // SAFETY: SQLite gives an open file and where the answer goes.
+    unsafe { *size = file_of(file).file.length_at_once() as i64 };
+    ffi::SQLITE_OK
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn lock(_file: *mut ffi::sqlite3_file, _kind: c_int) -> c_int {
+    ffi::SQLITE_OK
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn check_reserved_lock(_file: *mut ffi::sqlite3_file, held: *mut c_int) -> c_int {
+    // SAFETY: SQLite says where the answer goes.
+    unsafe { *held = 0 };
+    ffi::SQLITE_OK
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn file_control(
+    file: *mut ffi::sqlite3_file,
+    operation: c_int,
+    argument: *mut c_void,
+) -> c_int {
+    if operation != ffi::SQLITE_FCNTL_PERSIST_WAL {
+        return ffi::SQLITE_NOTFOUND;
+    }
+    // SAFETY: SQLite gives an open file; the argument of this operation is an int, which is set or, if negative, asked for.
+    unsafe {
+        let (file, argument) = (file_of(file), argument.cast::<c_int>());
+        if *argument < 0 {
+            *argument = file.keeps_log;
+        } else {
+            file.keeps_log = *argument;
+        }
+    }
+    ffi::SQLITE_OK
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn sector_size(_file: *mut ffi::sqlite3_file) -> c_int {
+    SQLITE_SECTOR
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn device_characteristics(_file: *mut ffi::sqlite3_file) -> c_int {
+    ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn delete(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    sync_directory: c_int,
+) -> c_int {
+    // SAFETY: the arguments are SQLite's.
+    let (Some(disk), Some(path)) = (unsafe { disk_of(vfs) }, unsafe { path_of(name) }) else {
+        return ffi::SQLITE_IOERR_DELETE;
+    };
+    match disk.remove_at_once(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => ffi::SQLITE_IOERR_DELETE_NOENT,
+        Err(error) => code(&error, ffi::SQLITE_IOERR_DELETE),
+        Ok(()) if sync_directory == 0 => ffi::SQLITE_OK,
+        Ok(()) => {
+            let directory = path.parent().unwrap_or(Path::new("/"));
+            done(disk.sync_dir_at_once(directory), ffi::SQLITE_IOERR_DIR_FSYNC)
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn access(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    _flags: c_int,
+    answer: *mut c_int,
+) -> c_int {
+    // SAFETY: the arguments are SQLite's.
+    let (Some(disk), Some(path)) = (unsafe { disk_of(vfs) }, unsafe { path_of(name) }) else {
+        return ffi::SQLITE_IOERR_ACCESS;
+    };
+    // An empty file counts as none, as on Unix.
+    let exists = disk.length_of(&path).is_some_and(|length| length > 0);
+    // SAFETY: SQLite says where the answer goes.
+    unsafe { *answer = c_int::from(exists) };
+    ffi::SQLITE_OK
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn full_path(
+    _vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    room: c_int,
+    out: *mut c_char,
+) -> c_int {
+    // SAFETY: SQLite gives a C string.
+    let bytes = unsafe { CStr::from_ptr(name) }.to_bytes_with_nul();
+    if bytes.len() > room as usize {
+        return ffi::SQLITE_CANTOPEN;
+    }
+    // SAFETY: SQLite gives `room` bytes, of which these are not more; the two do not overlap.
+    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr().cast(), out, bytes.len()) };
+    ffi::SQLITE_OK
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn randomness(
+    _vfs: *mut ffi::sqlite3_vfs,
+    length: c_int,
+    out: *mut c_char,
+) -> c_int {
+    // The same each time: what SQLite draws from it only keeps logs apart.
+    // SAFETY: SQLite gives `length` bytes.
+    unsafe { ptr::write_bytes(out, 0x5a, length as usize) };
+    length
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn sleep(_vfs: *mut ffi::sqlite3_vfs, _microseconds: c_int) -> c_int {
+    0
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn current_time(_vfs: *mut ffi::sqlite3_vfs, days: *mut f64) -> c_int {
+    // SAFETY: SQLite says where the answer goes.
+    unsafe { *days = 2_460_000.5 };
+    ffi::SQLITE_OK
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn last_error(
+    _vfs: *mut ffi::sqlite3_vfs,
+    _room: c_int,
+    _out: *mut c_char,
+) -> c_int {
+    0
+}
+
+/// A disk's registration, made when SQLite first needs it.
+pub(crate) fn registered(shared: &Arc<Shared>) -> String {
+    let registration = shared.sqlite.get_or_init(|| Registration::new(Arc::downgrade(shared)));
+    registration.name().to_owned()
+}
