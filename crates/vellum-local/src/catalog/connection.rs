@@ -121,6 +121,8 @@ fn refuse_old_sqlite(version: i32) -> Result<()> {
 fn prepare(db: &Connection, purpose: Purpose) -> Outcome<()> {
     db.busy_timeout(BUSY_WAIT)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    // Plans depend on statements alone; otherwise each statement is planned again once its values are bound.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     db.pragma_update(None, "trusted_schema", false)?;
     db.pragma_update(None, "cell_size_check", true)?;
     db.pragma_update(None, "foreign_keys", true)?;

@@ -1,0 +1,105 @@
+//! What is known of images, from outside: names, snapshots, parents, and what each sector may read as.
+
+use std::collections::BTreeSet;
+
+use vellum_core::Extent;
+use vellum_sim::{History, Value};
+
+pub const SECTOR: u64 = 512;
+/// Not a multiple of any unit, so that the last one is short.
+pub const SIZE: u64 = 24 * 4096 + 3 * SECTOR;
+pub const SECTORS: u64 = SIZE / SECTOR;
+
+/// What each sector of a snapshot may read as; it is one thing for ever, which the first look finds out.
+#[derive(Clone, Debug)]
+pub struct Frozen(Vec<BTreeSet<Value>>);
+
+impl Frozen {
+    /// Zeros, as a new image has.
+    pub fn zeros() -> Self {
+        Self(vec![BTreeSet::from([Value::Holds(0)]); SECTORS as usize])
+    }
+
+    /// What a history allows to whoever reads since a moment.
+    pub fn of(history: &History, since: u64) -> Self {
+        Self(
+            (0..SECTORS)
+                .map(|sector| history.allowed_since(sector, since).into_iter().collect())
+                .collect(),
+        )
+    }
+
+    /// Looks at it; what was found is what it is.
+    pub fn find(&mut self, name: &str, found: &[Value]) {
+        for (sector, value) in found.iter().enumerate() {
+            let allowed = &mut self.0[sector];
+            assert!(
+                allowed.contains(value),
+                "sector {sector} of {name} reads as {value:?}, and may read as {allowed:?}"
+            );
+            *allowed = BTreeSet::from([*value]);
+        }
+    }
+
+    /// What a sector reads as, once it was looked at.
+    pub fn value(&self, sector: u64) -> Value {
+        let mut values = self.0[sector as usize].iter();
+        match (values.next(), values.next()) {
+            (Some(value), None) => *value,
+            _ => panic!("sector {sector} was not looked at"),
+        }
+    }
+
+    /// A history that begins with it.
+    pub fn history(&self) -> History {
+        let mut history = History::new();
+        for sector in 0..SECTORS {
+            history.settle(sector, self.value(sector));
+        }
+        history
+    }
+}
+
+/// A snapshot, and whether a change of it was under way when a life ended.
+#[derive(Clone, Debug)]
+pub struct KnownSnapshot {
+    pub name: String,
+    pub content: Frozen,
+}
+
+/// An image.
+#[derive(Debug)]
+pub struct Known {
+    pub name: String,
+    pub history: History,
+    pub snapshots: Vec<KnownSnapshot>,
+    /// What a discard of its parent's content shows; `None` without a parent.
+    pub parent: Option<Frozen>,
+    /// A flatten is under way.
+    pub flattens: bool,
+}
+
+impl Known {
+    /// A snapshot that was begun at a moment exists. Whatever had ended by then is durable.
+    pub fn has_snapshot(&mut self, name: String, since: u64) {
+        let content = Frozen::of(&self.history, since);
+        self.snapshots.push(KnownSnapshot { name, content });
+        self.history.synced(since);
+    }
+}
+
+/// A change of the catalog that was under way when a life ended: it happened or it did not.
+#[derive(Clone, Debug)]
+pub enum Pending {
+    Create { name: String },
+    Clone { name: String, content: Frozen },
+    Remove { name: String },
+    Snapshot { image: String, name: String, since: u64 },
+    RemoveSnapshot { image: String, name: String },
+    Flatten { image: String },
+}
+
+/// The sectors of an extent.
+pub fn sectors(at: Extent) -> std::ops::Range<u64> {
+    at.offset() / SECTOR..at.end() / SECTOR
+}
