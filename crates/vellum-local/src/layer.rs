@@ -70,6 +70,8 @@ pub(crate) struct Inner<D: Disk> {
     pub(crate) mutations: tokio::sync::RwLock<()>,
     pub(crate) role: Role,
     pub(crate) poison: OnceLock<Error>,
+    /// What a failed sync leaves behind is taken away, as far as it can be.
+    pub(crate) poison_is_marked: tokio::sync::watch::Sender<bool>,
     /// Units that were set to inherited, whose space is still to be freed.
     pub(crate) freeable: Mutex<Vec<Extent>>,
     pub(crate) unsynced_bytes: AtomicU64,
@@ -96,16 +98,15 @@ impl<D: Disk> Inner<D> {
         self.role.frozen.load(Ordering::Acquire)
     }
 
-    /// Fails after a failed sync.
-    pub(crate) fn check_poison(&self) -> Result<()> {
-        match self.poison.get() {
-            None => Ok(()),
-            Some(cause) => Err(Error::new(
-                ErrorKind::Poisoned,
-                format!("layer {} takes no writes since a sync of it failed; close the image and open it again", self.facts.id),
-            )
-            .with_source(cause.clone())),
-        }
+    /// Fails after a failed sync; not before what would be believed of the layer was taken away.
+    pub(crate) async fn check_poison(&self) -> Result<()> {
+        let Some(cause) = self.poison.get() else { return Ok(()) };
+        self.poison_is_marked.subscribe().wait_for(|marked| *marked).await.expect("it lives here");
+        let what = format!(
+            "layer {} takes no writes since a sync of it failed; close the image and open it again",
+            self.facts.id
+        );
+        Err(Error::new(ErrorKind::Poisoned, what).with_source(cause.clone()))
     }
 
     /// The map, to be written by an owner or a filler.

@@ -13,6 +13,7 @@
 //! What is on disk is written down in `docs/format.md`.
 #![forbid(unsafe_code)]
 
+mod canary;
 mod catalog;
 mod check;
 mod engine;
@@ -38,6 +39,8 @@ mod sync;
 #[cfg(test)]
 mod testing;
 
+#[cfg(any(test, feature = "canaries"))]
+pub use canary::Canary;
 pub use engine::LocalCatalog;
 pub use head::{LocalHead, LocalPrepared};
 pub use layer_id::LayerId;

@@ -67,7 +67,7 @@ impl<D: Disk> LocalLayer<D> {
         if inner.role.sealed.load(Ordering::Acquire) {
             return Ok(Guarded::Sealed);
         }
-        inner.check_poison()?;
+        inner.check_poison().await?;
         let at = inner.check_range(write.extent())?;
         let units = inner.units.around(at);
         let _held = inner.ranges.lock(units).await;
@@ -90,7 +90,7 @@ impl<D: Disk> LocalLayer<D> {
         if sealed && (fill.then.is_some() || !inner.role.fillable.load(Ordering::Acquire)) {
             return Ok(Guarded::Sealed);
         }
-        inner.check_poison()?;
+        inner.check_poison().await?;
         let Some(hull) = inner.check_fill(&fill)? else { return Ok(Guarded::Done) };
         let _held = inner.ranges.lock(hull).await;
         let durability = fill.then.as_ref().map_or(Durability::AtSync, |write| write.durability);
@@ -132,7 +132,7 @@ impl<D: Disk> LocalLayer<D> {
             if inner.role.sealed.load(Ordering::Acquire) {
                 return Ok(Guarded::Sealed);
             }
-            inner.check_poison()?;
+            inner.check_poison().await?;
             if to == SetTo::Inherit && !inner.pages.is_present(page) {
                 continue;
             }
@@ -207,7 +207,7 @@ impl<D: Disk> LocalLayer<D> {
         if inner.role.sealed.load(Ordering::Acquire) {
             return Ok(0);
         }
-        inner.check_poison()?;
+        inner.check_poison().await?;
         let mut freed = 0;
         for extent in extents {
             let _held = inner.ranges.lock(extent).await;

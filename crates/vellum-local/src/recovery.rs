@@ -82,6 +82,7 @@ impl<D: Disk> LocalLayer<D> {
             mutations: tokio::sync::RwLock::default(),
             role,
             poison: OnceLock::new(),
+            poison_is_marked: tokio::sync::watch::Sender::new(false),
             freeable: Mutex::default(),
             unsynced_bytes: AtomicU64::new(0),
             sync_on_its_way: Default::default(),

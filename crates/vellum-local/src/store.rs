@@ -14,6 +14,7 @@ use vellum_disk::{BootId, Disk};
 use vellum_engine::{Error, ErrorKind, ImageId, Result, RevisionId};
 
 use crate::LayerId;
+use crate::canary::Canary;
 use crate::format::PAGE;
 use crate::layer::{Inner, LocalLayer};
 use crate::map::pages::PageCache;
@@ -34,6 +35,9 @@ pub struct StoreOptions {
     pub after: Option<AfterStop>,
     /// Where buffers for copies come from.
     pub buffers: BufferPool,
+    /// A mistake to make, for tests of tests.
+    #[cfg(any(test, feature = "canaries"))]
+    pub canary: Option<Canary>,
 }
 
 /// What may have happened to a writer.
@@ -55,6 +59,8 @@ impl Default for StoreOptions {
             lock_wait: Duration::from_secs(10),
             after: None,
             buffers: BufferPool::default(),
+            #[cfg(any(test, feature = "canaries"))]
+            canary: None,
         }
     }
 }
@@ -220,8 +226,23 @@ impl<D: Disk> Shared<D> {
         self.pool.join("live").join(format!("{id}.{which}"))
     }
 
+    /// Whether a mistake is to be made.
+    #[cfg(any(test, feature = "canaries"))]
+    pub(crate) fn makes(&self, mistake: Canary) -> bool {
+        self.options.canary == Some(mistake)
+    }
+
+    /// Whether a mistake is to be made.
+    #[cfg(not(any(test, feature = "canaries")))]
+    pub(crate) fn makes(&self, _mistake: Canary) -> bool {
+        false
+    }
+
     /// Whether a log of this boot is of now. `Busy` asks what happened where that cannot be known.
     pub(crate) fn is_this_boot(&self, boot: Option<BootId>) -> Result<bool> {
+        if self.makes(Canary::LogOfAnotherBoot) {
+            return Ok(true);
+        }
         match (boot, self.boot, self.options.after) {
             (Some(then), Some(now), _) => Ok(then == now),
             (.., Some(AfterStop::ProcessDeath)) => Ok(true),

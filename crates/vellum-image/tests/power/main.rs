@@ -16,6 +16,7 @@ mod story;
 use std::ops::Range;
 
 use story::{Cuts, Story};
+use vellum_local::Canary;
 
 /// Lives in a story.
 const LIVES: u32 = 50;
@@ -27,17 +28,17 @@ fn seeds() -> Range<u64> {
     first.parse().unwrap()..end.parse().unwrap()
 }
 
-fn tell(seed: u64, lives: u32) -> Story {
+fn tell(seed: u64, lives: u32, canary: Option<Canary>) -> Story {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(Story::tell(seed, lives))
+    runtime.block_on(Story::tell(seed, lives, canary))
 }
 
 #[test]
 fn whatever_call_a_life_ends_at_images_are_what_was_promised() {
     let (seeds, cuts) = (seeds(), Cuts::default());
     for seed in seeds.clone() {
-        match std::panic::catch_unwind(|| tell(seed, LIVES)) {
+        match std::panic::catch_unwind(|| tell(seed, LIVES, None)) {
             Ok(story) => cuts.add(&story.cuts),
             Err(_) => panic!("VELLUM_SEEDS={seed}..{} tells this story again", seed + 1),
         }
@@ -48,11 +49,42 @@ fn whatever_call_a_life_ends_at_images_are_what_was_promised() {
 
 #[test]
 fn a_seed_tells_the_same_story_each_time() {
-    let calls = tell(7, 6).calls;
+    let calls = tell(7, 6, None).calls;
     assert!(calls.len() > 300);
-    let again = tell(7, 6).calls;
+    let again = tell(7, 6, None).calls;
     let parted = calls.iter().zip(&again).position(|(a, b)| a != b);
     assert_eq!(parted.map(|at| (at, &calls[at], &again[at])), None);
     assert_eq!(calls.len(), again.len());
-    assert!(calls != tell(8, 6).calls);
+    assert!(calls != tell(8, 6, None).calls);
+}
+
+/// How many stories are told before a mistake counts as not found.
+const CANARY_SEEDS: u64 = 300;
+
+/// Tells stories to an engine that makes a mistake, until one finds it.
+fn finds(canary: Canary) {
+    let found = (0..CANARY_SEEDS)
+        .position(|seed| std::panic::catch_unwind(|| tell(seed, LIVES, Some(canary))).is_err());
+    println!("{canary:?} is found by story {found:?}");
+    assert!(found.is_some(), "no story finds {canary:?}");
+}
+
+#[test]
+fn states_that_get_ahead_of_their_data_are_found() {
+    finds(Canary::PagesAfterData);
+}
+
+#[test]
+fn a_sync_that_overtakes_another_is_found() {
+    finds(Canary::OvertakingSync);
+}
+
+#[test]
+fn a_log_of_another_boot_that_is_believed_is_found() {
+    finds(Canary::LogOfAnotherBoot);
+}
+
+#[test]
+fn a_failed_sync_that_is_repeated_is_found() {
+    finds(Canary::SyncAgain);
 }

@@ -1,6 +1,6 @@
 //! [`Story`]: random work on a tree of images, in many lives.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use tokio::sync::Notify;
 use vellum_core::{Buffer, Extent, Geometry, ImageName};
 use vellum_engine::{Catalog, ErrorKind, ImageRecord, Layering, Repair, Result, Severity};
 use vellum_image::image::Open;
@@ -17,8 +18,8 @@ use vellum_image::{
     CloneOptions, CreateOptions, DiscardPolicy, FlattenOptions, Image, ImageOptions, Job, Pools,
     WriteOptions, ZeroOptions, admin,
 };
-use vellum_local::{LocalCatalog, Mode, OpenOptions, StoreOptions};
-use vellum_sim::{Call, SimDisk, Value};
+use vellum_local::{Canary, LocalCatalog, Mode, OpenOptions, StoreOptions};
+use vellum_sim::{Call, Fault, SimDisk, Value};
 
 use crate::known::{Frozen, Known, Pending, SECTOR, SECTORS, SIZE, sectors};
 
@@ -83,6 +84,10 @@ pub struct Story {
     pub cuts: Cuts,
     pub calls: Vec<(Call, String)>,
     disk: SimDisk,
+    ground: Ground,
+    canary: Option<Canary>,
+    /// The storage has failed since the last look.
+    failed: bool,
     chance: StdRng,
     images: Vec<Shared<Known>>,
     /// What was under way; told to those who act, who take it back when it has ended.
@@ -92,43 +97,84 @@ pub struct Story {
 
 /// What a life has open.
 struct Life {
-    disk: SimDisk,
+    ground: Ground,
     pools: Pools<Engine>,
     catalog: Engine,
     open: BTreeMap<String, Image<Engine>>,
 }
 
 impl Life {
-    async fn begin(disk: &SimDisk, chance: &mut StdRng) -> Self {
+    async fn begin(ground: &Ground, canary: Option<Canary>, chance: &mut StdRng) -> Self {
         let store = StoreOptions {
             sync_interval: Duration::from_millis(chance.random_range(1..500)),
             changed_pages_max: 1,
+            canary,
             ..StoreOptions::default()
         };
         let options = OpenOptions { mode: Mode::CreateIfMissing, store, ..OpenOptions::default() };
-        let opened = LocalCatalog::open(disk.clone(), "/pool", options).await;
-        let catalog = alive(disk, opened).await.unwrap();
+        let opened = LocalCatalog::open(ground.disk.clone(), "/pool", options).await;
+        let catalog = alive(ground, opened).await.unwrap();
         let pools = Pools::default();
         pools.add(catalog.clone());
-        Self { disk: disk.clone(), pools, catalog, open: BTreeMap::new() }
+        Self { ground: ground.clone(), pools, catalog, open: BTreeMap::new() }
     }
 
     async fn record(&self, name: &str) -> ImageRecord {
         let name: ImageName = name.parse().unwrap();
-        alive(&self.disk, self.catalog.find(&name).await).await.unwrap()
+        alive(&self.ground, self.catalog.find(&name).await).await.unwrap()
     }
 
     async fn image(&self, name: &str, what: Open) -> Image<Engine> {
         let id = self.record(name).await.id;
         let opened =
             Image::open(&self.pools, &self.catalog, &id, what, ImageOptions::default()).await;
-        alive(&self.disk, opened).await.unwrap()
+        alive(&self.ground, opened).await.unwrap()
     }
 }
 
-/// An answer, which in a life that is over nobody hears.
-async fn alive<T>(disk: &SimDisk, result: Result<T>) -> Result<T> {
-    if disk.is_over() {
+/// What a life stands on.
+#[derive(Clone)]
+struct Ground {
+    disk: SimDisk,
+    /// The storage was told to fail.
+    trouble: Rc<Cell<bool>>,
+    /// It did, and somebody was told, who gave the life up.
+    heard: Rc<Cell<bool>>,
+    given_up: Rc<Notify>,
+}
+
+impl Ground {
+    fn new(disk: &SimDisk) -> Self {
+        Self {
+            disk: disk.clone(),
+            trouble: Rc::default(),
+            heard: Rc::default(),
+            given_up: Rc::default(),
+        }
+    }
+
+    /// Lets the storage fail from now on: a sync of a layer, or every write once the space is used up.
+    fn make_trouble(&self, chance: &mut StdRng) {
+        self.trouble.set(true);
+        if chance.random_bool(0.3) {
+            self.disk.world().free = chance.random_range(0..200);
+        } else {
+            let file = if chance.random_bool(0.7) { "data.0" } else { "map" };
+            self.disk.fail(Fault { call: Call::SyncData, file, error: EIO, times: 1 });
+        }
+    }
+}
+
+const EIO: i32 = 5;
+
+/// An answer, which in a life that is over nobody hears; one that the failing storage gave ends the life.
+async fn alive<T>(ground: &Ground, result: Result<T>) -> Result<T> {
+    if ground.disk.is_over() {
+        std::future::pending::<()>().await;
+    }
+    if result.is_err() && ground.trouble.get() {
+        ground.heard.set(true);
+        ground.given_up.notify_one();
         std::future::pending::<()>().await;
     }
     result
@@ -136,11 +182,15 @@ async fn alive<T>(disk: &SimDisk, result: Result<T>) -> Result<T> {
 
 impl Story {
     /// Tells one.
-    pub async fn tell(seed: u64, lives: u32) -> Self {
+    pub async fn tell(seed: u64, lives: u32, canary: Option<Canary>) -> Self {
+        let disk = SimDisk::new(seed);
         let mut story = Self {
             cuts: Cuts::default(),
             calls: Vec::new(),
-            disk: SimDisk::new(seed),
+            ground: Ground::new(&disk),
+            disk,
+            canary,
+            failed: false,
             chance: StdRng::seed_from_u64(seed ^ 0x5eed),
             images: Vec::new(),
             pending: Rc::default(),
@@ -156,17 +206,18 @@ impl Story {
     /// A life that ends at some call; then perhaps a few that do not get further than opening; then a look.
     async fn one_life(&mut self) {
         let calls = if self.chance.random_bool(0.3) { 1..60 } else { 1..900 };
-        self.disk.world().calls_left = Some(self.chance.random_range(calls));
-        let disk = self.disk.clone();
+        let calls = self.chance.random_range(calls);
+        let (disk, ground) = self.let_live(calls);
         tokio::select! {
             biased;
             () = self.live() => {}
             () = disk.ended() => {}
+            () = ground.given_up.notified() => {}
         }
         let mut power_was_cut = self.end_life();
         while self.chance.random_bool(0.6) {
-            self.disk.world().calls_left = Some(self.chance.random_range(1..60));
-            let disk = self.disk.clone();
+            let calls = self.chance.random_range(1..60);
+            let (disk, _) = self.let_live(calls);
             tokio::select! {
                 biased;
                 () = self.only_open() => {}
@@ -174,34 +225,54 @@ impl Story {
             }
             power_was_cut |= self.end_life();
         }
+        self.ground = Ground::new(&self.disk);
         self.look(power_was_cut).await;
+        self.failed = false;
         self.calls.extend(self.disk.take_trace());
         self.disk = self.disk.process_death();
     }
 
-    /// Answers whether the power was cut.
+    fn let_live(&mut self, calls: u64) -> (SimDisk, Ground) {
+        self.disk.world().calls_left = Some(calls);
+        self.ground = Ground::new(&self.disk);
+        (self.disk.clone(), self.ground.clone())
+    }
+
+    /// Answers whether what was not synced may be lost: the power was cut, or the storage failed.
     fn end_life(&mut self) -> bool {
         let trace = self.disk.take_trace();
-        let power = self.chance.random_bool(0.7);
+        // Who dies after a failed sync and before it could leave a mark takes the knowledge along: that is two failures at
+        // once, and not promised to be survived.
+        let unheard = self.ground.trouble.get() && !self.ground.heard.get();
+        let power = self.chance.random_bool(0.7) || unheard;
         self.cuts.note(power, trace.last());
         self.calls.extend(trace);
         self.disk = if power { self.disk.power_cut() } else { self.disk.process_death() };
-        power
+        self.disk.world().free = u64::MAX;
+        self.failed |= self.ground.trouble.get();
+        power || self.ground.trouble.get()
     }
 
     /// What recovery does, and nothing else.
     async fn only_open(&mut self) {
-        let life = Life::begin(&self.disk, &mut self.chance).await;
-        let listed = alive(&self.disk, life.catalog.list(None, 100).await).await.unwrap();
+        let life = self.begin_life().await;
+        let listed = alive(&self.ground, life.catalog.list(None, 100).await).await.unwrap();
         for record in listed {
             drop(life.image(record.name.as_ref(), Open::Own).await);
         }
     }
 
+    async fn begin_life(&mut self) -> Life {
+        Life::begin(&self.ground, self.canary, &mut self.chance).await
+    }
+
     async fn live(&mut self) {
-        let mut life = Life::begin(&self.disk, &mut self.chance).await;
+        let mut life = self.begin_life().await;
         for _ in 0..self.chance.random_range(1..5) {
             self.administer(&mut life).await;
+            if self.chance.random_bool(0.07) {
+                self.ground.make_trouble(&mut self.chance);
+            }
             self.work(&life).await;
         }
         for (name, image) in std::mem::take(&mut life.open) {
@@ -226,7 +297,7 @@ impl Story {
     async fn close(&self, name: &str, image: Image<Engine>) {
         let known = self.known(name);
         let began = known.borrow_mut().history.tick();
-        alive(&self.disk, image.close().await).await.unwrap();
+        alive(&self.ground, image.close().await).await.unwrap();
         known.borrow_mut().history.synced(began);
     }
 
@@ -279,7 +350,7 @@ impl Story {
         let options = CreateOptions { geometry, layering, block_size, ..CreateOptions::default() };
         self.begin(Pending::Create { name: name.clone() });
         let made = admin::create(&life.catalog, name.parse().unwrap(), SIZE, options).await;
-        alive(&self.disk, made).await.unwrap();
+        alive(&self.ground, made).await.unwrap();
         self.ended();
         self.add(name, &Frozen::zeros(), None);
     }
@@ -317,7 +388,7 @@ impl Story {
         let (pools, catalog) = (&life.pools, &life.catalog);
         let child = name.parse().unwrap();
         let made = admin::clone(pools, catalog, &record, snapshot, catalog, child, options).await;
-        alive(&self.disk, made).await.unwrap();
+        alive(&self.ground, made).await.unwrap();
         self.ended();
         self.add(name, &content, Some(content.clone()));
     }
@@ -331,7 +402,7 @@ impl Story {
         let snapshot = known.borrow().snapshots[which].name.clone();
         self.begin(Pending::RemoveSnapshot { image: name, name: snapshot.clone() });
         let removed = image.remove_snapshot(&snapshot.parse().unwrap()).await;
-        let removed = alive(&self.disk, removed).await;
+        let removed = alive(&self.ground, removed).await;
         self.ended();
         match removed {
             Ok(_) => drop(known.borrow_mut().snapshots.remove(which)),
@@ -348,7 +419,7 @@ impl Story {
         let id = life.record(&name).await.id;
         self.begin(Pending::Remove { name: name.clone() });
         let removed = admin::remove(&life.pools, &life.catalog, &id).await;
-        let removed = alive(&self.disk, removed).await;
+        let removed = alive(&self.ground, removed).await;
         self.ended();
         match removed {
             Ok(()) => self.images.retain(|known| known.borrow().name != name),
@@ -365,7 +436,7 @@ impl Story {
         }
         let workers = (0..3).map(|_| {
             let mut worker = Worker {
-                disk: life.disk.clone(),
+                ground: life.ground.clone(),
                 open: &open,
                 chance: StdRng::seed_from_u64(self.chance.random()),
             };
@@ -401,7 +472,7 @@ impl Story {
         let of = known.borrow().name.clone();
         self.begin(Pending::Snapshot { image: of, name: name.clone(), since });
         let taken = image.snapshot(name.parse().unwrap(), false).await;
-        alive(&self.disk, taken).await.unwrap();
+        alive(&self.ground, taken).await.unwrap();
         self.ended();
         known.borrow_mut().has_snapshot(name, since);
     }
@@ -411,7 +482,7 @@ impl Story {
         let name = known.borrow().name.clone();
         self.begin(Pending::Flatten { image: name });
         let flattened = image.flatten(FlattenOptions::default(), &Job::default()).await;
-        let flattened = alive(&self.disk, flattened).await;
+        let flattened = alive(&self.ground, flattened).await;
         self.ended();
         let mut known = known.borrow_mut();
         known.flattens = false;
@@ -424,7 +495,7 @@ impl Story {
 
     /// Opens everything there is, and compares.
     async fn look(&mut self, power_was_cut: bool) {
-        let life = Life::begin(&self.disk, &mut self.chance).await;
+        let life = self.begin_life().await;
         let records = life.catalog.list(None, 100).await.unwrap();
         let pending = std::mem::take(&mut *self.pending.borrow_mut());
         for pending in pending {
@@ -482,8 +553,15 @@ impl Story {
     async fn look_at_image(&mut self, life: &Life, record: &ImageRecord, power_was_cut: bool) {
         let name = record.name.to_string();
         let known = self.known(&name);
-        let what = if self.chance.random_bool(0.7) { Open::Own } else { Open::Read };
-        let found = values(&life.image(&name, what).await).await;
+        // After a failed sync only an owner drops what is cached and not on the medium.
+        let own = self.chance.random_bool(0.7) || self.failed;
+        let what = if own { Open::Own } else { Open::Read };
+        let image = life.image(&name, what).await;
+        if self.failed {
+            // So that what is seen of an image whose own syncs did not fail is durable as well.
+            image.sync().await.unwrap();
+        }
+        let found = values(&image).await;
         {
             let history = &mut known.borrow_mut().history;
             history.tick();
@@ -547,7 +625,7 @@ async fn read(image: &Image<Engine>, at: Extent) -> Vec<Value> {
 
 /// One of those who work on the images of a life at the same time.
 struct Worker<'a> {
-    disk: SimDisk,
+    ground: Ground,
     open: &'a [(Shared<Known>, &'a Image<Engine>)],
     chance: StdRng,
 }
@@ -562,7 +640,7 @@ impl Worker<'_> {
             15..18 => self.read(&known, image).await,
             _ => {
                 let began = known.borrow_mut().history.tick();
-                alive(&self.disk, image.sync().await).await.unwrap();
+                alive(&self.ground, image.sync().await).await.unwrap();
                 known.borrow_mut().history.synced(began);
             }
         }
@@ -581,7 +659,7 @@ impl Worker<'_> {
         let change = known.borrow_mut().history.begin(at, Value::Holds(number), false);
         let data = Bytes::from(number.to_le_bytes().repeat(at.len_usize() / 8));
         let written = image.write(at.offset(), data, WriteOptions { durable }).await;
-        alive(&self.disk, written).await.unwrap();
+        alive(&self.ground, written).await.unwrap();
         known.borrow_mut().history.end(at, change, durable);
     }
 
@@ -593,7 +671,7 @@ impl Worker<'_> {
             durable: self.chance.random_bool(0.15),
         };
         let change = known.borrow_mut().history.begin(at, Value::Holds(0), false);
-        let zeroed = alive(&self.disk, image.write_zeroes(at, options).await).await;
+        let zeroed = alive(&self.ground, image.write_zeroes(at, options).await).await;
         let history = &mut known.borrow_mut().history;
         match zeroed {
             Ok(()) => history.end(at, change, options.durable),
@@ -624,7 +702,7 @@ impl Worker<'_> {
                 (at, known.history.begin(at, value, false))
             })
             .collect();
-        let discarded = alive(&self.disk, image.discard(at, policy, durable).await).await;
+        let discarded = alive(&self.ground, image.discard(at, policy, durable).await).await;
         // A child that copies up gives whole objects back, and leaves the rest as it is.
         let surely = !(has_parent && image.record().layering == Layering::CopyUp);
         let history = &mut known.borrow_mut().history;
@@ -646,7 +724,7 @@ impl Worker<'_> {
             let length = at.len_usize();
             image.read(at, Buffer::from_vec(vec![0xaa; length]), 0..length).await
         };
-        alive(&self.disk, holes).await.unwrap();
+        alive(&self.ground, holes).await.unwrap();
         for (sector, bytes) in sectors(at).zip(buffer.chunks(SECTOR as usize)) {
             let value = Value::Holds(u64::from_le_bytes(bytes[..8].try_into().unwrap()));
             let known = known.borrow();
