@@ -171,6 +171,7 @@ impl<D: Disk> LocalLayer<D> {
         }
         // A process may have died between making the files and this; pages and data go only into files that stay.
         if let Some(map) = inner.map_to_write() {
+            inner.rewrite_header(map).await?;
             if let Err(error) = map.sync_data().await {
                 return Err(inner.poison("sync the map", error).await);
             }
@@ -275,6 +276,21 @@ impl<D: Disk> Inner<D> {
             }
         }
         Ok(())
+    }
+
+    /// Writes the first page of the map once more, so that the sync that follows makes it durable: whoever created the map may
+    /// have failed to sync it and died, and what that left is cached, clean, and perhaps not on the medium.
+    async fn rewrite_header(&self, map: &D::File) -> Result<()> {
+        let bytes = match self.first_page(map).await {
+            Ok(page) => Bytes::copy_from_slice(&page),
+            // It was whole a moment ago, in a cache that was dropped since.
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                header::encode(&self.header(), &self.epoch.lock()).into()
+            }
+            Err(error) => return Err(error),
+        };
+        let written = map.write_at(vec![bytes], 0, Durability::AtSync).await;
+        written.map_err(|error| Error::io(format!("write {}", self.map_name()), error))
     }
 
     /// Writes every page of the map as it is read, so that the sync that follows makes it durable: after a failed sync a page
