@@ -9,11 +9,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use vellum_core::{Extent, Geometry, State};
 use vellum_engine::{
-    Catalog, Durability, Error, ErrorKind, Guarded, Head, Layer, Result, RunToEnd, SetTo,
+    Catalog, Durability, Error, ErrorKind, Guarded, Head, Result, RunToEnd, SetTo,
 };
 
 use crate::Image;
-use crate::chain::{Extents, end_of, load, merged};
+use crate::chain::{Extents, merged};
 use crate::copy_up::{merged_overlapping, subtract, whole_units};
 use crate::image::View;
 use crate::write::WriteOptions;
@@ -149,8 +149,12 @@ impl<C: Catalog> Image<C> {
             // Pieces may end within a unit, where layers below have smaller ones.
             let end =
                 if reaches_end { survey.end } else { survey.end / view.block() * view.block() };
-            let data = survey.pieces.iter().filter(|found| found.state == State::Data);
-            let units = data.map(|found| found.at.align_out(view.block()).clip(end));
+            // What the head says is zero may be another request's doing, and not acknowledged yet: setting it again waits for
+            // that, and costs nothing else.
+            let to_set = survey.pieces.iter().filter(|found| {
+                found.state == State::Data || (found.state == State::Zero && found.link == Some(0))
+            });
+            let units = to_set.map(|found| found.at.align_out(view.block()).clip(end));
             let units = merged_overlapping(units.filter(|unit| !unit.is_empty()).collect());
             if self.set_in(&view, &units, SetTo::Zero).await? == InView::All {
                 rest = rest.split(end).1;
@@ -251,10 +255,8 @@ impl<C: Catalog> Image<C> {
         for extent in &free {
             self.copy_from_parent(&view, covered.clip(extent.offset())).await?;
             covered = covered.split(extent.end()).1;
-            let runs = head_runs(&view, *extent).await?;
-            let defined = runs.into_iter().filter(|(_, state)| state.is_defined());
-            let defined: Extents = defined.map(|(at, _)| at).collect();
-            if self.set_in(&view, &merged(defined), SetTo::Inherit).await? == InView::Part {
+            // All of it, also what is inherited by now: that may be another request's doing, and not acknowledged yet.
+            if self.set_in(&view, &[*extent], SetTo::Inherit).await? == InView::Part {
                 return Ok(InView::Part);
             }
         }
@@ -343,20 +345,6 @@ fn edge_pieces(
         });
         ZeroPiece { at: piece.image, covers_its_objects }
     })
-}
-
-/// What the head itself says of an extent.
-async fn head_runs<C: Catalog>(view: &View<C>, at: Extent) -> Result<Vec<(Extent, State)>> {
-    let mut found = Vec::new();
-    let mut runs = vellum_core::Runs::new();
-    let mut rest = at;
-    while !rest.is_empty() {
-        load(view.chain.top(), rest, &mut runs).await?;
-        found.extend(runs.iter().map(|run| (run.extent, run.state)));
-        rest = rest.split(end_of(&runs, rest)?).1;
-    }
-    debug_assert!(view.chain.top().size() >= at.end());
-    Ok(found)
 }
 
 fn slow(why: &str) -> Error {

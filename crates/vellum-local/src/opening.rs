@@ -142,6 +142,9 @@ async fn open_catalog<D: Disk>(
     let (place, id) = (place.clone(), create.then(|| random_pool_id(disk)));
     let load = move |db: &mut Connection| load_or_create(db, id, &place);
     let (database, row) = Database::open(&path, vfs.clone(), load).await?;
+    if !row.look_only {
+        directory.sync_catalog().await?;
+    }
     if row.look_only {
         drop(database);
         return Database::open_read_only(&path, vfs, |db| registry::load(db)).await;

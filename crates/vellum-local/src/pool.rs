@@ -195,6 +195,21 @@ impl<D: Disk> PoolDirectory<D> {
         self.disk.sync_dir(&self.path).await.map_err(failed)
     }
 
+    /// Makes durable what an open catalog shows. Its log may end with a change whose writer died before it could sync it: whoever
+    /// opens the catalog next sees it, and a power cut takes it back. Until it is durable nothing may be built on it, and no file
+    /// removed because of it. Locks of SQLite are not on the log, so that it may be opened and closed.
+    pub(crate) async fn sync_catalog(&self) -> Result<()> {
+        let failed = |error| self.failed("sync the catalog of", error);
+        let mut log = self.catalog().into_os_string();
+        log.push("-wal");
+        match self.disk.open(log.as_ref(), OpenMode::Read).await {
+            Ok(log) => log.sync_data().await.map_err(failed)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+        self.disk.sync_dir(&self.path).await.map_err(failed)
+    }
+
     /// Whether there is a catalog, be it an empty file.
     pub(crate) async fn has_catalog(&self) -> Result<bool> {
         let entries = self.disk.list_dir(&self.path).await;

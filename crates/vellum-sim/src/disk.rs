@@ -478,7 +478,12 @@ impl File for SimFile {
         if durability == Durability::Durable {
             let result = self.begin(Call::SyncData).await;
             self.with(|world, medium| match &result {
-                Ok(()) => medium.sync_range(world.now, at),
+                Ok(()) => {
+                    // Its own pages have landed, whatever became of others meanwhile.
+                    world.now += 1;
+                    medium.write(world.now, offset, &bytes);
+                    medium.sync_range(world.now, at);
+                }
                 Err(_) => medium.forget(&mut world.chance),
             });
             return result;

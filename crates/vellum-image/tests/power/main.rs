@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod known;
+mod moments;
 mod story;
 
 use std::ops::Range;

@@ -172,7 +172,10 @@ async fn alive<T>(ground: &Ground, result: Result<T>) -> Result<T> {
     if ground.disk.is_over() {
         std::future::pending::<()>().await;
     }
-    if result.is_err() && ground.trouble.get() {
+    let of_the_storage = result.as_ref().err().is_some_and(|error| {
+        matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned | ErrorKind::NoSpace)
+    });
+    if of_the_storage && ground.trouble.get() {
         ground.heard.set(true);
         ground.given_up.notify_one();
         std::future::pending::<()>().await;

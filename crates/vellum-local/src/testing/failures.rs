@@ -307,3 +307,43 @@ async fn zeros_that_cannot_be_shown_for_want_of_space_are_zeros_all_the_same() {
     assert_eq!(set, Guarded::Done);
     assert_eq!(seen(&layer, 0, 1001).await, [&[0; 1000][..], b"?"].concat());
 }
+
+#[tokio::test]
+async fn nobody_hears_of_a_failed_sync_before_its_logs_are_gone() {
+    let lab = Lab::new(64 * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1), b'a').await;
+    let removal = lab.disk.hold(Call::Remove, "ab.0");
+    lab.disk.fail(once(Call::SyncData, "data.0", EIO));
+    let sync = tokio::spawn({
+        let layer = layer.clone();
+        async move { layer.sync().await }
+    });
+    removal.arrived().await;
+    let mut write = Box::pin(try_write(&layer, 1, b'b'));
+    for _ in 0..100 {
+        assert!(futures::poll!(&mut write).is_pending());
+        tokio::task::yield_now().await;
+    }
+    drop(removal);
+    assert_eq!(write.await.unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(sync.await.unwrap().unwrap_err().kind(), ErrorKind::Io);
+    let logs = lab.disk.world().children("/pool/live".as_ref());
+    assert_eq!(logs, [] as [std::path::PathBuf; 0]);
+}
+
+#[tokio::test]
+async fn a_map_whose_creation_could_not_be_synced_is_made_whole_by_the_next_owner() {
+    for seed in 0..30 {
+        let lab = Lab::on(SimDisk::new(seed), facts(64 * BLOCK, BLOCK)).await;
+        let layer = lab.own().await;
+        lab.disk.fail(once(Call::SyncData, "map", EIO));
+        assert_eq!(try_write(&layer, 0, b'a').await.unwrap_err().kind(), ErrorKind::Io);
+        let lab = lab.after_death().await;
+        let layer = lab.own().await;
+        write(&layer, blocks(0, 1), b'b').await;
+        layer.sync().await.unwrap();
+        let lab = lab.after_power_cut().await;
+        assert_eq!(seen(&lab.own().await, 0, 1).await, b"b", "seed {seed}");
+    }
+}

@@ -1,0 +1,131 @@
+//! Single moments that stories have found, each told by itself.
+
+use bytes::Bytes;
+use vellum_core::{Buffer, Extent};
+use vellum_engine::{Catalog, Repair};
+use vellum_image::image::Open;
+use vellum_image::{
+    CreateOptions, DiscardPolicy, Image, ImageOptions, Pools, WriteOptions, ZeroOptions, admin,
+};
+use vellum_local::{LocalCatalog, Mode, OpenOptions};
+use vellum_sim::{Call, SimDisk};
+
+type Engine = LocalCatalog<SimDisk>;
+
+const SIZE: u64 = 64 << 10;
+
+async fn pool(disk: &SimDisk) -> (Pools<Engine>, Engine) {
+    let options = OpenOptions { mode: Mode::CreateIfMissing, ..OpenOptions::default() };
+    let catalog = LocalCatalog::open(disk.clone(), "/pool", options).await.unwrap();
+    let pools = Pools::default();
+    pools.add(catalog.clone());
+    (pools, catalog)
+}
+
+async fn open(pools: &Pools<Engine>, catalog: &Engine, name: &str) -> Image<Engine> {
+    let id = catalog.find(&name.parse().unwrap()).await.unwrap().id;
+    Image::open(pools, catalog, &id, Open::Own, ImageOptions::default()).await.unwrap()
+}
+
+/// An image of this name, full of a byte, durably.
+async fn filled(pools: &Pools<Engine>, catalog: &Engine, name: &str, byte: u8) -> Image<Engine> {
+    let options = CreateOptions::default();
+    admin::create(catalog, name.parse().unwrap(), SIZE, options).await.unwrap();
+    let image = open(pools, catalog, name).await;
+    let data = Bytes::from(vec![byte; SIZE as usize]);
+    image.write(0, data, WriteOptions { durable: true }).await.unwrap();
+    image
+}
+
+async fn content(image: &Image<Engine>) -> Vec<u8> {
+    let length = SIZE as usize;
+    let at = Extent::new(0, SIZE);
+    let (buffer, holes) = image.read(at, Buffer::from_vec(vec![0xaa; length]), 0..length).await;
+    holes.unwrap();
+    buffer.to_vec()
+}
+
+#[tokio::test]
+async fn zeros_are_not_acknowledged_before_those_they_rely_on() {
+    let disk = SimDisk::new(1);
+    let (pools, catalog) = pool(&disk).await;
+    let image = filled(&pools, &catalog, "a", b'x').await;
+    // So that zeros are a state of the new head, and no hole in a file.
+    image.snapshot("s".parse().unwrap(), false).await.unwrap();
+    let at = Extent::new(0, 8192);
+    image.write(16384, Bytes::from(vec![b'y'; 4096]), WriteOptions::default()).await.unwrap();
+    let hold = disk.hold(Call::Write, ".0");
+    let mut first = Box::pin(image.write_zeroes(at, ZeroOptions::default()));
+    tokio::select! {
+        biased;
+        _ = &mut first => panic!("its record cannot be written"),
+        () = hold.arrived() => {}
+    }
+    let mut again = Box::pin(image.write_zeroes(at, ZeroOptions::default()));
+    let mut discarded = Box::pin(image.discard(at, DiscardPolicy::Zero, false));
+    for _ in 0..100 {
+        assert!(futures::poll!(&mut again).is_pending());
+        assert!(futures::poll!(&mut discarded).is_pending());
+        tokio::task::yield_now().await;
+    }
+    drop(hold);
+    let (first, again, discarded) = futures::join!(first, again, discarded);
+    first.and(again).and(discarded).unwrap();
+}
+
+/// Ends the removal of an image at a call, by the death of the process, and the next life, which collects what it finds, at
+/// another one, by a power cut. Answers whether the removal had more calls than that.
+async fn removal_cut_at(call: u64, then: u64) -> bool {
+    let disk = SimDisk::new(call ^ then);
+    let (pools, catalog) = pool(&disk).await;
+    filled(&pools, &catalog, "a", b'x').await.close().await.unwrap();
+    let id = catalog.find(&"a".parse().unwrap()).await.unwrap().id;
+    disk.world().calls_left = Some(call);
+    tokio::select! {
+        biased;
+        removed = admin::remove(&pools, &catalog, &id) => {
+            if !disk.is_over() {
+                removed.unwrap();
+                return false;
+            }
+        }
+        () = disk.ended() => {}
+    }
+    let disk = disk.process_death();
+    disk.world().calls_left = Some(then);
+    let collecting = async {
+        let _open = pool(&disk).await;
+        for _ in 0..500 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = disk.ended() => {}
+        () = collecting => {}
+    }
+    let disk = disk.power_cut();
+    let (pools, catalog) = pool(&disk).await;
+    for record in catalog.list(None, 10).await.unwrap() {
+        let image = open(&pools, &catalog, record.name.as_ref()).await;
+        assert!(content(&image).await == vec![b'x'; SIZE as usize], "calls {call}, {then}");
+    }
+    let found = vellum_image::check::check(&pools, &catalog, None, Repair::No).await.unwrap();
+    let damage = found.iter().any(|it| it.severity == vellum_engine::Severity::Damage);
+    assert!(!damage, "calls {call}, {then}: {found:?}");
+    true
+}
+
+#[tokio::test]
+async fn a_removal_that_died_in_its_commit_takes_no_file_before_it_is_durable() {
+    let mut call = 1;
+    'calls: loop {
+        for then in 5..25 {
+            if !removal_cut_at(call, then).await {
+                break 'calls;
+            }
+        }
+        call += 1;
+    }
+    assert!(call > 10, "a removal has a commit and files to take away");
+}
