@@ -134,6 +134,11 @@ const RULES: &[Rule] = &[
         name: "vellum-suite",
         forbidden: &["vellum-image", "vellum-disk", "vellum-local", "vellum-nbd", "vellum"],
     },
+    // The simulated disk knows files and SQLite, and nothing of what is kept in them.
+    Rule {
+        name: "vellum-sim",
+        forbidden: &["vellum-engine", "vellum-image", "vellum-local", "vellum-nbd", "vellum"],
+    },
     // Support for tests from outside sees what a user sees.
     Rule {
         name: "vellum-testkit",
