@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use vellum_core::{Buffer, Extent, Runs, State};
-use vellum_engine::{Catalog, Error, ErrorKind, Layer, Result, TryRead};
+use vellum_engine::{Catalog, Error, ErrorKind, ImageRecord, Layer, Result, TryRead};
 
 use crate::Image;
 use crate::chain::{Chain, Extents, merged, open_below};
@@ -100,7 +100,7 @@ impl<C: Catalog> Image<C> {
             return Ok(true);
         }
         let record = self.0.catalog.get(&self.0.id).await?;
-        let top = view.chain.top().clone();
+        let top = self.top_of(view, &record).await?;
         let (below, own) =
             open_below(&self.0.pools, &self.0.catalog, &record, top.revision()).await?;
         let chain = Chain::new(top, &below, own + 1, view.chain.cache());
@@ -110,6 +110,18 @@ impl<C: Catalog> Image<C> {
         let (epoch, head) = (view.epoch + 1, view.head.clone());
         self.0.view.store(Arc::new(View { epoch, record, head, chain }));
         Ok(true)
+    }
+
+    /// The top of a view as it is now. A snapshot's may have been filled by another process, and then says of what was inherited
+    /// that nothing defines it; a head belongs to whoever has it open.
+    async fn top_of(&self, view: &View<C>, record: &ImageRecord) -> Result<C::Layer> {
+        let top = view.chain.top();
+        match record.revision(top.revision()) {
+            Some(revision) if revision.sealed && view.head.is_none() => {
+                self.0.catalog.layer(&self.0.id, top.revision()).await
+            }
+            _ => Ok(top.clone()),
+        }
     }
 
     /// Reads as pieces of data and of zeros, in ascending order; zeros take no memory.

@@ -113,18 +113,28 @@ impl<C: Catalog> Image<C> {
         Ok(())
     }
 
+    /// Zeroes a piece, through another chain where this one has lost a layer.
     async fn zero_piece(&self, piece: ZeroPiece) -> Result<()> {
-        let view = self.view();
+        loop {
+            let view = self.view();
+            match self.zero_piece_in(&view, piece).await {
+                Err(error) if self.has_another_chain(&view, &error).await => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn zero_piece_in(&self, view: &Arc<View<C>>, piece: ZeroPiece) -> Result<()> {
         let at = piece.at;
         if view.copies_objects()
             && !piece.covers_its_objects
-            && !self.parent_data_under(&view, at).await?.is_empty()
+            && !self.parent_data_under(view, at).await?.is_empty()
         {
-            self.fill_objects(&view, at).await?;
+            self.fill_objects(view, at).await?;
         }
         let whole = whole_units(at, view.size(), view.block());
         for edge in subtract(at, whole) {
-            self.zero_edge(&view, edge).await?;
+            self.zero_edge(view, edge).await?;
         }
         self.zero_units(whole).await
     }
@@ -239,7 +249,15 @@ impl<C: Catalog> Image<C> {
             let whole = whole_units(piece.at, view.size(), view.block());
             for step in whole.chunks(UNITS_MAX * view.block()) {
                 tokio::task::yield_now().await;
-                while self.inherit_units(step).await? == InView::Part {}
+                loop {
+                    let view = self.view();
+                    match self.inherit_units(&view, step).await {
+                        Ok(InView::All) => break,
+                        Ok(InView::Part) => {}
+                        Err(error) if self.has_another_chain(&view, &error).await => {}
+                        Err(error) => return Err(error),
+                    }
+                }
             }
         }
         self.reclaim().await
@@ -247,20 +265,19 @@ impl<C: Catalog> Image<C> {
 
     /// Lets the parent image show through whole units. Where an older revision of the image itself defines a unit, falling
     /// through would show that one: there the parent's content is copied. Which revisions are older must not change meanwhile.
-    async fn inherit_units(&self, step: Extent) -> Result<InView> {
-        let view = self.view();
+    async fn inherit_units(&self, view: &Arc<View<C>>, step: Extent) -> Result<InView> {
         let own = view.chain.own();
         let free = view.chain.undefined_in(1..own, step).await?;
         let mut covered = step;
         for extent in &free {
-            self.copy_from_parent(&view, covered.clip(extent.offset())).await?;
+            self.copy_from_parent(view, covered.clip(extent.offset())).await?;
             covered = covered.split(extent.end()).1;
             // All of it, also what is inherited by now: that may be another request's doing, and not acknowledged yet.
-            if self.set_in(&view, &[*extent], SetTo::Inherit).await? == InView::Part {
+            if self.set_in(view, &[*extent], SetTo::Inherit).await? == InView::Part {
                 return Ok(InView::Part);
             }
         }
-        self.copy_from_parent(&view, covered).await?;
+        self.copy_from_parent(view, covered).await?;
         Ok(InView::All)
     }
 

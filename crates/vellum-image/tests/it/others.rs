@@ -5,7 +5,10 @@ use vellum_engine::fault::Operation;
 use vellum_engine::{Catalog, Content, ErrorKind, Fill, Head, Layering, Part};
 use vellum_image::chain::DEPTH_MAX;
 use vellum_image::image::Open;
-use vellum_image::{CloneOptions, CreateOptions, FlattenOptions, Image, ImageOptions, Job, admin};
+use vellum_image::{
+    CloneOptions, CreateOptions, DiscardPolicy, FlattenOptions, Image, ImageOptions, Job,
+    ZeroOptions, admin,
+};
 
 use crate::fixture::*;
 
@@ -54,6 +57,44 @@ async fn a_copy_up_from_a_layer_that_another_process_took_away_finds_the_content
     write(&c, 100, &[1; 50]).await.unwrap();
     content[100..150].fill(1);
     assert!(read_all(&c).await == content);
+}
+
+#[tokio::test]
+async fn zeros_and_discards_over_a_layer_that_another_process_took_away_find_the_content_elsewhere()
+{
+    let fixture = Fixture::new().await;
+    let (mut content, c) = without_its_grandparent(&fixture, Layering::CopyUp).await;
+    let zeroed = Extent::new(100, 50);
+    c.write_zeroes(zeroed, ZeroOptions::default()).await.unwrap();
+    content[100..150].fill(0);
+    assert!(read_all(&c).await == content);
+
+    let fixture = Fixture::new().await;
+    let (content, c) = without_its_grandparent(&fixture, Layering::Sparse).await;
+    write(&c, 0, &[1; 4096]).await.unwrap();
+    c.snapshot(snapshot_name("s"), false).await.unwrap();
+    let unit = Extent::new(0, 4096);
+    c.discard(unit, DiscardPolicy::Inherit, false).await.unwrap();
+    assert!(read_all(&c).await == content);
+}
+
+#[tokio::test]
+async fn a_snapshot_whose_parent_another_process_cut_off_reads_as_before() {
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        let fixture = Fixture::new().await;
+        let content = fixture.golden("a", SIZE).await;
+        fixture.clone("a", "s", "b", mode(layering)).await;
+        let b = fixture.open("b").await;
+        b.snapshot(snapshot_name("s"), false).await.unwrap();
+        b.close().await.unwrap();
+        let snapshot = fixture.open_snapshot("b", "s").await;
+        let other = fixture.another_process().await;
+        let b = other.open("b").await;
+        b.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+        b.close().await.unwrap();
+        remove(&other, "a").await;
+        assert!(read_all(&snapshot).await == content, "{layering:?}");
+    }
 }
 
 #[tokio::test]
