@@ -166,28 +166,10 @@ mod tests {
     use super::*;
     use crate::args::Arguments;
 
-    const KINDS: &[ErrorKind] = &[
-        ErrorKind::NotFound,
-        ErrorKind::Exists,
-        ErrorKind::InUse,
-        ErrorKind::HasChildren,
-        ErrorKind::Invalid,
-        ErrorKind::Unsupported,
-        ErrorKind::ReadOnly,
-        ErrorKind::NoSpace,
-        ErrorKind::Corrupt,
-        ErrorKind::Poisoned,
-        ErrorKind::OwnershipLost,
-        ErrorKind::Conflict,
-        ErrorKind::Busy,
-        ErrorKind::Stopped,
-        ErrorKind::Io,
-    ];
-
     #[test]
     fn hints_name_commands_that_exist() {
         let mut named = 0;
-        for hint in KINDS.iter().filter_map(|kind| hint_for(*kind)) {
+        for hint in ErrorKind::ALL.iter().filter_map(|kind| hint_for(*kind)) {
             for quoted in hint.split('`').skip(1).step_by(2) {
                 let words = quoted.strip_prefix("vellum ").expect("what is quoted is a command");
                 let all = Arguments::command();

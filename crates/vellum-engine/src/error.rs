@@ -56,6 +56,27 @@ pub enum ErrorKind {
     Io,
 }
 
+impl ErrorKind {
+    /// Each kind once.
+    pub const ALL: &[ErrorKind] = &[
+        ErrorKind::NotFound,
+        ErrorKind::Exists,
+        ErrorKind::InUse,
+        ErrorKind::HasChildren,
+        ErrorKind::Invalid,
+        ErrorKind::Unsupported,
+        ErrorKind::ReadOnly,
+        ErrorKind::NoSpace,
+        ErrorKind::Corrupt,
+        ErrorKind::Poisoned,
+        ErrorKind::OwnershipLost,
+        ErrorKind::Conflict,
+        ErrorKind::Busy,
+        ErrorKind::Stopped,
+        ErrorKind::Io,
+    ];
+}
+
 /// Whether a call that failed had an effect.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Happened {

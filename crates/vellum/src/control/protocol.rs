@@ -103,31 +103,12 @@ pub(crate) fn nonsense() -> Error {
     .maybe_done()
 }
 
-/// The error that an answer told of.
+/// The error that an answer told of. On the wire a kind is called what it is called in the code.
 pub(crate) fn error_of(kind: &str, maybe_done: bool, message: String) -> Error {
-    let kind = KINDS.iter().find(|known| format!("{known:?}") == kind);
+    let kind = ErrorKind::ALL.iter().find(|known| format!("{known:?}") == kind);
     let error = Error::new(kind.copied().unwrap_or(ErrorKind::Io), message);
     if maybe_done { error.maybe_done() } else { error }
 }
-
-/// The kinds of errors by the names they have on the wire.
-const KINDS: &[ErrorKind] = &[
-    ErrorKind::NotFound,
-    ErrorKind::Exists,
-    ErrorKind::InUse,
-    ErrorKind::HasChildren,
-    ErrorKind::Invalid,
-    ErrorKind::Unsupported,
-    ErrorKind::ReadOnly,
-    ErrorKind::NoSpace,
-    ErrorKind::Corrupt,
-    ErrorKind::Poisoned,
-    ErrorKind::OwnershipLost,
-    ErrorKind::Conflict,
-    ErrorKind::Busy,
-    ErrorKind::Stopped,
-    ErrorKind::Io,
-];
 
 /// An entry of a map: offset, length, kind, depth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -184,7 +165,7 @@ mod tests {
 
     #[test]
     fn errors_survive_the_wire() {
-        for kind in KINDS {
+        for kind in ErrorKind::ALL {
             for error in [Error::new(*kind, "why"), Error::new(*kind, "why").maybe_done()] {
                 let Answer::Failed { kind, maybe_done, message } = Answer::failed(&error) else {
                     unreachable!()
