@@ -11,7 +11,7 @@ use tokio::task::{JoinError, JoinSet};
 use vellum::{Located, Vellum};
 use vellum_convert::{Format, Piece, Source, SourceOptions, StreamSource, zero_runs};
 use vellum_core::{BufferPool, ImageSpec, State};
-use vellum_engine::ErrorKind;
+use vellum_engine::{Error, ErrorKind};
 use vellum_image::WriteOptions;
 use vellum_image::image::Open;
 
@@ -78,7 +78,8 @@ pub async fn run(vellum: &Vellum, arguments: Arguments) -> Result {
     let source = stop.or(open(&arguments)).await?;
     let size = source.size();
     if size == 0 {
-        return Err(Failure::usage("the file is empty, and an image has at least one byte"));
+        let what = "the file is empty, and an image has at least one byte";
+        return Err(Error::new(ErrorKind::Invalid, what).into());
     }
     let rounded = size.next_multiple_of(ROUND);
     if rounded != size {

@@ -1,6 +1,6 @@
 //! `vellum serve`.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,8 +19,8 @@ pub struct Arguments {
     /// Listen on this Unix socket [default: vellum.sock in the home, unless --listen is given]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Listen on this TCP address
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Listen on this TCP address; of a name that has several, on the first
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     listen: Option<SocketAddr>,
     /// Allow --listen beyond loopback, where anybody can connect
     #[arg(long)]
@@ -36,6 +36,12 @@ pub struct Arguments {
     poll: u64,
     /// Only these images; all of every pool if none is named
     specs: Vec<ImageSpec>,
+}
+
+/// Reads `HOST:PORT`, where the host may be a name.
+fn address(text: &str) -> std::result::Result<SocketAddr, String> {
+    let mut found = text.to_socket_addrs().map_err(|error| error.to_string())?;
+    found.next().ok_or_else(|| "the name has no address".to_owned())
 }
 
 /// Logs warnings to standard error, or what `VELLUM_LOG` asks for.
@@ -98,5 +104,19 @@ fn tell_service_manager(state: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
     if let Ok(socket) = UnixDatagram::unbound() {
         let _ = socket.send_to(state.as_bytes(), path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_to_listen_may_be_a_name() {
+        assert!(address("localhost:10809").unwrap().ip().is_loopback());
+        assert_eq!(address("[::1]:7").unwrap().to_string(), "[::1]:7");
+        for nonsense in ["", "localhost", "10809", "::1:x", "127.0.0.1:70000"] {
+            assert!(address(nonsense).is_err(), "{nonsense}");
+        }
     }
 }
