@@ -22,6 +22,7 @@ pub const FOR_TESTS: &[Wanted] = &[
     ("fio", "fio"),
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
     ("fusermount3", "fuse3"),
 ];
 

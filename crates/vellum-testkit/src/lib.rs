@@ -2,12 +2,14 @@
 //! strangers' tools, and an NBD client of a few dozen lines.
 //!
 //! Nothing here knows the inside of Vellum: what these tests find, a user would find. [`home`] runs commands, [`serve`] holds a
-//! server, [`process`] ends whatever a test started itself, [`tools`] finds other people's programs, [`nbd`] speaks just enough of the protocol to keep a record of what was
-//! acknowledged, [`block_device`] turns an export into a device with a file system on it.
+//! server, [`process`] ends whatever a test started itself, [`tools`] finds other people's programs, [`nbd`] speaks just enough
+//! of the protocol to keep a record of what was acknowledged, [`block_device`] turns an export into a device with a file system on it, and [`mounted`] is a file system to put
+//! a pool on.
 #![forbid(unsafe_code)]
 
 pub mod block_device;
 pub mod home;
+pub mod mounted;
 pub mod nbd;
 pub mod process;
 pub mod serve;

@@ -16,7 +16,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("fio", "fio"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
     ("losetup", "mount"),
+    ("mount", "mount"),
+    ("umount", "mount"),
     ("fusermount3", "fuse3"),
 ];
 

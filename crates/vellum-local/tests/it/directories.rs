@@ -1,6 +1,5 @@
 //! What is a pool, what is not, and which one it is.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -122,39 +121,6 @@ async fn a_copied_pool_with_a_new_id_is_a_pool_of_its_own() {
 fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
     assert!(copied.success());
-}
-
-#[tokio::test]
-async fn what_the_superuser_makes_belongs_to_the_owner_of_the_directory() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: not the superuser");
-        return;
-    }
-    let home = Home::new();
-    let above = home.path("theirs");
-    std::fs::create_dir(&above).unwrap();
-    std::os::unix::fs::chown(&above, Some(12345), Some(54321)).unwrap();
-    let pool = open(&above.join("pool"), Mode::CreateIfMissing).await.unwrap();
-    let record = image(&pool, "a").await;
-    let head = pool.own(&record.id).await.unwrap();
-    crate::fixture::write_blocks(&head, 0, 1, b'x').await;
-    let mut directories = vec![above.join("pool")];
-    let mut seen = 0;
-    while let Some(directory) = directories.pop() {
-        for entry in std::fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            let found = path.metadata().unwrap();
-            assert_eq!((found.uid(), found.gid()), (12345, 54321), "{}", path.display());
-            seen += 1;
-            if found.is_dir() {
-                directories.push(path);
-            }
-        }
-    }
-    assert!(
-        seen >= 12,
-        "catalog, log, index, lock, reserve, directories, map, data, live logs: {seen}"
-    );
 }
 
 #[tokio::test]

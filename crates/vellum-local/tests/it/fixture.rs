@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use bytes::Bytes;
 use vellum_core::{Buffer, Extent, Geometry, Runs};
@@ -124,42 +123,6 @@ pub(crate) async fn byte(layer: &impl Layer, block: u64) -> u8 {
 #[track_caller]
 pub(crate) fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
     result.unwrap_err().kind()
-}
-
-/// A file system mounted for a test.
-pub(crate) struct Mount {
-    pub(crate) path: PathBuf,
-}
-
-impl Mount {
-    /// Mounts with these arguments of mount(8), before the target; `None`, said aloud, where that is not allowed.
-    pub(crate) fn new(home: &Home, name: &str, arguments: &[&str]) -> Option<Self> {
-        let path = home.path(name);
-        std::fs::create_dir(&path).unwrap();
-        let mounted = Command::new("mount").args(arguments).arg(&path).output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(Self { path }),
-            refused => {
-                eprintln!("SKIPPED: mount {arguments:?}: {refused:?}");
-                None
-            }
-        }
-    }
-
-    pub(crate) fn remount(&self, option: &str) {
-        let remounted = Command::new("mount")
-            .arg("-o")
-            .arg(format!("remount,{option}"))
-            .arg(&self.path)
-            .status();
-        assert!(remounted.unwrap().success());
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
-    }
 }
 
 /// A disk that says it is another machine's.

@@ -6,7 +6,6 @@ mod check;
 mod clones;
 mod directories;
 mod fixture;
-mod full;
 mod ownership;
 mod processes;
 mod read_only;

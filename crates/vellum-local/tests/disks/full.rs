@@ -1,29 +1,32 @@
 //! A full disk: what fails, what goes on, and that it can be emptied.
 
-use std::io::Write;
-
+use libtest_mimic::Trial;
 use vellum_engine::{Catalog, ErrorKind, Head};
 use vellum_local::Mode;
+use vellum_testkit::mounted::{Kind, Mounted};
 
-use crate::fixture::{Home, MIB, Mount, byte, kind, new_image, open, write, write_blocks};
+use crate::fixture::{MIB, byte, kind, new_image, open, write, write_blocks};
+use crate::on;
 
-#[tokio::test]
-async fn a_full_disk_fails_writes_harms_nothing_and_can_be_emptied() {
-    let home = Home::new();
-    let Some(mount) = Mount::new(&home, "disk", &["-t", "tmpfs", "-o", "size=160m", "tmpfs"])
-    else {
-        return;
+pub fn trials() -> Vec<Trial> {
+    let disks = [(Kind::Tmpfs, 160), (Kind::Ext4, 200), (Kind::Xfs, 320)];
+    let trial = |(kind, size)| {
+        on(kind, size * MIB, "a_full_disk_fails_writes_harms_nothing_and_can_be_emptied", |disk| {
+            Box::pin(a_full_disk_fails_writes_harms_nothing_and_can_be_emptied(disk))
+        })
     };
-    let pool = open(&mount.path.join("pool"), Mode::CreateIfMissing).await.unwrap();
+    disks.map(trial).into()
+}
+
+async fn a_full_disk_fails_writes_harms_nothing_and_can_be_emptied(disk: Mounted) {
+    let pool = open(&disk.path().join("pool"), Mode::CreateIfMissing).await.unwrap();
     assert!(pool.path().join("reserve").exists());
     let big = pool.create(new_image("big", 64 * MIB)).await.unwrap();
     let head = pool.own(&big.id).await.unwrap();
     write_blocks(&head, 0, 256, b'b').await;
     let small = pool.create(new_image("small", MIB)).await.unwrap();
     // Somebody else fills the disk to the last byte.
-    let mut filler = std::fs::File::create(mount.path.join("filler")).unwrap();
-    let chunk = vec![1; 4096];
-    while filler.write_all(&chunk).is_ok() {}
+    let filler = disk.fill().unwrap();
 
     let error = write(&head, 32 * MIB, &vec![b'n'; 1 << 20]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace);
@@ -49,9 +52,8 @@ async fn a_full_disk_fails_writes_harms_nothing_and_can_be_emptied() {
     write_blocks(&head, 0, 4, b's').await;
     head.close().await.unwrap();
     // With room enough there is a reserve for the next time.
-    drop(filler);
-    std::fs::remove_file(mount.path.join("filler")).unwrap();
+    std::fs::remove_file(filler).unwrap();
     drop(pool);
-    let pool = open(&mount.path.join("pool"), Mode::Existing).await.unwrap();
+    let pool = open(&disk.path().join("pool"), Mode::Existing).await.unwrap();
     assert!(pool.path().join("reserve").exists());
 }

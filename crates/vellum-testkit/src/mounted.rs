@@ -1,0 +1,135 @@
+//! File systems for tests to put a pool on: small, empty, and gone with the test.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::tools;
+
+/// Which file system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// In memory.
+    Tmpfs,
+    /// On a loop device.
+    Ext4,
+    /// On a loop device; with reverse mapping and reflinks, as mkfs.xfs makes it unasked.
+    Xfs,
+    /// On a loop device.
+    Btrfs,
+}
+
+impl Kind {
+    /// What mount(8) calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Tmpfs => "tmpfs",
+            Kind::Ext4 => "ext4",
+            Kind::Xfs => "xfs",
+            Kind::Btrfs => "btrfs",
+        }
+    }
+
+    /// Why none can be mounted here, if so.
+    pub fn unavailable(self) -> Option<String> {
+        if !rustix::process::geteuid().is_root() {
+            return Some("mounting needs root".to_owned());
+        }
+        if self == Kind::Tmpfs {
+            return None;
+        }
+        if !Path::new("/dev/loop-control").exists() {
+            return Some("/dev/loop-control is missing".to_owned());
+        }
+        if !self.is_in_the_kernel() {
+            // It may be a module that nobody has asked for yet; whether that helped is looked at.
+            let _ = std::process::Command::new("modprobe").arg(self.name()).output();
+        }
+        (!self.is_in_the_kernel()).then(|| format!("this kernel has no {}", self.name()))
+    }
+
+    fn is_in_the_kernel(self) -> bool {
+        let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        known.lines().any(|line| line.split_whitespace().last() == Some(self.name()))
+    }
+
+    fn mkfs(self) -> Option<(&'static str, &'static [&'static str])> {
+        match self {
+            Kind::Tmpfs => None,
+            Kind::Ext4 => Some(("mkfs.ext4", &["-q", "-F"])),
+            Kind::Xfs => Some(("mkfs.xfs", &["-q"])),
+            Kind::Btrfs => Some(("mkfs.btrfs", &["-q"])),
+        }
+    }
+}
+
+/// A mounted file system, until it is dropped.
+#[derive(Debug)]
+pub struct Mounted {
+    directory: tempfile::TempDir,
+}
+
+impl Mounted {
+    /// Makes and mounts one of this many bytes. Fails where [`Kind::unavailable`] says why.
+    pub fn new(kind: Kind, size: u64) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let this = Self { directory };
+        std::fs::create_dir(this.path())?;
+        let path = this.path();
+        let point = path.to_str().context("a temporary path is UTF-8")?;
+        match kind.mkfs() {
+            None => {
+                let size = format!("size={size}");
+                tools::ok("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", point])?;
+            }
+            Some((mkfs, arguments)) => {
+                let disk = this.directory.path().join("disk");
+                std::fs::File::create(&disk)?.set_len(size)?;
+                let disk = disk.to_str().context("a temporary path is UTF-8")?;
+                tools::ok(mkfs, &[arguments, &[disk]].concat())?;
+                tools::ok("mount", &["-t", kind.name(), "-o", "loop", disk, point])?;
+            }
+        }
+        Ok(this)
+    }
+
+    /// Its root.
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join("mounted")
+    }
+
+    /// Mounts it again with an option, such as `ro`.
+    pub fn remount(&self, option: &str) -> Result<()> {
+        let point = self.path();
+        let point = point.to_str().context("a temporary path is UTF-8")?;
+        tools::ok("mount", &["-o", &format!("remount,{option}"), point]).map(|_| ())
+    }
+
+    /// Writes a file until nothing more fits, and returns its path.
+    pub fn fill(&self) -> Result<PathBuf> {
+        use std::io::{ErrorKind, Write};
+        let path = self.path().join("filler");
+        let mut filler = std::fs::File::create(&path)?;
+        let bytes = vec![1; 1 << 20];
+        let mut step = bytes.len();
+        while step >= 512 {
+            match filler.write(&bytes[..step]) {
+                Ok(0) => step /= 2,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => step /= 2,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // What a file system promised to delayed allocations is not free, and may become so until they are made.
+        filler.sync_all()?;
+        ensure!(filler.metadata()?.len() > 0, "nothing fitted");
+        Ok(path)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Lazily: whoever still has a file open keeps it until then.
+        let _ = tools::run("umount", &[Path::new("-l"), &self.path()]);
+    }
+}
