@@ -123,6 +123,9 @@ pub enum Command {
         /// Mend lists, and free what nothing refers to
         #[arg(long)]
         repair: bool,
+        /// Also remove files of layers that the catalog never knew: it may be an old copy, and they may be newer
+        #[arg(long, requires = "repair", conflicts_with = "spec")]
+        remove_unknown_files: bool,
     },
     /// Give an image another name
     Rename {

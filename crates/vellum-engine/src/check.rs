@@ -52,12 +52,22 @@ impl Finding {
     }
 }
 
-/// Whether a check also repairs what is safe to repair.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// Whether a check also repairs what is safe to repair. Each includes what stands before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub enum Repair {
     /// It only looks.
     #[default]
     No,
     /// It does, and says what it did.
     Safe,
+    /// It also removes what no record ever mentioned, which may be what a record that was brought back from a backup is too
+    /// old to know.
+    WithUnknownFiles,
+}
+
+impl Repair {
+    /// Whether anything is repaired at all.
+    pub fn is_wanted(self) -> bool {
+        self != Repair::No
+    }
 }

@@ -103,7 +103,7 @@ async fn check_parent<C: Catalog>(
     }
     let what = format!("its parent {} does not list it as a child", parent.name);
     let finding = Finding::new(Severity::Stale, what);
-    if repair == Repair::No {
+    if !repair.is_wanted() {
         return Ok(Some(finding));
     }
     Ok(Some(match parents.attach(&link.image, &link.revision, &child).await {
@@ -194,7 +194,7 @@ async fn check_children<C: Catalog>(
         let finding = Finding::new(Severity::Stale, what);
         findings.push(match repair {
             Repair::No => finding,
-            Repair::Safe => {
+            Repair::Safe | Repair::WithUnknownFiles => {
                 catalog.detach(&record.id, &revision, &child).await?;
                 finding.repaired("took it from the list")
             }

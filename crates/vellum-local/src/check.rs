@@ -1,8 +1,9 @@
 //! Check: the catalog against itself, each layer's map against its data, and files against rows.
 //!
 //! What a check finds is said in [`Finding`]s. Three things are repaired, and only where nobody is using the layer: lists
-//! and notes of the catalog that do not agree with what the layers say; files of layers that have no row; and space under
-//! units that are not data. Damage is told and left alone: whatever there is to save, is better saved from what is there.
+//! and notes of the catalog that do not agree with what the layers say; files of layers that were removed; and space under
+//! units that are not data. Files of layers that the catalog never knew may be newer than a catalog that was brought back from
+//! a backup, and go only if that is asked for. Damage is told and left alone: whatever there is to save, is better saved from what is there.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,7 @@ use crate::catalog::record::ImageNo;
 use crate::engine::{LocalCatalog, facts};
 use crate::layer::LocalLayer;
 use crate::recovery::present_segments;
+use crate::removal::Why;
 use crate::segment;
 use crate::store::Access;
 
@@ -33,7 +35,7 @@ impl<D: Disk> LocalCatalog<D> {
         image: Option<ImageNo>,
         repair: Repair,
     ) -> Result<Vec<Finding>> {
-        if repair == Repair::Safe {
+        if repair.is_wanted() {
             self.writable()?;
         }
         let mut findings = Vec::new();
@@ -69,21 +71,26 @@ impl<D: Disk> LocalCatalog<D> {
         let look = move |db: &rusqlite::Connection| consistency::stale(db, pool, repair);
         match repair {
             Repair::No => self.database().read("check the catalog's lists", look).await,
-            Repair::Safe => self.database().write("mend the catalog's lists", look).await,
+            Repair::Safe | Repair::WithUnknownFiles => {
+                self.database().write("mend the catalog's lists", look).await
+            }
         }
     }
 
     /// Files of layers that have no row.
     async fn check_leftovers(&self, repair: Repair) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
-        for pending in self.list_pending().await? {
-            let finding = Finding::new(Severity::Leak, pending.what.clone());
-            findings.push(match repair {
-                Repair::No => finding,
-                Repair::Safe => {
-                    self.resume(&pending).await?;
-                    finding.repaired("removed its files")
-                }
+        for leftover in self.leftovers().await? {
+            let (severity, removed_with) = match leftover.why {
+                Why::Removed => (Severity::Leak, Repair::Safe),
+                Why::Unknown => (Severity::Unknown, Repair::WithUnknownFiles),
+            };
+            let finding = Finding::new(severity, leftover.to_string());
+            findings.push(if repair >= removed_with {
+                self.remove_leftover(leftover.layer).await?;
+                finding.repaired("removed its files")
+            } else {
+                finding
             });
         }
         Ok(findings)
@@ -121,7 +128,7 @@ impl<D: Disk> LocalCatalog<D> {
         let id = LayerId::of_revision(&revision.id)?;
         let kind = match repair {
             Repair::No => LockKind::Shared,
-            Repair::Safe => LockKind::Exclusive,
+            Repair::Safe | Repair::WithUnknownFiles => LockKind::Exclusive,
         };
         // Held while it is looked at, so that nobody writes or fills it meanwhile.
         let Some(_held) = self.try_lock(id, kind)? else {
@@ -139,8 +146,8 @@ impl<D: Disk> LocalCatalog<D> {
         };
         let access = match (repair, row.sealed) {
             (Repair::No, _) => Access::Read,
-            (Repair::Safe, false) => Access::Own,
-            (Repair::Safe, true) => Access::Fill,
+            (_, false) => Access::Own,
+            (_, true) => Access::Fill,
         };
         let found = match self.store().layer(facts(&row), access).await {
             Ok(layer) => layer.check(repair).await,
@@ -201,7 +208,7 @@ impl<D: Disk> LocalLayer<D> {
     /// afterwards.
     async fn check(&self, repair: Repair) -> Result<Vec<Finding>> {
         let checked = self.check_files(repair).await;
-        if repair == Repair::Safe {
+        if repair.is_wanted() {
             self.close().await?;
         }
         checked
@@ -284,7 +291,7 @@ impl<D: Disk> LocalLayer<D> {
                             continue;
                         }
                         leaked.add(whole);
-                        if repair == Repair::Safe {
+                        if repair.is_wanted() {
                             inner.segments.punch(whole).await?;
                         }
                     }
@@ -295,7 +302,7 @@ impl<D: Disk> LocalLayer<D> {
         let finding = leaked.finding(Severity::Leak, &what);
         Ok(finding.map(|finding| match repair {
             Repair::No => finding,
-            Repair::Safe => finding.repaired("freed it"),
+            Repair::Safe | Repair::WithUnknownFiles => finding.repaired("freed it"),
         }))
     }
 }

@@ -5,6 +5,7 @@
 //! removed only if somebody asks for it, since they may be newer than a catalog that was brought back from a backup.
 
 use std::collections::{BTreeSet, HashSet};
+use std::fmt;
 
 use rusqlite::Connection;
 use vellum_disk::{Disk, LockKind};
@@ -20,9 +21,32 @@ use crate::lock::Lock;
 /// How many layers one collection removes at most.
 const COLLECT_MAX: usize = 256;
 
-/// What a removed layer is called in the token of a pending piece of work, and one that no row ever mentioned.
-const REMOVED: &str = "removed ";
-const STRANGE: &str = "strange ";
+/// A layer that has files and no row.
+pub(crate) struct Leftover {
+    pub(crate) layer: LayerId,
+    pub(crate) why: Why,
+}
+
+/// Why there are files without a row.
+pub(crate) enum Why {
+    /// The row is gone, the files are still to go.
+    Removed,
+    /// No row ever mentioned them.
+    Unknown,
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let layer = self.layer;
+        match self.why {
+            Why::Removed => write!(f, "layer {layer} was removed, its files are still to go"),
+            Why::Unknown => write!(
+                f,
+                "the catalog knows nothing of layer {layer}, which has files; they may be newer than it"
+            ),
+        }
+    }
+}
 
 /// The layers of an image that is about to go. Its head is held alone, and so nobody writes or reads it; the others so that
 /// nobody fills them.
@@ -195,7 +219,8 @@ impl<D: Disk> LocalCatalog<D> {
         });
     }
 
-    pub(crate) async fn list_pending(&self) -> Result<Vec<Pending>> {
+    /// The files of layers that have no row.
+    pub(crate) async fn leftovers(&self) -> Result<Vec<Leftover>> {
         // Directories first, rows afterwards: a layer gets its row before its directory, so none that is new can look
         // like garbage.
         let on_disk = self.directory().layers_on_disk().await?;
@@ -206,31 +231,15 @@ impl<D: Disk> LocalCatalog<D> {
                 Ok((layers::removed(db, usize::MAX)?, layers::known(db, &looked)?))
             })
             .await?;
-        let explained: HashSet<&LayerId> = known.iter().chain(&removed).collect();
-        let strange = on_disk.iter().filter(|layer| !explained.contains(layer));
-        let removed = removed.iter().map(|layer| Pending {
-            what: format!("layer {layer} was removed, its files are still to go"),
-            token: format!("{REMOVED}{layer}"),
-        });
-        let strange = strange.map(|layer| Pending {
-            what: format!("the catalog knows nothing of layer {layer}, which has files"),
-            token: format!("{STRANGE}{layer}"),
-        });
-        Ok(removed.chain(strange).collect())
+        let explained: HashSet<LayerId> = known.iter().chain(&removed).copied().collect();
+        let unknown = on_disk.into_iter().filter(|layer| !explained.contains(layer));
+        let removed = removed.into_iter().map(|layer| Leftover { layer, why: Why::Removed });
+        Ok(removed.chain(unknown.map(|layer| Leftover { layer, why: Why::Unknown })).collect())
     }
 
-    pub(crate) async fn finish_pending(self, token: String) -> Result<()> {
+    /// Removes the files of a layer, unless it has a row.
+    pub(crate) async fn remove_leftover(&self, layer: LayerId) -> Result<()> {
         self.writable()?;
-        let layer = [REMOVED, STRANGE]
-            .iter()
-            .find_map(|kind| token.strip_prefix(kind))
-            .and_then(LayerId::from_hex)
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Invalid,
-                    format!("{token:?} is no pending work of this engine"),
-                )
-            })?;
         let known =
             self.database().read("look up a layer", move |db| layers::known(db, &[layer])).await?;
         if known.is_empty() {
@@ -240,5 +249,21 @@ impl<D: Disk> LocalCatalog<D> {
         self.database()
             .write("forget removed layers", move |db| layers::forget_removed(db, &[layer]))
             .await
+    }
+
+    pub(crate) async fn list_pending(&self) -> Result<Vec<Pending>> {
+        let pending = |leftover: Leftover| Pending {
+            what: leftover.to_string(),
+            token: leftover.layer.to_string(),
+        };
+        Ok(self.leftovers().await?.into_iter().map(pending).collect())
+    }
+
+    pub(crate) async fn finish_pending(self, token: String) -> Result<()> {
+        let layer = LayerId::from_hex(&token).ok_or_else(|| {
+            let what = format!("{token:?} is no pending work of this engine");
+            Error::new(ErrorKind::Invalid, what)
+        })?;
+        self.remove_leftover(layer).await
     }
 }

@@ -21,10 +21,9 @@ struct Row {
 pub async fn run(
     vellum: &Vellum,
     spec: Option<&ImageSpec>,
-    repair: bool,
+    repair: Repair,
     output: &mut Output,
 ) -> Result {
-    let repair = if repair { Repair::Safe } else { Repair::No };
     let located = match spec {
         Some(spec) => Some(vellum.locate(spec).await?),
         None => None,

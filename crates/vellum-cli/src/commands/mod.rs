@@ -16,7 +16,7 @@ mod tree;
 
 use vellum::{HomeOptions, Vellum};
 use vellum_core::{Extent, Geometry, ImageSpec};
-use vellum_engine::{ErrorKind, Layering};
+use vellum_engine::{ErrorKind, Layering, Repair};
 use vellum_image::{CreateOptions, DiscardPolicy, FlattenOptions};
 
 use crate::args::{Arguments, Command, DiscardTo, Shape, SnapCommand};
@@ -83,7 +83,14 @@ async fn run_command(vellum: &Vellum, command: Command, output: &mut Output) -> 
         }
         Command::Rename { spec, name } => Ok(vellum.rename(&spec, &name).await?),
         Command::Rm { spec } => Ok(vellum.remove(&spec).await?),
-        Command::Check { spec, repair } => check::run(vellum, spec.as_ref(), repair, output).await,
+        Command::Check { spec, repair, remove_unknown_files } => {
+            let repair = match (repair, remove_unknown_files) {
+                (false, _) => Repair::No,
+                (true, false) => Repair::Safe,
+                (true, true) => Repair::WithUnknownFiles,
+            };
+            check::run(vellum, spec.as_ref(), repair, output).await
+        }
         Command::Serve(arguments) => serve::run(vellum, arguments, output).await,
         Command::Bench(arguments) => bench::run(vellum, arguments, output).await,
         Command::Completions { .. } | Command::Man { .. } => Ok(()),
@@ -109,12 +116,16 @@ async fn flatten(vellum: &Vellum, spec: &ImageSpec, rate: Option<u64>) -> Result
 /// What an image is created with, from what was typed.
 fn create_options(shape: &Shape) -> Result<CreateOptions> {
     let usual = CreateOptions::default();
-    Ok(CreateOptions {
-        geometry: geometry(shape, usual.geometry)?.unwrap_or(usual.geometry),
-        layering: shape.layering.map_or(usual.layering, Layering::from),
-        block_size: block_size(shape)?.unwrap_or(usual.block_size),
-        meta: usual.meta,
-    })
+    let geometry = geometry(shape, usual.geometry)?.unwrap_or(usual.geometry);
+    let block_size = block_size(shape)?.unwrap_or(usual.block_size);
+    if !geometry.accepts_block_size(block_size.into()) {
+        return Err(Failure::usage(format!(
+            "a block of {block_size} bytes does not divide the stripe unit of {} bytes",
+            geometry.stripe_unit()
+        )));
+    }
+    let layering = shape.layering.map_or(usual.layering, Layering::from);
+    Ok(CreateOptions { geometry, layering, block_size, meta: usual.meta })
 }
 
 /// The geometry that was typed, if one was; what was not typed of it is as in `usual`.

@@ -64,9 +64,11 @@ fn leaked() -> Result<()> {
     let stray = data.with_file_name("00000000000000ab");
     std::fs::create_dir(&stray)?;
     let found = home.ok(&["check"])?;
-    ensure!(found.starts_with("leak: default: "), "it says {found}");
+    ensure!(found.starts_with("unknown: default: "), "it says {found}");
     let repaired = home.ok(&["check", "--repair"])?;
-    ensure!(repaired.contains("removed its files") && !stray.exists(), "it says {repaired}");
+    ensure!(repaired == found && stray.exists(), "it says {repaired}");
+    let removed = home.ok(&["check", "--repair", "--remove-unknown-files"])?;
+    ensure!(removed.contains("removed its files") && !stray.exists(), "it says {removed}");
     ensure!(home.ok(&["check"])?.contains("as it should be"), "nothing is wrong any more");
     Ok(())
 }
@@ -86,6 +88,7 @@ fn usage() -> Result<()> {
         &["create", "--size", "0", "new"],
         &["create", "--size", "2P", "new"],
         &["create", "--size", "1M", "--block-size", "5000", "new"],
+        &["create", "--size", "1M", "--object-size", "4K", "--block-size", "8K", "new"],
         &["clone", "gold", "new", "--block-size", "2M"],
         &["discard", "child", "--offset", "0", "--length", "0"],
         &["import", raw, "new@s"],
@@ -106,6 +109,9 @@ fn usage() -> Result<()> {
         let said = home.fails(2, line)?;
         ensure!(!said.trim().is_empty(), "{line:?} says nothing");
     }
+    std::fs::write(home.file("empty"), b"")?;
+    let empty = home.file("empty");
+    home.fails(1, &["import", empty.to_str().expect("UTF-8"), "new"])?;
     ensure!(home.ok(&["ls"])?.lines().count() == 3, "nothing was made");
     ensure!(home.ok(&["snap", "ls", "gold"])?.lines().count() == 2, "nor was a snapshot");
     Ok(())

@@ -372,7 +372,7 @@ impl Images {
             let finding = Finding::new(Severity::Stale, what);
             findings.push(match repair {
                 Repair::No => finding,
-                Repair::Safe => {
+                Repair::Safe | Repair::WithUnknownFiles => {
                     self.children.entry(revision).or_default().remove(&child);
                     finding.repaired("took it from the list")
                 }

@@ -102,7 +102,7 @@ pub(crate) fn stale(db: &Connection, pool: PoolId, repair: Repair) -> Outcome<Ve
         let finding = Finding::new(Severity::Stale, what);
         findings.push(match repair {
             Repair::No => finding,
-            Repair::Safe => {
+            Repair::Safe | Repair::WithUnknownFiles => {
                 layers::forget_removed(db, &[layer])?;
                 finding.repaired("forgot that it was removed")
             }
@@ -130,7 +130,7 @@ fn stale_children(db: &Connection, pool: PoolId, repair: Repair) -> Outcome<Vec<
         let finding = Finding::new(Severity::Stale, what);
         findings.push(match repair {
             Repair::No => finding,
-            Repair::Safe => {
+            Repair::Safe | Repair::WithUnknownFiles => {
                 children::unlist(db, pool, &ParentInPool { image, layer }, &child, &[])?;
                 finding.repaired("took it from the list")
             }
@@ -155,7 +155,7 @@ fn missing_children(db: &Connection, pool: PoolId, repair: Repair) -> Outcome<Ve
         let finding = Finding::new(Severity::Stale, what);
         findings.push(match repair {
             Repair::No => finding,
-            Repair::Safe => {
+            Repair::Safe | Repair::WithUnknownFiles => {
                 db.prepare_cached("INSERT INTO children (layer, pool, image) VALUES (?1, ?2, ?3)")?
                     .execute((layer_key(layer), pool.0, child.as_str()))?;
                 finding.repaired("entered it in the list")

@@ -137,7 +137,7 @@ async fn what_is_in_use_is_not_known_and_goes_on_undisturbed() {
 }
 
 #[tokio::test]
-async fn files_of_layers_without_a_row_are_a_leak_and_can_be_removed() {
+async fn files_that_no_row_ever_mentioned_are_removed_only_if_that_is_asked_for() {
     let home = Home::new();
     let pool = home.pool().await;
     written(&pool, "image").await;
@@ -145,8 +145,11 @@ async fn files_of_layers_without_a_row_are_a_leak_and_can_be_removed() {
     fs::create_dir(&stray).unwrap();
     fs::write(stray.join("map"), b"?").unwrap();
     let findings = check(&pool).await;
-    assert_eq!(severities(&findings), [Severity::Leak], "{findings:?}");
-    pool.check(None, Repair::Safe).await.unwrap();
+    assert_eq!(severities(&findings), [Severity::Unknown], "{findings:?}");
+    let kept = pool.check(None, Repair::Safe).await.unwrap();
+    assert!(kept.len() == 1 && kept[0].stands() && stray.exists(), "{kept:?}");
+    let removed = pool.check(None, Repair::WithUnknownFiles).await.unwrap();
+    assert!(removed.len() == 1 && !removed[0].stands(), "{removed:?}");
     assert!(!stray.exists() && check(&pool).await.is_empty());
 }
 
