@@ -63,7 +63,19 @@ impl Home {
 
     /// A command that has not been started, with nothing of the caller's environment that matters.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.vellum);
+        self.command_under(&[], arguments)
+    }
+
+    /// The same, run by another program, whose command line goes before.
+    pub fn command_under(&self, before: &[&str], arguments: &[&str]) -> Command {
+        let mut command = match before.split_first() {
+            None => Command::new(&self.vellum),
+            Some((program, more)) => {
+                let mut command = Command::new(program);
+                command.args(more).arg(&self.vellum);
+                command
+            }
+        };
         command
             .env_remove("XDG_DATA_HOME")
             .env_remove("NOTIFY_SOCKET")

@@ -27,9 +27,14 @@ impl Serve {
 
     /// Starts a server with more arguments.
     pub fn start_with(home: &Home, arguments: &[&str]) -> Result<Self> {
+        Self::start_under(home, &[], arguments)
+    }
+
+    /// Starts a server through another program, whose command line goes before.
+    pub fn start_under(home: &Home, before: &[&str], arguments: &[&str]) -> Result<Self> {
         let socket = home.file("nbd.sock");
         let path = socket.to_str().context("a temporary path is UTF-8")?.to_owned();
-        let mut command = home.command(&["serve", "--socket", &path]);
+        let mut command = home.command_under(before, &["serve", "--socket", &path]);
         let mut child =
             command.args(arguments).stdout(Stdio::piped()).spawn().context("start vellum serve")?;
         let mut ready = String::new();

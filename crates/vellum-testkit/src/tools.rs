@@ -15,6 +15,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nbdfuse", "nbdfuse"),
     ("fio", "fio"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("filefrag", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("losetup", "mount"),

@@ -17,6 +17,7 @@ pub fn trials() -> Vec<Trial> {
         trial("a_clone_of_a_petabyte_costs_what_a_clone_of_a_gigabyte_costs", petabyte),
         trial("a_discarded_object_reads_zeros_or_the_parent_as_asked", discard_policies),
         trial("a_flattened_image_outlives_its_parent", flatten_then_remove),
+        trial("a_flatten_stores_what_the_parent_holds_and_no_zeros", flatten_of_little),
     ]
 }
 
@@ -118,6 +119,24 @@ fn discard_policies() -> Result<()> {
     home.ok(&["discard", "child", "--offset", "1", "--length", "3000"])?;
     ensure!(data_bytes(&home, "child")? == 0, "a partial discard copies nothing up");
     ensure!(export(&home, "child")? == content);
+    Ok(())
+}
+
+fn flatten_of_little() -> Result<()> {
+    // One block of data, one of zeros that was written, and nothing else.
+    let mut content = vec![0; 64 * MIB];
+    content[8 * MIB..8 * MIB + 4096].copy_from_slice(&pattern(4096, 1));
+    let home = golden(&content)?;
+    let serve = Serve::start(&home)?;
+    tools::qemu_io(&serve.uri("gold"), "write -P 0 24M 4k")?;
+    ensure!(serve.terminate()?.success());
+    home.ok(&["snap", "create", "gold@t"])?;
+    for (child, layering) in [("thin", "sparse"), ("classic", "copy-up")] {
+        home.ok(&["clone", "--layering", layering, "gold@t", child])?;
+        home.ok(&["flatten", child])?;
+        ensure!(data_bytes(&home, child)? == 4096, "{}", home.ok(&["du", child])?);
+        ensure!(export(&home, child)? == content, "{child}");
+    }
     Ok(())
 }
 

@@ -5,10 +5,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod commands;
+mod containers;
 mod crash;
 mod file_systems;
 mod layers;
 mod live;
+mod many;
 mod stops;
 mod tools;
 
@@ -25,6 +27,8 @@ fn main() -> std::process::ExitCode {
     trials.extend(live::trials());
     trials.extend(commands::trials());
     trials.extend(stops::trials());
+    trials.extend(many::trials());
+    trials.extend(containers::trials());
     trials.extend(crash::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -6,8 +6,8 @@ use vellum_core::State;
 use vellum_engine::{Durability, ErrorKind, Guarded, Result, SetTo, Write};
 
 use super::{BLOCK, Lab, SimLayer, blocks, facts, look, options, seen, write, write_of};
-use crate::format::SECTOR;
 use crate::format::sector::PAGE_UNITS;
+use crate::format::{PAGE, SECTOR};
 use crate::store::{Access, StoreOptions};
 use vellum_sim::SimDisk;
 use vellum_sim::{Call, Fault};
@@ -234,6 +234,25 @@ async fn pages_that_changed_and_are_not_synced_have_a_maximum() {
         write(&layer, blocks(page * PAGE_UNITS, 1), b'a').await;
         assert!(layer.0.pages.changes() <= 2 * most, "{} pages", layer.0.pages.changes());
     }
+}
+
+#[tokio::test]
+async fn pages_that_were_only_looked_at_have_a_maximum() {
+    let (pages, most) = (300, 64);
+    let options = StoreOptions { map_cache_bytes: most * PAGE, ..options() };
+    let facts = facts(pages * PAGE_UNITS * BLOCK, BLOCK);
+    let lab = Lab::with(SimDisk::new(1), facts, options).await;
+    let layer = lab.own().await;
+    for page in 0..pages {
+        write(&layer, blocks(page * PAGE_UNITS, 1), b'a').await;
+    }
+    layer.sync().await.unwrap();
+    for page in 0..pages {
+        assert_eq!(seen(&layer, page * PAGE_UNITS, 2).await, b"a?");
+        let cached = layer.0.shared.cache.len();
+        assert!(cached <= most, "{cached} pages");
+    }
+    assert!(layer.0.shared.cache.len() > most / 2, "it is a cache");
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 //! reason.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod extents;
 #[path = "../it/fixture.rs"]
 #[allow(dead_code, reason = "what the other tests need of it is not needed here")]
 mod fixture;
@@ -20,6 +21,7 @@ use vellum_testkit::mounted::{Kind, Mounted};
 fn main() {
     let mut all = suite::trials();
     all.extend(full::trials());
+    all.extend(extents::trials());
     all.extend(read_only::trials());
     all.extend(owner::trials());
     libtest_mimic::run(&Arguments::from_args(), all).exit();
