@@ -5,7 +5,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod commands;
-mod crash;
 mod file_systems;
 mod layers;
 mod live;
@@ -25,7 +24,6 @@ fn main() -> std::process::ExitCode {
     trials.extend(live::trials());
     trials.extend(commands::trials());
     trials.extend(stops::trials());
-    trials.extend(crash::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
