@@ -10,6 +10,7 @@
 mod content;
 mod guest;
 mod judges;
+mod kernel_client;
 mod killed;
 mod load;
 mod machine;
@@ -28,11 +29,15 @@ fn main() -> std::process::ExitCode {
     trials.extend([
         trial("kill_9_in_fifty_rounds_loses_no_acknowledged_write", || killed::story(50)),
         slow("kill_9_in_five_hundred_rounds_loses_no_acknowledged_write", || killed::story(500)),
-        in_a_guest(trial("a_machine_that_loses_power_keeps_what_was_promised", || power::story(2))),
-        in_a_guest(slow("a_machine_that_loses_power_thirty_times_keeps_what_was_promised", || {
+        unless(guest::kernel::unavailable(), trial("a_machine_that_loses_power_keeps_what_was_promised", || power::story(2))),
+        unless(guest::kernel::unavailable(), slow("a_machine_that_loses_power_thirty_times_keeps_what_was_promised", || {
             power::story(30)
         })),
-        in_a_guest(slow("a_disk_that_lies_about_flushes_is_found_out", power::lying_disk)),
+        unless(guest::kernel::unavailable(), slow("a_disk_that_lies_about_flushes_is_found_out", power::lying_disk)),
+        unless(guest::kernel::without_client(), slow(
+            "a_file_system_on_a_clone_in_its_own_kernel_outlives_want_of_memory_and_a_power_cut",
+            kernel_client::story,
+        )),
     ]);
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -48,8 +53,8 @@ fn slow(name: &str, test: fn() -> Result<()>) -> Trial {
 }
 
 /// A test that a computer may be unable to run, and then why.
-fn in_a_guest(trial: Trial) -> Trial {
-    match guest::kernel::unavailable() {
+fn unless(unavailable: Option<String>, trial: Trial) -> Trial {
+    match unavailable {
         Some(reason) => trial.with_kind(format!("skipped: {reason}")).with_ignored_flag(true),
         None => trial,
     }

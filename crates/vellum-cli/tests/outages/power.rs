@@ -79,6 +79,9 @@ impl Machine {
             self.begun = true;
         }
         let mut chance = StdRng::seed_from_u64(self.chance.random());
+        if chance.random_bool(0.4) {
+            self.kill_and_look(guest, &mut chance)?;
+        }
         let qemu = guest.switch();
         story::live(guest, &self.shared, &mut chance, |chance, begins| {
             std::thread::sleep(Duration::from_millis(chance.random_range(300..6000)));
@@ -86,6 +89,18 @@ impl Machine {
             qemu.off()
         })?;
         self.cut(guest)
+    }
+
+    /// A server that is killed first leaves logs of this boot, and a next one that believes them.
+    fn kill_and_look(&self, guest: &Guest, chance: &mut StdRng) -> Result<()> {
+        story::live(guest, &self.shared, chance, |chance, begins| {
+            std::thread::sleep(Duration::from_millis(chance.random_range(300..3000)));
+            begins();
+            guest.kill_vellum()
+        })?;
+        check(guest).context("after a kill")?;
+        guest.serve()?;
+        look(guest, &mut self.shared.record(), Outage::DeathBeforePower)
     }
 
     /// What must hold after a power cut: nothing has to be repaired, and everything reads as was promised.

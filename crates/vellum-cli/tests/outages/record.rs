@@ -26,8 +26,10 @@ const DEPTH_MAX: u32 = 24;
 /// What went down since the last look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outage {
-    /// The server died, on a machine that goes on: all that was acknowledged is there.
+    /// The server died, on a machine that goes on for ever: all that was acknowledged is there.
     Death,
+    /// The same, on a machine whose power may be cut later: what is there need not be synced.
+    DeathBeforePower,
     /// The machine lost its power: all that was synced is there.
     Power,
 }
@@ -472,14 +474,19 @@ impl Record {
         for (sector, value) in stamps(at, bytes) {
             let now = known.history.allowed_now(sector);
             let allowed = match outage {
-                Outage::Death => now.clone(),
+                Outage::Death | Outage::DeathBeforePower => now.clone(),
                 Outage::Power => known.history.allowed_after_power_cut(sector),
             };
             let value = known.explain(sector, value, &allowed).with_context(|| {
                 format!("{image} after {outage:?}: {}", known.history.story(sector))
             })?;
             self.tally.lost += u64::from(known.explain(sector, Some(value), &now).is_err());
-            known.history.settle(sector, Value::Holds(value));
+            match outage {
+                Outage::DeathBeforePower => known.history.see(sector, Value::Holds(value)),
+                Outage::Death | Outage::Power => {
+                    known.history.settle(sector, Value::Holds(value));
+                }
+            }
         }
         self.tally.judged += at.length() / SECTOR;
         Ok(())

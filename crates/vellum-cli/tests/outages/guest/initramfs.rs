@@ -9,8 +9,11 @@ use vellum_testkit::tools;
 
 use super::kernel::Kernel;
 
-/// Drivers of the guest's disk and network, and its file system.
-const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_net", "xfs"];
+/// Drivers of the guest's disk and network, a file system, and the kernel's NBD client.
+const MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_net", "xfs", "nbd"];
+
+/// What one of the tests runs in a guest, where it is to be had.
+const PROGRAMS: [&str; 2] = ["nbd-client", "mkfs.ext4"];
 
 /// What the guest does: it mounts the disk, and gives a shell to whoever connects.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -38,11 +41,17 @@ while true; do sleep 1000; done
 /// Writes the archive that a kernel is started with.
 pub fn build(dir: &Path, kernel: &Kernel, vellum: &Path) -> Result<PathBuf> {
     let root = dir.join("root");
-    for name in ["bin", "modules", "proc", "sys", "dev", "tmp", "disk"] {
+    for name in ["bin", "modules", "proc", "sys", "dev", "tmp", "disk", "mnt"] {
         std::fs::create_dir_all(root.join(name))?;
     }
     let busybox = tools::find("busybox").context("busybox was found before")?;
     std::fs::copy(&busybox, root.join("bin/busybox"))?;
+    for name in PROGRAMS {
+        if let Some(program) = tools::find(name) {
+            std::fs::copy(&program, root.join("bin").join(name))?;
+            copy_libraries(&program, &root)?;
+        }
+    }
     std::fs::copy(vellum, root.join("bin/vellum"))?;
     // What helps a debugger is most of it.
     tools::ok("strip", &[root.join("bin/vellum")])?;
@@ -53,19 +62,9 @@ pub fn build(dir: &Path, kernel: &Kernel, vellum: &Path) -> Result<PathBuf> {
     std::fs::write(root.join("init"), INIT)?;
     std::fs::set_permissions(root.join("init"), PermissionsExt::from_mode(0o755))?;
     let archive = dir.join("initramfs");
-    let pack = "cd \"$1\" && find . | busybox cpio --quiet -o -H newc > \"$2\"";
-    tools::ok(
-        "sh",
-        &["-c".as_ref(), pack.as_ref(), "sh".as_ref(), root.as_os_str(), archive.as_os_str()],
-    )
-    .or_else(|_| {
-        // A busybox whose cpio knows no --quiet.
-        let pack = pack.replace("--quiet ", "");
-        tools::ok(
-            "sh",
-            &["-c".as_ref(), pack.as_ref(), "sh".as_ref(), root.as_os_str(), archive.as_os_str()],
-        )
-    })?;
+    let pack = "cd \"$1\" && find . | busybox cpio -o -H newc > \"$2\"";
+    let (from, to) = (root.as_os_str(), archive.as_os_str());
+    tools::ok("sh", &["-c".as_ref(), pack.as_ref(), "sh".as_ref(), from, to])?;
     Ok(archive)
 }
 

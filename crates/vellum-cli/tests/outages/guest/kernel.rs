@@ -30,6 +30,13 @@ pub fn unavailable() -> Option<String> {
     find().is_none().then(|| "no kernel for a guest: cargo xtask test fetches one".to_owned())
 }
 
+/// Why a guest has no NBD client of the kernel's, if so.
+pub fn without_client() -> Option<String> {
+    let missing = tools::find("nbd-client").is_none();
+    unavailable()
+        .or(missing.then(|| "nbd-client is missing: apt-get install nbd-client".to_owned()))
+}
+
 /// The newest kernel that was fetched for this, or one that this machine has.
 pub fn find() -> Option<Kernel> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?;

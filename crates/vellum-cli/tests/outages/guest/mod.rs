@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -86,6 +87,7 @@ pub struct Guest {
     shell: SocketAddr,
     nbd: SocketAddr,
     console: Console,
+    served: AtomicUsize,
 }
 
 /// Takes a machine's power away, from any thread.
@@ -139,7 +141,7 @@ impl Guest {
         // Without the help of hardware: it is slower, and the same everywhere.
         let mut qemu = tools::command("qemu-system-x86_64")?
             .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
-            .args(["-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "384"])
+            .args(["-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "256"])
             .arg("-kernel")
             .arg(&parts.kernel.image)
             .arg("-initrd")
@@ -155,12 +157,18 @@ impl Guest {
         let console = Console::default();
         console.follow(qemu.stdout.take().context("it is piped")?);
         console.follow(qemu.stderr.take().context("it is piped")?);
-        Ok(Self { switch: Switch(Arc::new(Mutex::new(qemu))), shell, nbd, console })
+        Ok(Self {
+            switch: Switch(Arc::new(Mutex::new(qemu))),
+            shell,
+            nbd,
+            console,
+            served: AtomicUsize::new(0),
+        })
     }
 
     /// Waits until its disk is mounted and commands can be given.
     pub fn wait_until_up(&self) -> Result<()> {
-        self.console.wait_for("guest: ready")?;
+        self.console.wait_for("guest: ready", 1)?;
         let began = Instant::now();
         while !self.type_in("echo up\n").is_ok_and(|said| said.contains("up")) {
             ensure!(began.elapsed() < BOOT_MAX, "nobody listens in the guest");
@@ -175,7 +183,14 @@ impl Guest {
             "(vellum --home /disk/home serve --listen 0.0.0.0:10809 --insecure \
              </dev/null >/dev/ttyS0 2>&1 &)\n",
         )?;
-        self.console.wait_for("ready: serving")
+        let times = self.served.fetch_add(1, Ordering::Relaxed) + 1;
+        self.console.wait_for("ready: serving", times)
+    }
+
+    /// Kills the server, and all commands.
+    pub fn kill_vellum(&self) -> Result<()> {
+        self.shell("killall -9 vellum; while pidof vellum >/dev/null; do usleep 10000; done")
+            .map(|_| ())
     }
 
     /// Unmounts the disk, so that nothing is left to be lost.
@@ -203,7 +218,24 @@ impl Guest {
         self.console.0.lock().text.clone()
     }
 
-    /// Runs a line of shell, and returns what it printed.
+    /// Runs a line of shell that must succeed, and returns what it printed.
+    pub fn shell(&self, line: &str) -> Result<String> {
+        let answer = self.answer(line).with_context(|| format!("the guest runs {line}"))?;
+        ensure!(answer.is_done(), "{line} {}", answer.told());
+        Ok(answer.out)
+    }
+
+    fn answer(&self, line: &str) -> Result<Answer> {
+        let said = self.type_in(&format!(
+            "{{ {line}; }} </dev/null 2>/tmp/err.$$; code=$?; echo; echo \"{END}$code\"; \
+             cat /tmp/err.$$; rm /tmp/err.$$\n"
+        ))?;
+        let (out, rest) = said.split_once(END).context("the answer breaks off")?;
+        let (code, err) = rest.split_once('\n').context("the answer breaks off")?;
+        Ok(Answer { code: Some(code.parse()?), out: out.to_owned(), err: err.to_owned() })
+    }
+
+    /// Types a line, and returns what comes until the shell ends.
     fn type_in(&self, line: &str) -> Result<String> {
         let mut shell = TcpStream::connect(self.shell)?;
         shell.set_read_timeout(Some(SILENCE_MAX))?;
@@ -221,14 +253,7 @@ const NBD_PORT: u16 = 10809;
 
 impl Machine for Guest {
     fn run(&self, arguments: &[&str]) -> Result<Answer> {
-        let said = self.type_in(&format!(
-            "vellum --home /disk/home {} </dev/null 2>/tmp/err.$$; code=$?; echo; echo \"{END}$code\"; \
-             cat /tmp/err.$$; rm /tmp/err.$$\n",
-            arguments.join(" ")
-        ))?;
-        let (out, rest) = said.split_once(END).context("the answer breaks off")?;
-        let (code, err) = rest.split_once('\n').context("the answer breaks off")?;
-        Ok(Answer { code: Some(code.parse()?), out: out.to_owned(), err: err.to_owned() })
+        self.answer(&format!("vellum --home /disk/home {}", arguments.join(" ")))
     }
 
     fn second_pool(&self) -> String {
@@ -263,11 +288,12 @@ impl Console {
         });
     }
 
-    fn wait_for(&self, what: &str) -> Result<()> {
+    /// Waits until something was printed so many times.
+    fn wait_for(&self, what: &str, times: usize) -> Result<()> {
         let began = Instant::now();
         loop {
             let printed = self.0.lock();
-            if printed.text.contains(what) {
+            if printed.text.matches(what).count() >= times {
                 return Ok(());
             }
             if printed.ended || printed.text.contains("guest: the disk") {
