@@ -27,7 +27,7 @@ usage: cargo xtask COMMAND
 
   demo    build vellum and show its main job on a real file system image
   test    install the Debian packages that tests need, run every check, build everything, run every test
-  slow    the tests that take too long for that: a thousand kills and power cuts, about an hour
+  slow    the tests that take too long for that: hundreds of kills, tens of power cuts, half an hour
   check   format, tidy, direction of dependencies, clippy, documentation
   tidy    only what this repository asks of its files, in a second or two";
 

@@ -6,7 +6,7 @@ use crate::cargo::{self, cargo};
 use crate::steps::Steps;
 use crate::{full_run, packages};
 
-/// Runs all of it, about an hour. An error if any of it failed.
+/// Runs all of it, about half an hour. An error if any of it failed.
 pub fn run() -> Result<()> {
     let mut steps = Steps::default();
     full_run::add_packages(&mut steps, &[packages::FOR_TESTS, packages::FOR_SLOW].concat());

@@ -121,7 +121,7 @@ pub fn story(rounds: u32) -> Result<()> {
 
 /// Looks at everything through a server of its own, which is killed too, with nothing to do.
 fn one_look(machine: &Processes, shared: &Shared) -> Result<()> {
-    check(machine)?;
+    shared.record().tally.mended += check(machine)?;
     machine.serve()?;
     look(machine, &mut shared.record(), Outage::Death)?;
     machine.kill(false)

@@ -53,9 +53,10 @@ pub fn ok(machine: &dyn Machine, arguments: &[&str]) -> Result<String> {
 
 /// Checks all pools, which nobody uses: no damage, nothing stale, nothing unknown. A crash may leave space that nothing refers
 /// to; and one between two pools may leave a parent that lists a clone which does not exist, or does not hang on it any more.
-pub fn check(machine: &dyn Machine) -> Result<()> {
+/// Such lists are mended, and counted.
+pub fn check(machine: &dyn Machine) -> Result<u64> {
     let stale = find(machine, &["--format", "json", "check"])?;
-    let Some(first) = stale.first() else { return Ok(()) };
+    let Some(first) = stale.first() else { return Ok(0) };
     ensure!(
         stale.iter().all(|what| what.contains(" in pool ") && what.contains(BETWEEN_POOLS)),
         "vellum check finds {stale:?}"
@@ -63,7 +64,7 @@ pub fn check(machine: &dyn Machine) -> Result<()> {
     ok(machine, &["check", "--repair"])?;
     let left = find(machine, &["--format", "json", "check"])?;
     ensure!(left.is_empty(), "a repair of '{first}' leaves {left:?}");
-    Ok(())
+    Ok(stale.len() as u64)
 }
 
 /// What a check says of a list of children in one pool that is ahead of the other pool, or behind it.

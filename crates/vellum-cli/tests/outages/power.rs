@@ -84,7 +84,7 @@ impl Machine {
         }
         let qemu = guest.switch();
         story::live(guest, &self.shared, &mut chance, |chance, begins| {
-            std::thread::sleep(Duration::from_millis(chance.random_range(300..6000)));
+            wait_a_while(&self.shared, chance);
             begins();
             qemu.off()
         })?;
@@ -94,18 +94,18 @@ impl Machine {
     /// A server that is killed first leaves logs of this boot, and a next one that believes them.
     fn kill_and_look(&self, guest: &Guest, chance: &mut StdRng) -> Result<()> {
         story::live(guest, &self.shared, chance, |chance, begins| {
-            std::thread::sleep(Duration::from_millis(chance.random_range(300..3000)));
+            wait_a_while(&self.shared, chance);
             begins();
             guest.kill_vellum()
         })?;
-        check(guest).context("after a kill")?;
+        self.shared.record().tally.mended += check(guest).context("after a kill")?;
         guest.serve()?;
         look(guest, &mut self.shared.record(), Outage::DeathBeforePower)
     }
 
     /// What must hold after a power cut: nothing has to be repaired, and everything reads as was promised.
     fn look(&mut self, guest: &Guest) -> Result<()> {
-        check(guest).context("right after the mount")?;
+        self.shared.record().tally.mended += check(guest).context("right after the mount")?;
         guest.serve()?;
         look(guest, &mut self.shared.record(), Outage::Power)
     }
@@ -121,6 +121,16 @@ impl Machine {
         self.file_system.check(&self.disk.disk.path())?;
         Ok(std::mem::take(&mut self.shared.record().tally))
     }
+}
+
+/// Waits until some commands have ended, and a moment more: how fast a guest is depends on what else this computer does.
+fn wait_a_while(shared: &Shared, chance: &mut StdRng) {
+    let ended = || shared.record().tally.commands_ended();
+    let (began, wanted) = (Instant::now(), ended() + chance.random_range(0..8));
+    while ended() < wanted && began.elapsed() < Duration::from_secs(30) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(chance.random_range(200..2500)));
 }
 
 /// So many rounds, in turn on ext4 and on XFS.

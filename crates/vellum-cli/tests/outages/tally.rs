@@ -15,6 +15,8 @@ pub struct Tally {
     pub interrupted: u64,
     /// Images and snapshots that were asked for, or removed, by a command without an answer, and are not there.
     pub undone: u64,
+    /// Lists of children that an outage between two pools left behind or ahead.
+    pub mended: u64,
     /// Sectors that were read and judged while the load ran.
     pub read_live: u64,
     /// Sectors that were read and judged after an outage.
@@ -33,6 +35,11 @@ impl Tally {
         *(if done { yes } else { no }) += 1;
     }
 
+    /// How many commands have ended, one way or the other.
+    pub fn commands_ended(&self) -> u64 {
+        self.commands.values().map(|(yes, no)| yes + no).sum()
+    }
+
     pub fn add(&mut self, other: &Self) {
         self.outages += other.outages;
         for (what, count) in &other.requests {
@@ -44,6 +51,7 @@ impl Tally {
         }
         self.interrupted += other.interrupted;
         self.undone += other.undone;
+        self.mended += other.mended;
         self.read_live += other.read_live;
         self.judged += other.judged;
         self.lost += other.lost;
@@ -63,8 +71,9 @@ impl fmt::Display for Tally {
         }
         write!(
             f,
-            "; sectors judged: {} under load, {} after outages, {} of them older than acknowledged",
-            self.read_live, self.judged, self.lost
+            "; {} of what they make or remove was undone, {} lists were mended; \
+             sectors judged: {} under load, {} after outages, {} of them older than acknowledged",
+            self.undone, self.mended, self.read_live, self.judged, self.lost
         )
     }
 }
