@@ -1,7 +1,7 @@
 //! Everything this repository automates: `cargo xtask COMMAND`.
 //!
-//! [`check`] and [`full_run`] are lists of [`steps`]; what a step does is a module each: [`packages`], [`tidy`] with
-//! [`promises`], [`direction`].
+//! [`check`], [`full_run`] and [`slow`] are lists of [`steps`]; what a step does is a module each: [`packages`],
+//! [`guest_kernel`], [`tidy`] with [`promises`], [`direction`].
 //! There is no check that only runs elsewhere: `.ci/run` is `cargo xtask test`.
 
 mod cargo;
@@ -10,8 +10,10 @@ mod demo;
 mod dependencies;
 mod direction;
 mod full_run;
+mod guest_kernel;
 mod packages;
 mod promises;
+mod slow;
 mod steps;
 mod tidy;
 
@@ -25,6 +27,7 @@ usage: cargo xtask COMMAND
 
   demo    build vellum and show its main job on a real file system image
   test    install the Debian packages that tests need, run every check, build everything, run every test
+  slow    the tests that take too long for that: hundreds of kills, tens of power cuts, half an hour
   check   format, tidy, direction of dependencies, clippy, documentation
   tidy    only what this repository asks of its files, in a second or two";
 
@@ -45,6 +48,7 @@ fn command(arguments: &[String]) -> Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["demo"] => demo::run(),
         ["test"] => full_run::run(),
+        ["slow"] => slow::run(),
         ["check"] => check::run(),
         ["tidy"] => tidy::run(),
         ["help" | "--help" | "-h"] => {

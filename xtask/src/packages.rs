@@ -24,25 +24,38 @@ pub const FOR_TESTS: &[Wanted] = &[
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("fusermount3", "fuse3"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("depmod", "kmod"),
 ];
+
+/// What the slow tests run beside them.
+pub const FOR_SLOW: &[Wanted] = &[("nbd-client", "nbd-client")];
 
 /// Installs, in one go, the packages whose program is not found. An error names what is missing; whether one can do without is
 /// for the caller to say.
 pub fn install_missing(wanted: &[Wanted]) -> Result<()> {
-    let packages = missing(wanted, is_there);
-    if packages.is_empty() {
-        return Ok(());
+    // A package may push out another one whose version does not go with it; the second time brings that back.
+    for _ in 0..2 {
+        let packages = missing(wanted, is_there);
+        if packages.is_empty() {
+            return Ok(());
+        }
+        install(&packages)?;
     }
-    let list = chosen(&packages).join(" ");
+    let still = missing(wanted, is_there);
+    ensure!(still.is_empty(), "installed, but without the expected program: {}", still.join(" "));
+    Ok(())
+}
+
+fn install(packages: &[&'static str]) -> Result<()> {
+    let list = chosen(packages).join(" ");
     ensure!(is_root()?, "as root, run: apt-get install {list}");
     println!("installing {list}");
     apt_get(&["update"]).with_context(|| format!("to install {list}"))?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
-    arguments.extend(chosen(&packages)); // again: apt knows more by now
-    apt_get(&arguments)?;
-    let still = missing(wanted, is_there);
-    ensure!(still.is_empty(), "installed, but without the expected program: {}", still.join(" "));
-    Ok(())
+    arguments.extend(chosen(packages)); // again: apt knows more by now
+    apt_get(&arguments)
 }
 
 fn missing(wanted: &[Wanted], is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {

@@ -4,9 +4,12 @@
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>.
 
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -16,6 +19,13 @@ const REQUEST_MAGIC: u32 = 0x2560_9513;
 const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 const FIXED_NEWSTYLE_NO_ZEROES: u32 = 3;
 const OPT_EXPORT_NAME: u32 = 1;
+/// How long a server may say nothing.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
+
+/// The flag of a request that is durable when it is answered.
+pub const FUA: u16 = 1;
+/// The flag of zeros that take space.
+pub const NO_HOLE: u16 = 2;
 
 /// A command of the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,10 +45,15 @@ pub enum Command {
     WriteZeroes = 6,
 }
 
-/// A connection to an export.
+/// Whatever leads to a server.
+trait Stream: Read + Write + Send + Debug {}
+
+impl<S: Read + Write + Send + Debug> Stream for S {}
+
+/// A connection to an export. A server that says nothing for two minutes is an error.
 #[derive(Debug)]
 pub struct Client {
-    stream: UnixStream,
+    stream: Box<dyn Stream>,
     size: u64,
     next_cookie: u64,
     /// What was asked and not answered yet, by cookie; for a read, how many bytes will come.
@@ -59,8 +74,22 @@ pub struct Reply {
 impl Client {
     /// Connects to an export by `NBD_OPT_EXPORT_NAME`.
     pub fn connect(socket: &Path, export: &str) -> Result<Self> {
-        let mut stream = UnixStream::connect(socket)
+        let stream = UnixStream::connect(socket)
             .with_context(|| format!("connect to {}", socket.display()))?;
+        stream.set_read_timeout(Some(SILENCE_MAX))?;
+        Self::negotiate(Box::new(stream), export)
+    }
+
+    /// The same over TCP.
+    pub fn connect_tcp(address: SocketAddr, export: &str) -> Result<Self> {
+        let stream =
+            TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(SILENCE_MAX))?;
+        Self::negotiate(Box::new(stream), export)
+    }
+
+    fn negotiate(mut stream: Box<dyn Stream>, export: &str) -> Result<Self> {
         let mut hello = [0; 18];
         stream.read_exact(&mut hello)?;
         ensure!(
@@ -97,11 +126,23 @@ impl Client {
         length: u32,
         payload: &[u8],
     ) -> io::Result<u64> {
+        self.send_flagged(command, 0, offset, length, payload)
+    }
+
+    /// Sends a request with flags, [`FUA`] or [`NO_HOLE`], and returns its cookie.
+    pub fn send_flagged(
+        &mut self,
+        command: Command,
+        flags: u16,
+        offset: u64,
+        length: u32,
+        payload: &[u8],
+    ) -> io::Result<u64> {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         let mut out = Vec::with_capacity(28 + payload.len());
         out.extend(REQUEST_MAGIC.to_be_bytes());
-        out.extend(0u16.to_be_bytes());
+        out.extend(flags.to_be_bytes());
         out.extend((command as u16).to_be_bytes());
         out.extend(cookie.to_be_bytes());
         out.extend(offset.to_be_bytes());

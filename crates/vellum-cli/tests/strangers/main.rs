@@ -6,7 +6,6 @@
 
 mod commands;
 mod containers;
-mod crash;
 mod file_systems;
 mod layers;
 mod live;
@@ -29,7 +28,6 @@ fn main() -> std::process::ExitCode {
     trials.extend(stops::trials());
     trials.extend(many::trials());
     trials.extend(containers::trials());
-    trials.extend(crash::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

@@ -1,0 +1,110 @@
+//! What both kinds of outages share: how a story begins, and the load between a look and the next outage.
+
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use vellum_core::Extent;
+
+use crate::content::filled;
+use crate::load::{Shared, Writer};
+use crate::machine::{Machine, SECOND_POOL, ok};
+use crate::operations::Operator;
+use crate::record::{FIRST, FIRST_SNAPSHOT, OBJECTS, SIZE};
+
+const WRITERS: usize = 3;
+const OPERATORS: u64 = 3;
+
+/// Rounds, as the environment asks for them, or so many.
+pub fn rounds(usual: u32) -> Result<u32> {
+    number("VELLUM_ROUNDS", usual)
+}
+
+/// The seed of the first round's dice.
+pub fn seed() -> Result<u64> {
+    number("VELLUM_SEED", 1)
+}
+
+fn number<T: std::str::FromStr>(name: &str, usual: T) -> Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    match std::env::var(name) {
+        Ok(text) => text.parse().with_context(|| format!("{name}={text}")),
+        Err(_) => Ok(usual),
+    }
+}
+
+/// Makes the first image, full of data, and a clone of it in each mode. A server must run.
+pub fn begin(machine: &dyn Machine, shared: &Shared) -> Result<()> {
+    let (size, object) = (SIZE.to_string(), OBJECTS[0].to_string());
+    ok(machine, &["pool", "create", SECOND_POOL, "--path", &machine.second_pool()])?;
+    shared.record().begin_image(FIRST, OBJECTS[0], None);
+    ok(machine, &["create", FIRST, "--size", &size, "--object-size", &object])?;
+    shared.record().end_image(FIRST);
+    fill(machine, shared)?;
+    shared.record().begin_snapshot(FIRST, FIRST_SNAPSHOT);
+    ok(machine, &["snap", "create", &format!("{FIRST}@{FIRST_SNAPSHOT}")])?;
+    shared.record().end_snapshot(FIRST, FIRST_SNAPSHOT);
+    for (name, layering) in [("thin0", "sparse"), ("classic0", "copy-up")] {
+        let from = Some((FIRST, Some(FIRST_SNAPSHOT)));
+        shared.record().begin_image(name, OBJECTS[0], from);
+        let from = format!("{FIRST}@{FIRST_SNAPSHOT}");
+        ok(machine, &["clone", "--layering", layering, &from, name])?;
+        shared.record().end_image(name);
+    }
+    Ok(())
+}
+
+/// Fills the first image, and makes that durable.
+pub fn fill(machine: &dyn Machine, shared: &Shared) -> Result<()> {
+    let mut client = machine.connect(FIRST)?;
+    for at in Extent::new(0, SIZE).chunks(OBJECTS[0]) {
+        let mut record = shared.record();
+        let stamp = record.stamp();
+        let change = record.begin(FIRST, at, stamp);
+        client.write(at.offset(), &filled(stamp, at))?;
+        record.end(FIRST, at, change, false);
+    }
+    let since = shared.record().now(FIRST);
+    client.flush()?;
+    shared.record().synced(FIRST, since);
+    client.disconnect()
+}
+
+/// Lets clients and commands work until `outage` returns, which is told before it acts: it must take the server away from all.
+pub fn live(
+    machine: &dyn Machine,
+    shared: &Shared,
+    chance: &mut StdRng,
+    outage: impl FnOnce(&mut StdRng, &dyn Fn()) -> Result<()>,
+) -> Result<()> {
+    shared.over.store(false, Ordering::SeqCst);
+    let images = shared.record().images();
+    let images: Vec<String> = images.sample(chance, WRITERS).cloned().collect();
+    let mut writers = Vec::new();
+    for image in &images {
+        shared.record().attach(image);
+        let client = machine.connect(image)?;
+        writers.push(Writer::new(shared, image, client, chance.random()));
+    }
+    let operators: Vec<Operator<'_>> =
+        (0..OPERATORS).map(|_| Operator::new(machine, shared, chance.random())).collect();
+    let results = std::thread::scope(|scope| {
+        let mut working = Vec::new();
+        working.extend(writers.into_iter().map(|writer| scope.spawn(|| writer.run())));
+        working.extend(operators.into_iter().map(|operator| scope.spawn(|| operator.run())));
+        let down = outage(chance, &|| shared.over.store(true, Ordering::SeqCst));
+        // Also if the outage failed: whoever works must come to an end.
+        shared.over.store(true, Ordering::SeqCst);
+        let worked = working.into_iter().map(|thread| thread.join().expect("it does not panic"));
+        worked.chain([down]).collect::<Vec<_>>()
+    });
+    results.into_iter().collect::<Result<Vec<()>>>()?;
+    let mut record = shared.record();
+    record.detach_all();
+    record.tally.outages += 1;
+    Ok(())
+}
