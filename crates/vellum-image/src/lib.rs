@@ -9,7 +9,8 @@
 //!
 //! [`pools`] finds a parent's catalog. [`chain`] opens a chain of layers and says which of them defines what; `survey` says so of
 //! a petabyte, a bounded number of pieces at a time; `resolved` remembers it for the frozen part of a deep chain. [`gate`] lets
-//! I/O pass and operations close it. [`image`] ties them together; the verbs are a file each: `read`, `write`, `zero` (write
+//! I/O pass and operations close it. [`image`] ties them together; `steps` takes what is done on one view of an image again
+//! on the next; the verbs are a file each: `read`, `write`, `zero` (write
 //! zeroes and discard), `snapshot`, `flatten`, `status`. [`admin`] does what needs no open image: create, clone, remove; [`check`]
 //! looks at the links between images.
 //!
@@ -33,6 +34,7 @@ mod read;
 mod resolved;
 mod snapshot;
 mod status;
+mod steps;
 mod survey;
 mod write;
 mod zero;

@@ -10,6 +10,7 @@ use vellum_engine::{
 
 use crate::Image;
 use crate::image::View;
+use crate::steps::Step;
 
 /// How to write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -61,12 +62,9 @@ impl<C: Catalog> Image<C> {
                 }
             };
             // Boxed, so that the many writes that need no copy-up have a small future.
-            let filled = Box::pin(self.fill_and_write(&view, &write, &missing));
-            match filled.await {
-                Ok(Step::Done) => return Ok(()),
-                Ok(Step::Again) => {}
-                Err(error) if Box::pin(self.has_another_chain(&view, &error)).await => {}
-                Err(error) => return Err(error),
+            let filled = Box::pin(self.fill_and_write(&view, &write, &missing)).await;
+            if let Some(result) = self.settled(&view, filled).await {
+                return result;
             }
         }
     }
@@ -107,7 +105,7 @@ impl<C: Catalog> Image<C> {
         }
         let fill = Fill { parts, then: Some(write.clone()) };
         match view.writer()?.fill(fill).await? {
-            Guarded::Done => Ok(Step::Done),
+            Guarded::Done => Ok(Step::Done(())),
             Guarded::Missing(_) => Ok(Step::Again),
             Guarded::Sealed => self.expect_successor(view).map(|()| Step::Again),
         }
@@ -120,12 +118,6 @@ impl<C: Catalog> Image<C> {
         }
         Err(Error::new(ErrorKind::OwnershipLost, format!("image {} was closed", view.record.name)))
     }
-}
-
-#[derive(PartialEq, Eq)]
-enum Step {
-    Done,
-    Again,
 }
 
 fn overflow() -> Error {

@@ -16,6 +16,7 @@ use crate::Image;
 use crate::chain::{Extents, merged};
 use crate::copy_up::{merged_overlapping, subtract, whole_units};
 use crate::image::View;
+use crate::steps::Step;
 use crate::write::WriteOptions;
 
 /// How many pieces of an image are looked at in one step, so that a request for a petabyte neither collects without bound nor
@@ -66,7 +67,7 @@ impl<C: Catalog> Image<C> {
                 self.refuse_what_is_slow(&view, at).await?;
             }
             for piece in zero_pieces(&view, at) {
-                self.zero_piece(piece).await?;
+                self.on_a_view(|view| async move { self.zero_piece(&view, piece).await }).await?;
             }
         }
         if options.durable { self.sync().await } else { Ok(()) }
@@ -96,10 +97,7 @@ impl<C: Catalog> Image<C> {
     /// Fails, with nothing changed, if writing zeroes would have to copy something up.
     async fn refuse_what_is_slow(&self, view: &View<C>, at: Extent) -> Result<()> {
         for piece in zero_pieces(view, at) {
-            if view.copies_objects()
-                && !piece.covers_its_objects
-                && !self.parent_data_under(view, piece.at).await?.is_empty()
-            {
+            if self.copies_up_first(view, piece).await? {
                 return Err(slow("a part of an inherited object would have to be copied up"));
             }
             for edge in subtract(piece.at, whole_units(piece.at, view.size(), view.block())) {
@@ -113,30 +111,29 @@ impl<C: Catalog> Image<C> {
         Ok(())
     }
 
-    /// Zeroes a piece, through another chain where this one has lost a layer.
-    async fn zero_piece(&self, piece: ZeroPiece) -> Result<()> {
-        loop {
-            let view = self.view();
-            match self.zero_piece_in(&view, piece).await {
-                Err(error) if self.has_another_chain(&view, &error).await => {}
-                result => return result,
-            }
-        }
+    /// Whether objects must be copied up before this piece of them is zeroed, since the rest still shows the parent image.
+    async fn copies_up_first(&self, view: &View<C>, piece: ZeroPiece) -> Result<bool> {
+        Ok(!self.shown_beside(view, piece).await?.is_empty())
     }
 
-    async fn zero_piece_in(&self, view: &Arc<View<C>>, piece: ZeroPiece) -> Result<()> {
+    /// The units under a piece that covers its objects in part, through which the parent image's data shows.
+    async fn shown_beside(&self, view: &View<C>, piece: ZeroPiece) -> Result<Extents> {
+        if !view.copies_objects() || piece.covers_its_objects {
+            return Ok(Extents::new());
+        }
+        self.parent_data_under(view, piece.at).await
+    }
+
+    async fn zero_piece(&self, view: &Arc<View<C>>, piece: ZeroPiece) -> Result<Step> {
         let at = piece.at;
-        if view.copies_objects()
-            && !piece.covers_its_objects
-            && !self.parent_data_under(view, at).await?.is_empty()
-        {
+        if self.copies_up_first(view, piece).await? {
             self.fill_objects(view, at).await?;
         }
         let whole = whole_units(at, view.size(), view.block());
         for edge in subtract(at, whole) {
             self.zero_edge(view, edge).await?;
         }
-        self.zero_units(whole).await
+        self.zero_units(whole).await.map(Step::Done)
     }
 
     /// Zeroes a part of a unit, unless the unit reads as zeros anyway.
@@ -166,29 +163,29 @@ impl<C: Catalog> Image<C> {
             });
             let units = to_set.map(|found| found.at.align_out(view.block()).clip(end));
             let units = merged_overlapping(units.filter(|unit| !unit.is_empty()).collect());
-            if self.set_in(&view, &units, SetTo::Zero).await? == InView::All {
+            if self.set_in(&view, &units, SetTo::Zero).await? == Step::Done(()) {
                 rest = rest.split(end).1;
             }
         }
         Ok(())
     }
 
-    /// Sets units for as long as the image has this view.
-    async fn set_in(&self, view: &Arc<View<C>>, units: &[Extent], to: SetTo) -> Result<InView> {
+    /// Sets units for as long as the image has this view; `Again` if an operation has changed it: plan again.
+    async fn set_in(&self, view: &Arc<View<C>>, units: &[Extent], to: SetTo) -> Result<Step> {
         for extent in units {
             let _pass = self.0.gate.enter().await;
             if self.view().epoch != view.epoch {
-                return Ok(InView::Part);
+                return Ok(Step::Again);
             }
             match view.writer()?.set(*extent, to, Durability::AtSync).await? {
                 Guarded::Done | Guarded::Missing(_) => {}
                 Guarded::Sealed => {
                     self.expect_successor(view)?;
-                    return Ok(InView::Part);
+                    return Ok(Step::Again);
                 }
             }
         }
-        Ok(InView::All)
+        Ok(Step::Done(()))
     }
 
     async fn discard_to_zero(&self, at: Extent) -> Result<()> {
@@ -196,13 +193,8 @@ impl<C: Catalog> Image<C> {
         for piece in zero_pieces(&view, at) {
             let view = self.view();
             let whole = whole_units(piece.at, view.size(), view.block());
-            let spared = if view.copies_objects() && !piece.covers_its_objects {
-                self.parent_data_under(&view, piece.at).await?
-            } else {
-                Extents::new()
-            };
             let mut rest = whole;
-            for inherited in spared {
+            for inherited in self.shown_beside(&view, piece).await? {
                 self.zero_units(rest.clip(inherited.offset())).await?;
                 rest = rest.split(inherited.end()).1;
             }
@@ -249,15 +241,7 @@ impl<C: Catalog> Image<C> {
             let whole = whole_units(piece.at, view.size(), view.block());
             for step in whole.chunks(UNITS_MAX * view.block()) {
                 tokio::task::yield_now().await;
-                loop {
-                    let view = self.view();
-                    match self.inherit_units(&view, step).await {
-                        Ok(InView::All) => break,
-                        Ok(InView::Part) => {}
-                        Err(error) if self.has_another_chain(&view, &error).await => {}
-                        Err(error) => return Err(error),
-                    }
-                }
+                self.on_a_view(|view| async move { self.inherit_units(&view, step).await }).await?;
             }
         }
         self.reclaim().await
@@ -265,7 +249,7 @@ impl<C: Catalog> Image<C> {
 
     /// Lets the parent image show through whole units. Where an older revision of the image itself defines a unit, falling
     /// through would show that one: there the parent's content is copied. Which revisions are older must not change meanwhile.
-    async fn inherit_units(&self, view: &Arc<View<C>>, step: Extent) -> Result<InView> {
+    async fn inherit_units(&self, view: &Arc<View<C>>, step: Extent) -> Result<Step> {
         let own = view.chain.own();
         let free = view.chain.undefined_in(1..own, step).await?;
         let mut covered = step;
@@ -273,12 +257,12 @@ impl<C: Catalog> Image<C> {
             self.copy_from_parent(view, covered.clip(extent.offset())).await?;
             covered = covered.split(extent.end()).1;
             // All of it, also what is inherited by now: that may be another request's doing, and not acknowledged yet.
-            if self.set_in(view, &[*extent], SetTo::Inherit).await? == InView::Part {
-                return Ok(InView::Part);
+            if self.set_in(view, &[*extent], SetTo::Inherit).await? == Step::Again {
+                return Ok(Step::Again);
             }
         }
         self.copy_from_parent(view, covered).await?;
-        Ok(InView::All)
+        Ok(Step::Done(()))
     }
 
     async fn copy_from_parent(&self, view: &Arc<View<C>>, at: Extent) -> Result<()> {
@@ -310,14 +294,6 @@ impl<C: Catalog> Image<C> {
         })
         .await
     }
-}
-
-/// Whether all of something was done while the image had the view it was planned with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum InView {
-    All,
-    /// An operation changed the image: plan again.
-    Part,
 }
 
 /// A piece of a request that one rule applies to.
