@@ -5,6 +5,7 @@ use libtest_mimic::{Arguments, Trial};
 use vellum_engine::count::{CountCatalog, Counts};
 use vellum_engine::fault::{FaultCatalog, Faults};
 use vellum_engine::memory::{MemoryCatalog, MemoryOptions, MemoryStore};
+use vellum_engine::paced::{Pace, PacedCatalog};
 use vellum_engine::{AtomicSpan, Catalog};
 use vellum_suite::{Harness, Result, trials};
 
@@ -66,6 +67,7 @@ fn main() {
         trials_of("memory-by-object", by_object, |memory| memory),
         trials_of("fault", usual, |memory| FaultCatalog::new(memory, Faults::default())),
         trials_of("count", usual, |memory| CountCatalog::new(memory, Counts::default())),
+        trials_of("paced", usual, |memory| PacedCatalog::new(memory, Pace::new(|| 1))),
         trials_of("count-fault", usual, |memory| {
             CountCatalog::new(FaultCatalog::new(memory, Faults::default()), Counts::default())
         }),
