@@ -11,6 +11,7 @@ use vellum_engine::{
     AtomicSpan, Catalog, Error, ErrorKind, Head, ImageId, ImageRecord, Layering, Ownership, Result,
 };
 
+use crate::canary::Canary;
 use crate::chain::{Chain, open_below};
 use crate::gate::Gate;
 use crate::{MappedKind, Pools, ResolvedCache};
@@ -54,6 +55,22 @@ pub(crate) struct Shared<C: Catalog> {
     pub(crate) copy_up_bytes: Semaphore,
     pub(crate) copy_up_bytes_max: u32,
     pub(crate) copy_ups: AtomicUsize,
+    #[cfg(any(test, feature = "canaries"))]
+    canary: Option<Canary>,
+}
+
+impl<C: Catalog> Shared<C> {
+    /// Whether a test asked for this mistake.
+    #[cfg(any(test, feature = "canaries"))]
+    pub(crate) fn makes(&self, mistake: Canary) -> bool {
+        self.canary == Some(mistake)
+    }
+
+    /// Nobody can ask.
+    #[cfg(not(any(test, feature = "canaries")))]
+    pub(crate) fn makes(&self, _mistake: Canary) -> bool {
+        false
+    }
 }
 
 /// What an image is between two operations that change it. I/O takes it inside the gate and may keep it: layers stay
@@ -115,6 +132,9 @@ pub struct ImageOptions {
     pub copy_up_bytes_max: u32,
     /// Where it is remembered which layer of a deep chain holds what.
     pub resolved: ResolvedCache,
+    /// A mistake to make.
+    #[cfg(any(test, feature = "canaries"))]
+    pub canary: Option<Canary>,
 }
 
 impl Default for ImageOptions {
@@ -124,6 +144,8 @@ impl Default for ImageOptions {
             buffers: BufferPool::default(),
             copy_up_bytes_max: 64 << 20,
             resolved: ResolvedCache::default(),
+            #[cfg(any(test, feature = "canaries"))]
+            canary: None,
         }
     }
 }
@@ -162,6 +184,8 @@ impl<C: Catalog> Image<C> {
             copy_up_bytes: Semaphore::new(options.copy_up_bytes_max as usize),
             copy_up_bytes_max: options.copy_up_bytes_max,
             copy_ups: AtomicUsize::new(0),
+            #[cfg(any(test, feature = "canaries"))]
+            canary: options.canary,
         })))
     }
 

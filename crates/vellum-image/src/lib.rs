@@ -22,6 +22,10 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+#[cfg(any(test, feature = "canaries"))]
+pub mod canary;
+#[cfg(not(any(test, feature = "canaries")))]
+mod canary;
 pub mod chain;
 pub mod check;
 mod copy_up;

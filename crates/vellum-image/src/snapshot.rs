@@ -9,6 +9,7 @@ use vellum_engine::{
 };
 
 use crate::Image;
+use crate::canary::Canary;
 use crate::chain::{DEPTH_MAX, too_deep};
 use crate::image::{Shared, View};
 
@@ -57,7 +58,8 @@ impl<C: Catalog> Image<C> {
         let shared = self.0.clone();
         RunToEnd::new(async move {
             let _alone = alone;
-            let closed = shared.gate.clone().close().await;
+            let beside = shared.makes(Canary::OperationBesideRequests);
+            let closed = if beside { None } else { Some(shared.gate.clone().close().await) };
             let committed = prepared.commit().await?;
             let record = committed.record.clone();
             install(&shared, committed);

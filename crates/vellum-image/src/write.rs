@@ -5,10 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use vellum_core::Extent;
 use vellum_engine::{
-    Catalog, Durability, Error, ErrorKind, Fill, Guard, Guarded, Head, Missing, Result, Write,
+    Catalog, Content, Durability, Error, ErrorKind, Fill, Guard, Guarded, Head, Missing, Part,
+    Result, Write,
 };
 
 use crate::Image;
+use crate::canary::Canary;
 use crate::image::View;
 use crate::steps::Step;
 
@@ -103,6 +105,9 @@ impl<C: Catalog> Image<C> {
         if self.view().epoch != view.epoch {
             return Ok(Step::Again);
         }
+        if self.0.makes(Canary::CopyUpOverwrites) {
+            return overwrite(view.writer()?, parts, write).await;
+        }
         let fill = Fill { parts, then: Some(write.clone()) };
         match view.writer()?.fill(fill).await? {
             Guarded::Done => Ok(Step::Done(())),
@@ -118,6 +123,19 @@ impl<C: Catalog> Image<C> {
         }
         Err(Error::new(ErrorKind::OwnershipLost, format!("image {} was closed", view.record.name)))
     }
+}
+
+/// What a copy-up must not do: see [`Canary::CopyUpOverwrites`].
+async fn overwrite<H: Head>(head: &H, parts: Vec<Part>, write: &Write) -> Result<Step> {
+    for part in parts {
+        let data = match part.content {
+            Content::Data(data) => data,
+            Content::Zero => vec![0; part.at.len_usize()].into(),
+        };
+        let _ = head.write(Write { offset: part.at.offset(), data, ..write.clone() }).await?;
+    }
+    let _ = head.write(write.clone()).await?;
+    Ok(Step::Done(()))
 }
 
 fn overflow() -> Error {

@@ -13,6 +13,7 @@ use vellum_engine::{
 };
 
 use crate::Image;
+use crate::canary::Canary;
 use crate::chain::{Extents, merged};
 use crate::copy_up::{merged_overlapping, subtract, whole_units};
 use crate::image::View;
@@ -226,12 +227,14 @@ impl<C: Catalog> Image<C> {
                 ),
             ));
         }
-        let _not_flattening = self.0.re_inherit.try_read().map_err(|_| {
-            Error::new(
-                ErrorKind::Busy,
-                "the image is being flattened; stop that, or discard to zero",
-            )
-        })?;
+        let _not_flattening = match self.0.re_inherit.try_read() {
+            Ok(not_flattening) => Some(not_flattening),
+            Err(_) if self.0.makes(Canary::GiveBackBesideFlatten) => None,
+            Err(_) => {
+                let what = "the image is being flattened; stop that, or discard to zero";
+                return Err(Error::new(ErrorKind::Busy, what));
+            }
+        };
         let view = self.view();
         for piece in zero_pieces(&view, at) {
             let view = self.view();
