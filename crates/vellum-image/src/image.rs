@@ -275,10 +275,20 @@ impl<C: Catalog> Image<C> {
 
     /// The pieces of an extent that one call of the engine may take: all of it, or one for each object it touches.
     pub(crate) fn pieces(&self, view: &View<C>, at: Extent) -> Vec<Extent> {
-        if self.0.catalog.capabilities().atomic == AtomicSpan::Image && !view.copies_objects() {
-            return vec![at];
+        if view.copies_objects() {
+            return view.record.geometry.objects(at).map(|object| object.image).collect();
         }
-        view.record.geometry.objects(at).map(|object| object.image).collect()
+        self.reach(at).collect()
+    }
+
+    /// The pieces of an extent that one call of the engine reaches, whatever is inherited there: all of it, or one for each
+    /// object.
+    pub(crate) fn reach(&self, at: Extent) -> impl Iterator<Item = Extent> + Send + use<C> {
+        let (by_object, at_once) = match self.0.catalog.capabilities().atomic {
+            AtomicSpan::Image => (None, Some(at)),
+            AtomicSpan::Object => (Some(self.geometry().objects(at)), None),
+        };
+        at_once.into_iter().chain(by_object.into_iter().flatten().map(|object| object.image))
     }
 }
 

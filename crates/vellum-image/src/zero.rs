@@ -65,7 +65,8 @@ impl<C: Catalog> Image<C> {
             let view = self.view();
             view.writer()?;
             if options.fast {
-                self.refuse_what_is_slow(&view, at).await?;
+                self.on_a_view(|view| async move { self.refuse_what_is_slow(&view, at).await })
+                    .await?;
             }
             for piece in zero_pieces(&view, at) {
                 self.on_a_view(|view| async move { self.zero_piece(&view, piece).await }).await?;
@@ -96,7 +97,7 @@ impl<C: Catalog> Image<C> {
     }
 
     /// Fails, with nothing changed, if writing zeroes would have to copy something up.
-    async fn refuse_what_is_slow(&self, view: &View<C>, at: Extent) -> Result<()> {
+    async fn refuse_what_is_slow(&self, view: &View<C>, at: Extent) -> Result<Step> {
         for piece in zero_pieces(view, at) {
             if self.copies_up_first(view, piece).await? {
                 return Err(slow("a part of an inherited object would have to be copied up"));
@@ -109,7 +110,7 @@ impl<C: Catalog> Image<C> {
                 }
             }
         }
-        Ok(())
+        Ok(Step::Done(()))
     }
 
     /// Whether objects must be copied up before this piece of them is zeroed, since the rest still shows the parent image.
@@ -173,12 +174,12 @@ impl<C: Catalog> Image<C> {
 
     /// Sets units for as long as the image has this view; `Again` if an operation has changed it: plan again.
     async fn set_in(&self, view: &Arc<View<C>>, units: &[Extent], to: SetTo) -> Result<Step> {
-        for extent in units {
+        for extent in units.iter().flat_map(|extent| self.reach(*extent)) {
             let _pass = self.0.gate.enter().await;
             if self.view().epoch != view.epoch {
                 return Ok(Step::Again);
             }
-            match view.writer()?.set(*extent, to, Durability::AtSync).await? {
+            match view.writer()?.set(extent, to, Durability::AtSync).await? {
                 Guarded::Done | Guarded::Missing(_) => {}
                 Guarded::Sealed => {
                     self.expect_successor(view)?;
@@ -190,18 +191,20 @@ impl<C: Catalog> Image<C> {
     }
 
     async fn discard_to_zero(&self, at: Extent) -> Result<()> {
-        let view = self.view();
-        for piece in zero_pieces(&view, at) {
-            let view = self.view();
-            let whole = whole_units(piece.at, view.size(), view.block());
-            let mut rest = whole;
-            for inherited in self.shown_beside(&view, piece).await? {
-                self.zero_units(rest.clip(inherited.offset())).await?;
-                rest = rest.split(inherited.end()).1;
-            }
-            self.zero_units(rest).await?;
+        for piece in zero_pieces(&self.view(), at) {
+            self.on_a_view(|view| async move { self.discard_piece(&view, piece).await }).await?;
         }
         Ok(())
+    }
+
+    /// Zeroes the whole units of a piece, but for those that the parent image shows beside others of their objects.
+    async fn discard_piece(&self, view: &View<C>, piece: ZeroPiece) -> Result<Step> {
+        let mut rest = whole_units(piece.at, view.size(), view.block());
+        for inherited in self.shown_beside(view, piece).await? {
+            self.zero_units(rest.clip(inherited.offset())).await?;
+            rest = rest.split(inherited.end()).1;
+        }
+        self.zero_units(rest).await.map(Step::Done)
     }
 
     /// The units under `piece` through which the parent image's data shows.

@@ -132,7 +132,7 @@ fn two_writers_a_discard_a_snapshot_and_a_flatten_on_one_object() {
             let tasks: [&[Act]; 5] =
                 [&[WRITE, READ], &[OTHER, READ], &[discard], &[Act::Snapshot], &[Act::Flatten]];
             let scene = Scene::new(layering, &tasks);
-            for scene in [scene.clone(), scene.clone().with_history()] {
+            for scene in [scene.clone(), scene.clone().with_history(), scene.by_object()] {
                 explore(&scene, random()).unwrap();
             }
         }
