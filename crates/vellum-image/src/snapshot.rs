@@ -69,15 +69,16 @@ impl<C: Catalog> Image<C> {
         .await
     }
 
-    /// Takes over a record that somebody else changed in a way that leaves the chain as it is.
+    /// Takes over a record that somebody else changed in a way that leaves the image's own layers as they are. A parent may be
+    /// gone: the commit that cut it off was not heard of.
     pub(crate) fn install_record(&self, record: ImageRecord) {
         let view = self.view();
-        self.0.view.store(Arc::new(View {
-            epoch: view.epoch,
-            record,
-            head: view.head.clone(),
-            chain: view.chain.clone(),
-        }));
+        let (epoch, chain) = if record.parent().is_none() && view.record.parent().is_some() {
+            (view.epoch + 1, view.chain.without_parent())
+        } else {
+            (view.epoch, view.chain.clone())
+        };
+        self.0.view.store(Arc::new(View { epoch, record, head: view.head.clone(), chain }));
     }
 }
 
