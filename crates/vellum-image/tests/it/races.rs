@@ -8,7 +8,7 @@ use vellum_engine::Layering;
 use vellum_engine::fault::Operation;
 use vellum_image::{DiscardPolicy, FlattenOptions, Job, ZeroOptions};
 
-use crate::fixture::*;
+use super::fixture::*;
 
 const SIZE: u64 = 1 << 20;
 
