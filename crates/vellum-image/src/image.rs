@@ -9,11 +9,12 @@ use tokio::sync::Semaphore;
 use vellum_core::{BufferPool, Extent, Geometry, SnapshotName};
 use vellum_engine::{
     AtomicSpan, Catalog, Error, ErrorKind, Head, ImageId, ImageRecord, Layering, Ownership, Result,
+    Snapshots,
 };
 
 use crate::canary::Canary;
 use crate::chain::{Chain, open_below};
-use crate::gate::Gate;
+use crate::gate::{Closed, Gate};
 use crate::{MappedKind, Pools, ResolvedCache};
 
 /// An open image: its head for writing, its head for reading, or a snapshot. Clones share it.
@@ -70,6 +71,14 @@ impl<C: Catalog> Shared<C> {
     #[cfg(not(any(test, feature = "canaries")))]
     pub(crate) fn makes(&self, _mistake: Canary) -> bool {
         false
+    }
+
+    /// Waits until nobody is inside the gate, and keeps it closed.
+    pub(crate) async fn close_gate(&self) -> Option<Closed> {
+        if self.makes(Canary::OperationBesideRequests) {
+            return None;
+        }
+        Some(self.gate.clone().close().await)
     }
 }
 
@@ -284,9 +293,11 @@ impl<C: Catalog> Image<C> {
     /// The pieces of an extent that one call of the engine reaches, whatever is inherited there: all of it, or one for each
     /// object.
     pub(crate) fn reach(&self, at: Extent) -> impl Iterator<Item = Extent> + Send + use<C> {
-        let (by_object, at_once) = match self.0.catalog.capabilities().atomic {
-            AtomicSpan::Image => (None, Some(at)),
-            AtomicSpan::Object => (Some(self.geometry().objects(at)), None),
+        let can = self.0.catalog.capabilities();
+        let (by_object, at_once) = match can.atomic {
+            // What must be filled first is asked, and filled, object by object.
+            AtomicSpan::Image if can.snapshots == Snapshots::Sealed => (None, Some(at)),
+            _ => (Some(self.geometry().objects(at)), None),
         };
         at_once.into_iter().chain(by_object.into_iter().flatten().map(|object| object.image))
     }

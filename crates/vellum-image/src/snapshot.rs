@@ -9,7 +9,6 @@ use vellum_engine::{
 };
 
 use crate::Image;
-use crate::canary::Canary;
 use crate::chain::{DEPTH_MAX, too_deep};
 use crate::image::{Shared, View};
 
@@ -19,8 +18,8 @@ const SYNC_ROUNDS: usize = 3;
 
 impl<C: Catalog> Image<C> {
     /// Freezes the image under a name, at a cost that does not grow with it. I/O goes on until the last moment, then pauses
-    /// for one small sync and a few metadata writes. Everything acknowledged before the call is in the snapshot;
-    /// each request under way is in it wholly or not at all. Durable when it returns. `Exists` if the name is taken.
+    /// for one small sync and a few metadata writes. Everything acknowledged before the call is in the snapshot; of a request
+    /// under way, each block is in it as it was before or after. Durable when it returns. `Exists` if the name is taken.
     pub async fn snapshot(&self, name: SnapshotName, auto: bool) -> Result<ImageRecord> {
         let alone = self.0.operations.clone().lock_owned().await;
         let view = self.view();
@@ -58,8 +57,7 @@ impl<C: Catalog> Image<C> {
         let shared = self.0.clone();
         RunToEnd::new(async move {
             let _alone = alone;
-            let beside = shared.makes(Canary::OperationBesideRequests);
-            let closed = if beside { None } else { Some(shared.gate.clone().close().await) };
+            let closed = shared.close_gate().await;
             let committed = prepared.commit().await?;
             let record = committed.record.clone();
             install(&shared, committed);

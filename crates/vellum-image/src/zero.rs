@@ -1,7 +1,7 @@
 //! Write zeroes and discard.
 //!
 //! Writing zeroes must make every byte read as zero, and hides what lies below. A discard is a hint: what it covers only in
-//! part is left alone, and nothing is ever copied up for it.
+//! part is left alone, and nothing is ever copied up for it, unless snapshots share the object and would lose what they see.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -175,15 +175,23 @@ impl<C: Catalog> Image<C> {
     /// Sets units for as long as the image has this view; `Again` if an operation has changed it: plan again.
     async fn set_in(&self, view: &Arc<View<C>>, units: &[Extent], to: SetTo) -> Result<Step> {
         for extent in units.iter().flat_map(|extent| self.reach(*extent)) {
-            let _pass = self.0.gate.enter().await;
-            if self.view().epoch != view.epoch {
-                return Ok(Step::Again);
-            }
-            match view.writer()?.set(extent, to, Durability::AtSync).await? {
-                Guarded::Done | Guarded::Missing(_) => {}
-                Guarded::Sealed => {
-                    self.expect_successor(view)?;
+            loop {
+                let pass = self.0.gate.enter().await;
+                if self.view().epoch != view.epoch {
                     return Ok(Step::Again);
+                }
+                let head = view.writer()?;
+                if head.must_fill_first(extent) {
+                    drop(pass);
+                    Box::pin(self.fill_objects(view, extent)).await?;
+                    continue;
+                }
+                match head.set(extent, to, Durability::AtSync).await? {
+                    Guarded::Done | Guarded::Missing(_) => break,
+                    Guarded::Sealed => {
+                        self.expect_successor(view)?;
+                        return Ok(Step::Again);
+                    }
                 }
             }
         }
@@ -291,9 +299,9 @@ impl<C: Catalog> Image<C> {
             return Ok(());
         };
         head.sync().await?;
-        let gate = self.0.gate.clone();
+        let shared = self.0.clone();
         RunToEnd::new(async move {
-            let _closed = gate.close().await;
+            let _closed = shared.close_gate().await;
             let freed = head.reclaim().await;
             drop(alone);
             freed.map(|_| ())

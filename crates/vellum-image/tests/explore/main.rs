@@ -132,9 +132,27 @@ fn two_writers_a_discard_a_snapshot_and_a_flatten_on_one_object() {
             let tasks: [&[Act]; 5] =
                 [&[WRITE, READ], &[OTHER, READ], &[discard], &[Act::Snapshot], &[Act::Flatten]];
             let scene = Scene::new(layering, &tasks);
-            for scene in [scene.clone(), scene.clone().with_history(), scene.by_object()] {
+            let old = scene.clone().with_history();
+            for scene in [scene.clone(), old.clone(), scene.by_object(), old.sharing_objects()] {
                 explore(&scene, random()).unwrap();
             }
+        }
+    }
+}
+
+#[test]
+fn what_is_filled_first_where_snapshots_share_objects_in_every_order() {
+    for layering in MODES {
+        for pair in [
+            [WRITE, OTHER],
+            [WRITE, ZERO],
+            [WRITE, DISCARD],
+            [DISCARD, READ],
+            [WRITE, Act::Snapshot],
+        ] {
+            // A snapshot of nothing but the parent's content, through which it must show for ever.
+            let scene = Scene::new(layering, &[&pair[..1], &pair[1..]]).frozen().sharing_objects();
+            explore(&scene, up_to(4)).unwrap();
         }
     }
 }
@@ -161,6 +179,9 @@ fn a_copy_up_that_overwrites_what_came_meanwhile_is_found() {
 fn an_operation_that_does_not_wait_for_requests_inside_the_gate_is_found() {
     let scene = Scene::new(Sparse, &[&[WRITE], &[Act::Snapshot]]);
     finds(Canary::OperationBesideRequests, scene, EVERY, "a mutation beside a commit");
+    // Space that is freed under a read.
+    let scene = Scene::new(Sparse, &[&[WRITE, GIVE_BACK], &[READ]]);
+    finds(Canary::OperationBesideRequests, scene, EVERY, "a read beside a reclaim");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use vellum_core::{Buffer, Extent, Geometry};
 use vellum_engine::memory::{MemoryCatalog, MemoryOptions, MemoryStore};
 use vellum_engine::paced::{Pace, PacedCatalog};
-use vellum_engine::{AtomicSpan, Catalog, ErrorKind, Layering};
+use vellum_engine::{AtomicSpan, Catalog, ErrorKind, Layering, Snapshots};
 use vellum_image::canary::Canary;
 use vellum_image::image::Open;
 use vellum_image::{
@@ -30,6 +30,8 @@ pub struct Scene {
     pub layering: Layering,
     /// The child has written something, and taken a snapshot, before.
     pub has_history: bool,
+    /// It has taken a snapshot before, and written nothing.
+    pub is_frozen: bool,
     /// What the engine can do.
     pub engine: MemoryOptions,
     pub tasks: Vec<Vec<Act>>,
@@ -40,15 +42,25 @@ impl Scene {
     pub fn new(layering: Layering, tasks: &[&[Act]]) -> Self {
         let tasks = tasks.iter().map(|acts| acts.to_vec()).collect();
         let engine = MemoryOptions::default();
-        Self { layering, has_history: false, engine, tasks, canary: None }
+        Self { layering, has_history: false, is_frozen: false, engine, tasks, canary: None }
     }
 
     pub fn with_history(self) -> Self {
         Self { has_history: true, ..self }
     }
 
+    pub fn frozen(self) -> Self {
+        Self { is_frozen: true, ..self }
+    }
+
     pub fn by_object(self) -> Self {
         let engine = MemoryOptions { atomic: AtomicSpan::Object, ..self.engine };
+        Self { engine, ..self }
+    }
+
+    /// On an engine whose snapshots share objects with the head.
+    pub fn sharing_objects(self) -> Self {
+        let engine = MemoryOptions { snapshots: Snapshots::Native, inherit: false, ..self.engine };
         Self { engine, ..self }
     }
 
@@ -148,6 +160,8 @@ impl World {
             // In the second unit, and the rest of the object is the parent's still, in sparse mode.
             image.write(UNIT, Bytes::from(vec![b'o'; 300]), WriteOptions::default()).await.unwrap();
             content[UNIT as usize..][..300].fill(b'o');
+        }
+        if scene.has_history || scene.is_frozen {
             image.snapshot("before".parse().unwrap(), false).await.unwrap();
             before = Some(content.clone());
         }

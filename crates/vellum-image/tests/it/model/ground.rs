@@ -1,7 +1,7 @@
 //! The engines that programs run on.
 
 use vellum_engine::memory::{MemoryCatalog, MemoryOptions, MemoryStore};
-use vellum_engine::{AtomicSpan, Catalog};
+use vellum_engine::{AtomicSpan, Catalog, Snapshots};
 
 use crate::embedded::place::{Base, Place};
 
@@ -25,8 +25,20 @@ impl InMemory {
 
     /// As an engine that keeps objects on servers.
     pub fn by_object() -> Self {
+        let options = MemoryOptions {
+            inherit: false,
+            ack_is_durable: true,
+            atomic: AtomicSpan::Object,
+            ..MemoryOptions::default()
+        };
+        Self(MemoryStore::new(options))
+    }
+
+    /// As one whose storage keeps old revisions of each object, so that snapshots share objects with the head.
+    pub fn sharing_objects(atomic: AtomicSpan) -> Self {
+        let snapshots = Snapshots::Native;
         let options =
-            MemoryOptions { inherit: false, ack_is_durable: true, atomic: AtomicSpan::Object };
+            MemoryOptions { inherit: false, atomic, snapshots, ..MemoryOptions::default() };
         Self(MemoryStore::new(options))
     }
 

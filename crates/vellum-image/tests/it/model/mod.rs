@@ -19,6 +19,7 @@ mod run;
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
 use vellum_core::{Extent, Geometry};
+use vellum_engine::AtomicSpan;
 use vellum_engine::Layering::{self, CopyUp, Sparse};
 
 use ground::{Embedded, Ground, InMemory};
@@ -64,6 +65,12 @@ fn random_programs_read_as_the_model_says_where_a_call_reaches_one_object() {
 }
 
 #[test]
+fn random_programs_read_as_the_model_says_where_snapshots_share_objects() {
+    random_programs(50, || InMemory::sharing_objects(AtomicSpan::Object));
+    random_programs(50, || InMemory::sharing_objects(AtomicSpan::Image));
+}
+
+#[test]
 fn random_programs_read_as_the_model_says_on_the_embedded_engine() {
     random_programs(60, Embedded::new);
 }
@@ -86,6 +93,7 @@ fn on_every_engine(chain: &[Shape], steps: &[Step]) {
         run(InMemory::usual(), &program);
         run(InMemory::by_object(), &program);
         run(InMemory::by_object_inheriting(), &program);
+        run(InMemory::sharing_objects(AtomicSpan::Object), &program);
     }
     run(Embedded::new(), &Program { pace: 0, chain: chain.to_vec(), steps: steps.to_vec() });
 }
