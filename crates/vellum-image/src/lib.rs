@@ -40,6 +40,7 @@ mod snapshot;
 mod status;
 mod steps;
 mod survey;
+mod sync;
 mod write;
 mod zero;
 

@@ -6,5 +6,6 @@
 #![allow(clippy::duplicate_mod, reason = "the same tests, on another engine")]
 
 mod embedded;
+mod gate;
 mod memory;
 mod model;
