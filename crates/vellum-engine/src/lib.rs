@@ -8,8 +8,8 @@
 //! - [`Layer`], what one revision of an image itself defines. Reads only, cheap to clone and share.
 //! - [`Head`], the one writer of an image. Exists only while the image is owned.
 //!
-//! Beside the contract live the in-memory reference engine ([`memory`]), wrappers that inject faults ([`fault`]) and count
-//! operations ([`count`]), and [`RunToEnd`], with which an engine keeps the rule that a mutation once submitted runs to
+//! Beside the contract live the in-memory reference engine ([`memory`]), wrappers that inject faults ([`fault`]), count
+//! operations ([`count`]) and let others run in between ([`paced`]), and [`RunToEnd`], with which an engine keeps the rule that a mutation once submitted runs to
 //! its end. There is no file, no socket and no layering rule here.
 //!
 //! # Rules for every call
@@ -30,6 +30,7 @@ pub mod fault;
 pub mod head;
 pub mod layer;
 pub mod memory;
+pub mod paced;
 pub mod record;
 pub mod run_to_end;
 

@@ -5,7 +5,8 @@ use libtest_mimic::{Arguments, Trial};
 use vellum_engine::count::{CountCatalog, Counts};
 use vellum_engine::fault::{FaultCatalog, Faults};
 use vellum_engine::memory::{MemoryCatalog, MemoryOptions, MemoryStore};
-use vellum_engine::{AtomicSpan, Catalog};
+use vellum_engine::paced::{Pace, PacedCatalog};
+use vellum_engine::{AtomicSpan, Catalog, Snapshots};
 use vellum_suite::{Harness, Result, trials};
 
 /// Two stores, and what is put around the catalogs opened on them.
@@ -59,13 +60,20 @@ fn trials_of<C: Catalog>(
 fn main() {
     let usual = MemoryOptions::default();
     // As an engine that keeps objects on servers would say of itself.
-    let by_object =
-        MemoryOptions { inherit: false, ack_is_durable: true, atomic: AtomicSpan::Object };
+    let by_object = MemoryOptions {
+        inherit: false,
+        ack_is_durable: true,
+        atomic: AtomicSpan::Object,
+        ..MemoryOptions::default()
+    };
+    let sharing = MemoryOptions { snapshots: Snapshots::Native, inherit: false, ..usual };
     let all = [
         trials_of("memory", usual, |memory| memory),
         trials_of("memory-by-object", by_object, |memory| memory),
+        trials_of("memory-sharing-objects", sharing, |memory| memory),
         trials_of("fault", usual, |memory| FaultCatalog::new(memory, Faults::default())),
         trials_of("count", usual, |memory| CountCatalog::new(memory, Counts::default())),
+        trials_of("paced", usual, |memory| PacedCatalog::new(memory, Pace::new(|| 1))),
         trials_of("count-fault", usual, |memory| {
             CountCatalog::new(FaultCatalog::new(memory, Faults::default()), Counts::default())
         }),

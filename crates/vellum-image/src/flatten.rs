@@ -150,7 +150,8 @@ impl<C: Catalog> Copier<'_, C> {
             let mut pieces = Vec::new();
             for through in self.chain.undefined_in(0..1, step).await? {
                 let data = self.chain.data_in(1..self.chain.links().len(), through).await?;
-                pieces.extend(data.iter().flat_map(|extent| extent.chunks(COPY_STEP)));
+                let reach = data.iter().flat_map(|extent| self.image.reach(*extent));
+                pieces.extend(reach.flat_map(|extent| extent.chunks(COPY_STEP)));
             }
             copied += self.copy(&pieces, job).await?;
             job.set_done(step.end());

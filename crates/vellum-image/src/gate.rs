@@ -1,9 +1,8 @@
 //! [`Gate`]: I/O passes it side by side, an operation closes it and has the image to itself.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::Notify;
+use super::sync::{AtomicUsize, Notify, Ordering};
 
 /// The lowest bit says "closed", the rest counts passes.
 const CLOSED: usize = 1;
@@ -96,65 +95,5 @@ impl Drop for Closed {
     fn drop(&mut self) {
         self.0.state.fetch_and(!CLOSED, Ordering::Release);
         self.0.opened.notify_waiters();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_closer_waits_for_those_inside_and_keeps_newcomers_out() {
-        let gate = Arc::new(Gate::default());
-        let inside = gate.enter().await;
-        let mut closing = Box::pin(gate.clone().close());
-        assert!(futures::poll!(&mut closing).is_pending());
-        assert!(gate.try_enter().is_none());
-        drop(inside);
-        let closed = closing.await;
-        assert!(gate.try_enter().is_none());
-        drop(closed);
-        assert!(gate.try_enter().is_some());
-    }
-
-    #[tokio::test]
-    async fn a_closer_that_gives_up_opens_the_gate_again() {
-        let gate = Arc::new(Gate::default());
-        let inside = gate.enter().await;
-        let mut closing = Box::pin(gate.clone().close());
-        assert!(futures::poll!(&mut closing).is_pending());
-        let mut waiting = Box::pin(gate.enter());
-        assert!(futures::poll!(&mut waiting).is_pending());
-        drop(closing);
-        drop(waiting.await);
-        drop(inside);
-        assert_eq!(gate.state.load(Ordering::SeqCst), 0);
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn nobody_is_inside_while_it_is_closed() {
-        let gate = Arc::new(Gate::default());
-        let inside = Arc::new(AtomicUsize::new(0));
-        let users: Vec<_> = (0..8)
-            .map(|_| {
-                let (gate, inside) = (gate.clone(), inside.clone());
-                tokio::spawn(async move {
-                    for _ in 0..2_000 {
-                        let _pass = gate.enter().await;
-                        inside.fetch_add(1, Ordering::SeqCst);
-                        tokio::task::yield_now().await;
-                        inside.fetch_sub(1, Ordering::SeqCst);
-                    }
-                })
-            })
-            .collect();
-        for _ in 0..200 {
-            let _closed = gate.clone().close().await;
-            assert_eq!(inside.load(Ordering::SeqCst), 0);
-            tokio::task::yield_now().await;
-        }
-        for user in users {
-            user.await.unwrap();
-        }
     }
 }

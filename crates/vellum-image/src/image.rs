@@ -9,10 +9,12 @@ use tokio::sync::Semaphore;
 use vellum_core::{BufferPool, Extent, Geometry, SnapshotName};
 use vellum_engine::{
     AtomicSpan, Catalog, Error, ErrorKind, Head, ImageId, ImageRecord, Layering, Ownership, Result,
+    Snapshots,
 };
 
+use crate::canary::Canary;
 use crate::chain::{Chain, open_below};
-use crate::gate::Gate;
+use crate::gate::{Closed, Gate};
 use crate::{MappedKind, Pools, ResolvedCache};
 
 /// An open image: its head for writing, its head for reading, or a snapshot. Clones share it.
@@ -54,6 +56,30 @@ pub(crate) struct Shared<C: Catalog> {
     pub(crate) copy_up_bytes: Semaphore,
     pub(crate) copy_up_bytes_max: u32,
     pub(crate) copy_ups: AtomicUsize,
+    #[cfg(any(test, feature = "canaries"))]
+    canary: Option<Canary>,
+}
+
+impl<C: Catalog> Shared<C> {
+    /// Whether a test asked for this mistake.
+    #[cfg(any(test, feature = "canaries"))]
+    pub(crate) fn makes(&self, mistake: Canary) -> bool {
+        self.canary == Some(mistake)
+    }
+
+    /// Nobody can ask.
+    #[cfg(not(any(test, feature = "canaries")))]
+    pub(crate) fn makes(&self, _mistake: Canary) -> bool {
+        false
+    }
+
+    /// Waits until nobody is inside the gate, and keeps it closed.
+    pub(crate) async fn close_gate(&self) -> Option<Closed> {
+        if self.makes(Canary::OperationBesideRequests) {
+            return None;
+        }
+        Some(self.gate.clone().close().await)
+    }
 }
 
 /// What an image is between two operations that change it. I/O takes it inside the gate and may keep it: layers stay
@@ -115,6 +141,9 @@ pub struct ImageOptions {
     pub copy_up_bytes_max: u32,
     /// Where it is remembered which layer of a deep chain holds what.
     pub resolved: ResolvedCache,
+    /// A mistake to make.
+    #[cfg(any(test, feature = "canaries"))]
+    pub canary: Option<Canary>,
 }
 
 impl Default for ImageOptions {
@@ -124,6 +153,8 @@ impl Default for ImageOptions {
             buffers: BufferPool::default(),
             copy_up_bytes_max: 64 << 20,
             resolved: ResolvedCache::default(),
+            #[cfg(any(test, feature = "canaries"))]
+            canary: None,
         }
     }
 }
@@ -162,6 +193,8 @@ impl<C: Catalog> Image<C> {
             copy_up_bytes: Semaphore::new(options.copy_up_bytes_max as usize),
             copy_up_bytes_max: options.copy_up_bytes_max,
             copy_ups: AtomicUsize::new(0),
+            #[cfg(any(test, feature = "canaries"))]
+            canary: options.canary,
         })))
     }
 
@@ -251,10 +284,22 @@ impl<C: Catalog> Image<C> {
 
     /// The pieces of an extent that one call of the engine may take: all of it, or one for each object it touches.
     pub(crate) fn pieces(&self, view: &View<C>, at: Extent) -> Vec<Extent> {
-        if self.0.catalog.capabilities().atomic == AtomicSpan::Image && !view.copies_objects() {
-            return vec![at];
+        if view.copies_objects() {
+            return view.record.geometry.objects(at).map(|object| object.image).collect();
         }
-        view.record.geometry.objects(at).map(|object| object.image).collect()
+        self.reach(at).collect()
+    }
+
+    /// The pieces of an extent that one call of the engine reaches, whatever is inherited there: all of it, or one for each
+    /// object.
+    pub(crate) fn reach(&self, at: Extent) -> impl Iterator<Item = Extent> + Send + use<C> {
+        let can = self.0.catalog.capabilities();
+        let (by_object, at_once) = match can.atomic {
+            // What must be filled first is asked, and filled, object by object.
+            AtomicSpan::Image if can.snapshots == Snapshots::Sealed => (None, Some(at)),
+            _ => (Some(self.geometry().objects(at)), None),
+        };
+        at_once.into_iter().chain(by_object.into_iter().flatten().map(|object| object.image))
     }
 }
 

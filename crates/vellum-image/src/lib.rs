@@ -9,7 +9,8 @@
 //!
 //! [`pools`] finds a parent's catalog. [`chain`] opens a chain of layers and says which of them defines what; `survey` says so of
 //! a petabyte, a bounded number of pieces at a time; `resolved` remembers it for the frozen part of a deep chain. [`gate`] lets
-//! I/O pass and operations close it. [`image`] ties them together; the verbs are a file each: `read`, `write`, `zero` (write
+//! I/O pass and operations close it. [`image`] ties them together; `steps` takes what is done on one view of an image again
+//! on the next; the verbs are a file each: `read`, `write`, `zero` (write
 //! zeroes and discard), `snapshot`, `flatten`, `status`. [`admin`] does what needs no open image: create, clone, remove; [`check`]
 //! looks at the links between images.
 //!
@@ -21,6 +22,10 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+#[cfg(any(test, feature = "canaries"))]
+pub mod canary;
+#[cfg(not(any(test, feature = "canaries")))]
+mod canary;
 pub mod chain;
 pub mod check;
 mod copy_up;
@@ -33,7 +38,9 @@ mod read;
 mod resolved;
 mod snapshot;
 mod status;
+mod steps;
 mod survey;
+mod sync;
 mod write;
 mod zero;
 

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use vellum_core::{Buffer, Extent, Runs, State};
-use vellum_engine::{Catalog, Error, ErrorKind, ImageRecord, Layer, Result, TryRead};
+use vellum_engine::{Catalog, Layer, Result, TryRead};
 
 use crate::Image;
-use crate::chain::{Chain, Extents, merged, open_below};
+use crate::chain::{Chain, Extents, merged};
 use crate::image::View;
 use crate::resolved::Resolved;
+use crate::steps::Step;
 
 /// A piece of what was read.
 #[derive(Clone, Debug)]
@@ -46,9 +47,8 @@ impl<C: Catalog> Image<C> {
         loop {
             let (view, result);
             (view, buffer, result) = self.read_once(at, buffer, into.clone()).await;
-            match result {
-                Err(error) if self.has_another_chain(&view, &error).await => {}
-                result => return (buffer, result),
+            if let Some(result) = self.settled(&view, result.map(Step::Done)).await {
+                return (buffer, result);
             }
         }
     }
@@ -76,52 +76,6 @@ impl<C: Catalog> Image<C> {
         let (buffer, result) =
             reading.finish(result, &view.chain, own..view.chain.links().len()).await;
         (view, buffer, result)
-    }
-
-    /// After a read of this view failed: whether the image has another chain by now. A layer may be gone because what lay
-    /// below it was cut off by another process, which its own record tells.
-    pub(crate) async fn has_another_chain(&self, view: &Arc<View<C>>, error: &Error) -> bool {
-        if error.kind() != ErrorKind::NotFound {
-            return false;
-        }
-        match self.reload_chain(view).await {
-            Ok(changed) => changed,
-            Err(error) => {
-                tracing::warn!(image = %view.record.name, error = %error.chain(), "a layer is gone, and the image's chain cannot be read anew");
-                false
-            }
-        }
-    }
-
-    /// Opens anew what lies below the top of a view, if it still is the image's. Says whether the image has another chain then.
-    async fn reload_chain(&self, view: &Arc<View<C>>) -> Result<bool> {
-        let _alone = self.0.operations.lock().await;
-        if self.view().epoch != view.epoch {
-            return Ok(true);
-        }
-        let record = self.0.catalog.get(&self.0.id).await?;
-        let top = self.top_of(view, &record).await?;
-        let (below, own) =
-            open_below(&self.0.pools, &self.0.catalog, &record, top.revision()).await?;
-        let chain = Chain::new(top, &below, own + 1, view.chain.cache());
-        if chain.is_alike(&view.chain) {
-            return Ok(false);
-        }
-        let (epoch, head) = (view.epoch + 1, view.head.clone());
-        self.0.view.store(Arc::new(View { epoch, record, head, chain }));
-        Ok(true)
-    }
-
-    /// The top of a view as it is now. A snapshot's may have been filled by another process, and then says of what was inherited
-    /// that nothing defines it; a head belongs to whoever has it open.
-    async fn top_of(&self, view: &View<C>, record: &ImageRecord) -> Result<C::Layer> {
-        let top = view.chain.top();
-        match record.revision(top.revision()) {
-            Some(revision) if revision.sealed && view.head.is_none() => {
-                self.0.catalog.layer(&self.0.id, top.revision()).await
-            }
-            _ => Ok(top.clone()),
-        }
     }
 
     /// Reads as pieces of data and of zeros, in ascending order; zeros take no memory.

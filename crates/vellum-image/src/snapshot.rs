@@ -18,8 +18,8 @@ const SYNC_ROUNDS: usize = 3;
 
 impl<C: Catalog> Image<C> {
     /// Freezes the image under a name, at a cost that does not grow with it. I/O goes on until the last moment, then pauses
-    /// for one small sync and a few metadata writes. Everything acknowledged before the call is in the snapshot;
-    /// each request under way is in it wholly or not at all. Durable when it returns. `Exists` if the name is taken.
+    /// for one small sync and a few metadata writes. Everything acknowledged before the call is in the snapshot; of a request
+    /// under way, each block is in it as it was before or after. Durable when it returns. `Exists` if the name is taken.
     pub async fn snapshot(&self, name: SnapshotName, auto: bool) -> Result<ImageRecord> {
         let alone = self.0.operations.clone().lock_owned().await;
         let view = self.view();
@@ -57,7 +57,7 @@ impl<C: Catalog> Image<C> {
         let shared = self.0.clone();
         RunToEnd::new(async move {
             let _alone = alone;
-            let closed = shared.gate.clone().close().await;
+            let closed = shared.close_gate().await;
             let committed = prepared.commit().await?;
             let record = committed.record.clone();
             install(&shared, committed);
@@ -67,15 +67,16 @@ impl<C: Catalog> Image<C> {
         .await
     }
 
-    /// Takes over a record that somebody else changed in a way that leaves the chain as it is.
+    /// Takes over a record that somebody else changed in a way that leaves the image's own layers as they are. A parent may be
+    /// gone: the commit that cut it off was not heard of.
     pub(crate) fn install_record(&self, record: ImageRecord) {
         let view = self.view();
-        self.0.view.store(Arc::new(View {
-            epoch: view.epoch,
-            record,
-            head: view.head.clone(),
-            chain: view.chain.clone(),
-        }));
+        let (epoch, chain) = if record.parent().is_none() && view.record.parent().is_some() {
+            (view.epoch + 1, view.chain.without_parent())
+        } else {
+            (view.epoch, view.chain.clone())
+        };
+        self.0.view.store(Arc::new(View { epoch, record, head: view.head.clone(), chain }));
     }
 }
 

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use vellum_core::Extent;
 use vellum_engine::{
-    Catalog, Durability, Error, ErrorKind, Fill, Guard, Guarded, Head, Missing, Result, Write,
+    Catalog, Content, Durability, Error, ErrorKind, Fill, Guard, Guarded, Head, Missing, Part,
+    Result, Write,
 };
 
 use crate::Image;
+use crate::canary::Canary;
 use crate::image::View;
+use crate::steps::Step;
 
 /// How to write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -61,12 +64,9 @@ impl<C: Catalog> Image<C> {
                 }
             };
             // Boxed, so that the many writes that need no copy-up have a small future.
-            let filled = Box::pin(self.fill_and_write(&view, &write, &missing));
-            match filled.await {
-                Ok(Step::Done) => return Ok(()),
-                Ok(Step::Again) => {}
-                Err(error) if Box::pin(self.has_another_chain(&view, &error)).await => {}
-                Err(error) => return Err(error),
+            let filled = Box::pin(self.fill_and_write(&view, &write, &missing)).await;
+            if let Some(result) = self.settled(&view, filled).await {
+                return result;
             }
         }
     }
@@ -105,9 +105,12 @@ impl<C: Catalog> Image<C> {
         if self.view().epoch != view.epoch {
             return Ok(Step::Again);
         }
+        if self.0.makes(Canary::CopyUpOverwrites) {
+            return overwrite(view.writer()?, parts, write).await;
+        }
         let fill = Fill { parts, then: Some(write.clone()) };
         match view.writer()?.fill(fill).await? {
-            Guarded::Done => Ok(Step::Done),
+            Guarded::Done => Ok(Step::Done(())),
             Guarded::Missing(_) => Ok(Step::Again),
             Guarded::Sealed => self.expect_successor(view).map(|()| Step::Again),
         }
@@ -122,10 +125,17 @@ impl<C: Catalog> Image<C> {
     }
 }
 
-#[derive(PartialEq, Eq)]
-enum Step {
-    Done,
-    Again,
+/// What a copy-up must not do: see [`Canary::CopyUpOverwrites`].
+async fn overwrite<H: Head>(head: &H, parts: Vec<Part>, write: &Write) -> Result<Step> {
+    for part in parts {
+        let data = match part.content {
+            Content::Data(data) => data,
+            Content::Zero => vec![0; part.at.len_usize()].into(),
+        };
+        let _ = head.write(Write { offset: part.at.offset(), data, ..write.clone() }).await?;
+    }
+    let _ = head.write(write.clone()).await?;
+    Ok(Step::Done(()))
 }
 
 fn overflow() -> Error {

@@ -1,7 +1,7 @@
 //! Write zeroes and discard.
 //!
 //! Writing zeroes must make every byte read as zero, and hides what lies below. A discard is a hint: what it covers only in
-//! part is left alone, and nothing is ever copied up for it.
+//! part is left alone, and nothing is ever copied up for it, unless snapshots share the object and would lose what they see.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,9 +13,11 @@ use vellum_engine::{
 };
 
 use crate::Image;
+use crate::canary::Canary;
 use crate::chain::{Extents, merged};
 use crate::copy_up::{merged_overlapping, subtract, whole_units};
 use crate::image::View;
+use crate::steps::Step;
 use crate::write::WriteOptions;
 
 /// How many pieces of an image are looked at in one step, so that a request for a petabyte neither collects without bound nor
@@ -63,10 +65,11 @@ impl<C: Catalog> Image<C> {
             let view = self.view();
             view.writer()?;
             if options.fast {
-                self.refuse_what_is_slow(&view, at).await?;
+                self.on_a_view(|view| async move { self.refuse_what_is_slow(&view, at).await })
+                    .await?;
             }
             for piece in zero_pieces(&view, at) {
-                self.zero_piece(piece).await?;
+                self.on_a_view(|view| async move { self.zero_piece(&view, piece).await }).await?;
             }
         }
         if options.durable { self.sync().await } else { Ok(()) }
@@ -94,12 +97,9 @@ impl<C: Catalog> Image<C> {
     }
 
     /// Fails, with nothing changed, if writing zeroes would have to copy something up.
-    async fn refuse_what_is_slow(&self, view: &View<C>, at: Extent) -> Result<()> {
+    async fn refuse_what_is_slow(&self, view: &View<C>, at: Extent) -> Result<Step> {
         for piece in zero_pieces(view, at) {
-            if view.copies_objects()
-                && !piece.covers_its_objects
-                && !self.parent_data_under(view, piece.at).await?.is_empty()
-            {
+            if self.copies_up_first(view, piece).await? {
                 return Err(slow("a part of an inherited object would have to be copied up"));
             }
             for edge in subtract(piece.at, whole_units(piece.at, view.size(), view.block())) {
@@ -110,33 +110,32 @@ impl<C: Catalog> Image<C> {
                 }
             }
         }
-        Ok(())
+        Ok(Step::Done(()))
     }
 
-    /// Zeroes a piece, through another chain where this one has lost a layer.
-    async fn zero_piece(&self, piece: ZeroPiece) -> Result<()> {
-        loop {
-            let view = self.view();
-            match self.zero_piece_in(&view, piece).await {
-                Err(error) if self.has_another_chain(&view, &error).await => {}
-                result => return result,
-            }
+    /// Whether objects must be copied up before this piece of them is zeroed, since the rest still shows the parent image.
+    async fn copies_up_first(&self, view: &View<C>, piece: ZeroPiece) -> Result<bool> {
+        Ok(!self.shown_beside(view, piece).await?.is_empty())
+    }
+
+    /// The units under a piece that covers its objects in part, through which the parent image's data shows.
+    async fn shown_beside(&self, view: &View<C>, piece: ZeroPiece) -> Result<Extents> {
+        if !view.copies_objects() || piece.covers_its_objects {
+            return Ok(Extents::new());
         }
+        self.parent_data_under(view, piece.at).await
     }
 
-    async fn zero_piece_in(&self, view: &Arc<View<C>>, piece: ZeroPiece) -> Result<()> {
+    async fn zero_piece(&self, view: &Arc<View<C>>, piece: ZeroPiece) -> Result<Step> {
         let at = piece.at;
-        if view.copies_objects()
-            && !piece.covers_its_objects
-            && !self.parent_data_under(view, at).await?.is_empty()
-        {
+        if self.copies_up_first(view, piece).await? {
             self.fill_objects(view, at).await?;
         }
         let whole = whole_units(at, view.size(), view.block());
         for edge in subtract(at, whole) {
             self.zero_edge(view, edge).await?;
         }
-        self.zero_units(whole).await
+        self.zero_units(whole).await.map(Step::Done)
     }
 
     /// Zeroes a part of a unit, unless the unit reads as zeros anyway.
@@ -166,49 +165,54 @@ impl<C: Catalog> Image<C> {
             });
             let units = to_set.map(|found| found.at.align_out(view.block()).clip(end));
             let units = merged_overlapping(units.filter(|unit| !unit.is_empty()).collect());
-            if self.set_in(&view, &units, SetTo::Zero).await? == InView::All {
+            if self.set_in(&view, &units, SetTo::Zero).await? == Step::Done(()) {
                 rest = rest.split(end).1;
             }
         }
         Ok(())
     }
 
-    /// Sets units for as long as the image has this view.
-    async fn set_in(&self, view: &Arc<View<C>>, units: &[Extent], to: SetTo) -> Result<InView> {
-        for extent in units {
-            let _pass = self.0.gate.enter().await;
-            if self.view().epoch != view.epoch {
-                return Ok(InView::Part);
-            }
-            match view.writer()?.set(*extent, to, Durability::AtSync).await? {
-                Guarded::Done | Guarded::Missing(_) => {}
-                Guarded::Sealed => {
-                    self.expect_successor(view)?;
-                    return Ok(InView::Part);
+    /// Sets units for as long as the image has this view; `Again` if an operation has changed it: plan again.
+    async fn set_in(&self, view: &Arc<View<C>>, units: &[Extent], to: SetTo) -> Result<Step> {
+        for extent in units.iter().flat_map(|extent| self.reach(*extent)) {
+            loop {
+                let pass = self.0.gate.enter().await;
+                if self.view().epoch != view.epoch {
+                    return Ok(Step::Again);
+                }
+                let head = view.writer()?;
+                if head.must_fill_first(extent) {
+                    drop(pass);
+                    Box::pin(self.fill_objects(view, extent)).await?;
+                    continue;
+                }
+                match head.set(extent, to, Durability::AtSync).await? {
+                    Guarded::Done | Guarded::Missing(_) => break,
+                    Guarded::Sealed => {
+                        self.expect_successor(view)?;
+                        return Ok(Step::Again);
+                    }
                 }
             }
         }
-        Ok(InView::All)
+        Ok(Step::Done(()))
     }
 
     async fn discard_to_zero(&self, at: Extent) -> Result<()> {
-        let view = self.view();
-        for piece in zero_pieces(&view, at) {
-            let view = self.view();
-            let whole = whole_units(piece.at, view.size(), view.block());
-            let spared = if view.copies_objects() && !piece.covers_its_objects {
-                self.parent_data_under(&view, piece.at).await?
-            } else {
-                Extents::new()
-            };
-            let mut rest = whole;
-            for inherited in spared {
-                self.zero_units(rest.clip(inherited.offset())).await?;
-                rest = rest.split(inherited.end()).1;
-            }
-            self.zero_units(rest).await?;
+        for piece in zero_pieces(&self.view(), at) {
+            self.on_a_view(|view| async move { self.discard_piece(&view, piece).await }).await?;
         }
         Ok(())
+    }
+
+    /// Zeroes the whole units of a piece, but for those that the parent image shows beside others of their objects.
+    async fn discard_piece(&self, view: &View<C>, piece: ZeroPiece) -> Result<Step> {
+        let mut rest = whole_units(piece.at, view.size(), view.block());
+        for inherited in self.shown_beside(view, piece).await? {
+            self.zero_units(rest.clip(inherited.offset())).await?;
+            rest = rest.split(inherited.end()).1;
+        }
+        self.zero_units(rest).await.map(Step::Done)
     }
 
     /// The units under `piece` through which the parent image's data shows.
@@ -234,12 +238,14 @@ impl<C: Catalog> Image<C> {
                 ),
             ));
         }
-        let _not_flattening = self.0.re_inherit.try_read().map_err(|_| {
-            Error::new(
-                ErrorKind::Busy,
-                "the image is being flattened; stop that, or discard to zero",
-            )
-        })?;
+        let _not_flattening = match self.0.re_inherit.try_read() {
+            Ok(not_flattening) => Some(not_flattening),
+            Err(_) if self.0.makes(Canary::GiveBackBesideFlatten) => None,
+            Err(_) => {
+                let what = "the image is being flattened; stop that, or discard to zero";
+                return Err(Error::new(ErrorKind::Busy, what));
+            }
+        };
         let view = self.view();
         for piece in zero_pieces(&view, at) {
             let view = self.view();
@@ -249,15 +255,7 @@ impl<C: Catalog> Image<C> {
             let whole = whole_units(piece.at, view.size(), view.block());
             for step in whole.chunks(UNITS_MAX * view.block()) {
                 tokio::task::yield_now().await;
-                loop {
-                    let view = self.view();
-                    match self.inherit_units(&view, step).await {
-                        Ok(InView::All) => break,
-                        Ok(InView::Part) => {}
-                        Err(error) if self.has_another_chain(&view, &error).await => {}
-                        Err(error) => return Err(error),
-                    }
-                }
+                self.on_a_view(|view| async move { self.inherit_units(&view, step).await }).await?;
             }
         }
         self.reclaim().await
@@ -265,7 +263,7 @@ impl<C: Catalog> Image<C> {
 
     /// Lets the parent image show through whole units. Where an older revision of the image itself defines a unit, falling
     /// through would show that one: there the parent's content is copied. Which revisions are older must not change meanwhile.
-    async fn inherit_units(&self, view: &Arc<View<C>>, step: Extent) -> Result<InView> {
+    async fn inherit_units(&self, view: &Arc<View<C>>, step: Extent) -> Result<Step> {
         let own = view.chain.own();
         let free = view.chain.undefined_in(1..own, step).await?;
         let mut covered = step;
@@ -273,12 +271,12 @@ impl<C: Catalog> Image<C> {
             self.copy_from_parent(view, covered.clip(extent.offset())).await?;
             covered = covered.split(extent.end()).1;
             // All of it, also what is inherited by now: that may be another request's doing, and not acknowledged yet.
-            if self.set_in(view, &[*extent], SetTo::Inherit).await? == InView::Part {
-                return Ok(InView::Part);
+            if self.set_in(view, &[*extent], SetTo::Inherit).await? == Step::Again {
+                return Ok(Step::Again);
             }
         }
         self.copy_from_parent(view, covered).await?;
-        Ok(InView::All)
+        Ok(Step::Done(()))
     }
 
     async fn copy_from_parent(&self, view: &Arc<View<C>>, at: Extent) -> Result<()> {
@@ -301,23 +299,15 @@ impl<C: Catalog> Image<C> {
             return Ok(());
         };
         head.sync().await?;
-        let gate = self.0.gate.clone();
+        let shared = self.0.clone();
         RunToEnd::new(async move {
-            let _closed = gate.close().await;
+            let _closed = shared.close_gate().await;
             let freed = head.reclaim().await;
             drop(alone);
             freed.map(|_| ())
         })
         .await
     }
-}
-
-/// Whether all of something was done while the image had the view it was planned with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum InView {
-    All,
-    /// An operation changed the image: plan again.
-    Part,
 }
 
 /// A piece of a request that one rule applies to.

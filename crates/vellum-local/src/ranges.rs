@@ -100,9 +100,12 @@ impl Drop for RangeGuard {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use futures::poll;
+    use vellum_sim::orders::step;
+    use vellum_sim::{Orders, Task};
 
     use super::*;
 
@@ -138,6 +141,44 @@ mod tests {
         drop(first);
         drop(third.await);
         assert!(ranges.0.lock().held.is_empty() && ranges.0.lock().waiting.is_empty());
+    }
+
+    /// Takes a range, counts itself in and out, and lets others run in between.
+    async fn pass_through(ranges: &Ranges, extent: Extent, held: &[Cell<u32>]) {
+        let _guard = ranges.lock(extent).await;
+        let units = &held[extent.offset() as usize..extent.end() as usize];
+        assert!(units.iter().all(|unit| unit.replace(1) == 0), "{extent} is held twice");
+        step().await;
+        units.iter().for_each(|unit| unit.set(0));
+    }
+
+    /// Waits for a range, and gives up after so many polls.
+    async fn give_up(ranges: &Ranges, extent: Extent, polls: usize) {
+        let mut waiting = Box::pin(ranges.lock(extent));
+        for _ in 0..polls {
+            if poll!(&mut waiting).is_ready() {
+                return;
+            }
+            step().await;
+        }
+    }
+
+    #[test]
+    fn in_every_order_no_two_hold_the_same_unit_and_nobody_waits_for_ever() {
+        let orders = Orders::All { interruptions: None }.explore(|order| {
+            let (ranges, held) = (Ranges::default(), vec![Cell::new(0); 8]);
+            order.run([
+                Box::pin(pass_through(&ranges, Extent::new(0, 4), &held)) as Task<'_>,
+                Box::pin(pass_through(&ranges, Extent::new(2, 4), &held)),
+                Box::pin(pass_through(&ranges, Extent::new(5, 2), &held)),
+                Box::pin(give_up(&ranges, Extent::new(3, 3), 2)),
+            ]);
+            let state = ranges.0.lock();
+            assert!(state.held.is_empty() && state.waiting.is_empty());
+        });
+        let orders = orders.unwrap();
+        println!("{orders} orders");
+        assert!(orders > 500);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

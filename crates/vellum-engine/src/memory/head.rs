@@ -65,6 +65,19 @@ impl MemoryHead {
         Self(Arc::new(Shared { catalog, image, layer, role, lock: Mutex::new(Some(lock)) }))
     }
 
+    pub(super) fn catalog(&self) -> &MemoryCatalog {
+        &self.0.catalog
+    }
+
+    pub(super) fn image(&self) -> &ImageId {
+        &self.0.image
+    }
+
+    /// Whether it is the writer, and has neither a successor nor given the image up.
+    pub(super) fn owns(&self) -> bool {
+        self.0.role == Role::Owner && self.0.lock.lock().is_some()
+    }
+
     fn units(&self) -> Units {
         self.0.layer.stored().units()
     }
@@ -153,8 +166,8 @@ impl Head for MemoryHead {
         &self.0.layer
     }
 
-    fn must_fill_first(&self, _at: Extent) -> bool {
-        false
+    fn must_fill_first(&self, at: Extent) -> bool {
+        self.is_absent_below(at)
     }
 
     async fn write(&self, write: Write) -> Result<Guarded> {
@@ -164,6 +177,7 @@ impl Head for MemoryHead {
         let (at, units) = (write.extent(), self.units());
         self.check_range(at)?;
         self.check_span([at].into_iter())?;
+        self.check_filled(at)?;
         self.change(Guarded::Sealed, |versions| {
             let missing = versions.now.missing(units, at, write.guard);
             if !missing.is_empty() {
@@ -184,6 +198,10 @@ impl Head for MemoryHead {
         let touched = fill.parts.iter().map(|part| part.at);
         self.check_span(touched.chain(fill.then.iter().map(Write::extent)))?;
         let units = self.units();
+        let fill = self.fill_absent(fill)?;
+        if let Some(write) = &fill.then {
+            self.check_filled(write.extent())?;
+        }
         self.change(Guarded::Sealed, |versions| {
             let missing = versions.now.missing_for(units, &fill);
             if !missing.is_empty() {
@@ -208,6 +226,7 @@ impl Head for MemoryHead {
         }
         self.check_whole_units(at)?;
         self.check_span([at].into_iter())?;
+        self.check_filled(at)?;
         self.change(Guarded::Sealed, |versions| {
             match to {
                 SetTo::Zero => versions.change().set_zero(at),

@@ -5,11 +5,11 @@
 //! all heads and layers from it, is the death of that process and loses nothing; [`MemoryStore::power_cut`] loses
 //! all that was not synced. Two stores are two pools.
 //!
-//! Snapshots are sealed revisions, units are blocks. Every call does all of its work under a lock when it is first polled, so
+//! Snapshots are sealed revisions, or share their objects with the head, as a test likes; units are blocks. Every call does all of its work under a lock when it is first polled, so
 //! that it can neither be seen half done nor be left half done. There is no thread here, no file, and no cache.
 //!
 //! Modules in reading order: `content` (what a revision holds), `images` (the rules of the catalog, as a value),
-//! `owners` (who holds what), `layer`, `head`, `catalog`.
+//! `owners` (who holds what), `layer`, `head`, `shared` (objects that revisions share), `catalog`.
 
 mod catalog;
 mod content;
@@ -17,6 +17,7 @@ mod head;
 mod images;
 mod layer;
 mod owners;
+mod shared;
 
 #[cfg(test)]
 mod tests;
@@ -67,12 +68,21 @@ pub struct MemoryOptions {
     pub ack_is_durable: bool,
     /// See [`Capabilities::atomic`]. What reaches further is refused.
     pub atomic: AtomicSpan,
+    /// See [`Capabilities::snapshots`]. Where they are native, revisions of an image share its objects: one that none of them
+    /// defines anything of is absent, and through its absence all of them see the parent. What would touch it in the head
+    /// before it was filled is refused, see [`Head::must_fill_first`](crate::Head::must_fill_first).
+    pub snapshots: Snapshots,
 }
 
 impl Default for MemoryOptions {
     /// As the embedded engine.
     fn default() -> Self {
-        Self { inherit: true, ack_is_durable: false, atomic: AtomicSpan::Image }
+        Self {
+            inherit: true,
+            ack_is_durable: false,
+            atomic: AtomicSpan::Image,
+            snapshots: Snapshots::Sealed,
+        }
     }
 }
 
@@ -142,7 +152,7 @@ fn capabilities(options: MemoryOptions) -> Capabilities {
         size_max: IMAGE_SIZE_MAX,
         block_size_min: 512,
         block_size_max: 1 << 20,
-        snapshots: Snapshots::Sealed,
+        snapshots: options.snapshots,
         inherit: options.inherit,
         ack_is_durable: options.ack_is_durable,
         atomic: options.atomic,

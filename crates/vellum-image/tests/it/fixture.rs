@@ -1,11 +1,7 @@
 //! A pool, and short ways to make images in it.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
-use tempfile::TempDir;
 use vellum_core::{Buffer, Extent, Geometry, ImageName, SnapshotName};
-use vellum_disk::RealDisk;
 use vellum_engine::count::{CountCatalog, Counts};
 use vellum_engine::fault::{FaultCatalog, Faults};
 use vellum_engine::{Catalog, ImageRecord, Layering, Result};
@@ -14,10 +10,11 @@ use vellum_image::{
     CloneOptions, CreateOptions, Image, ImageOptions, Mapped, MappedKind, Pools, WriteOptions,
     admin,
 };
-use vellum_local::{LocalCatalog, Mode, OpenOptions};
 
-/// The embedded engine under a wrapper that injects faults and pauses, under one that counts.
-pub type Engine = CountCatalog<FaultCatalog<LocalCatalog<RealDisk>>>;
+use super::place::{Base, Place};
+
+/// The engine under a wrapper that injects faults and pauses, under one that counts.
+pub type Engine = CountCatalog<FaultCatalog<Base>>;
 pub type TestImage = Image<Engine>;
 
 pub const BLOCK: u64 = 4096;
@@ -27,46 +24,39 @@ pub struct Fixture {
     pub catalog: Engine,
     pub counts: Counts,
     pub faults: Faults,
-    dir: Arc<TempDir>,
+    place: Place,
 }
 
 impl Fixture {
     pub async fn new() -> Self {
-        // In memory where there is such a file system: these tests are about rules, not about media.
-        let place = std::path::Path::new("/dev/shm");
-        let place = if place.is_dir() { place.to_owned() } else { std::env::temp_dir() };
-        let dir = tempfile::Builder::new().prefix("vellum-image-").tempdir_in(place).unwrap();
-        Self::on(Arc::new(dir)).await
+        Self::at(Place::new()).await
     }
 
-    async fn on(dir: Arc<TempDir>) -> Self {
+    async fn at(place: Place) -> Self {
         let (counts, faults) = (Counts::default(), Faults::default());
-        let local = local(&dir.path().join("pool")).await;
-        let catalog = CountCatalog::new(FaultCatalog::new(local, faults.clone()), counts.clone());
+        let faulty = FaultCatalog::new(place.open("pool").await, faults.clone());
+        let catalog = CountCatalog::new(faulty, counts.clone());
         let pools = Pools::default();
         pools.add(catalog.clone());
-        Self { pools, catalog, counts, faults, dir }
+        Self { pools, catalog, counts, faults, place }
     }
 
     /// The same pool, as another process has it open.
     pub async fn another_process(&self) -> Self {
-        Self::on(self.dir.clone()).await
+        Self::at(self.place.clone()).await
     }
 
     /// Another pool, known here too.
     pub async fn another_pool(&self) -> Engine {
-        let local = local(&self.dir.path().join("another")).await;
-        let catalog =
-            CountCatalog::new(FaultCatalog::new(local, self.faults.clone()), self.counts.clone());
+        let faulty = FaultCatalog::new(self.place.open("another").await, self.faults.clone());
+        let catalog = CountCatalog::new(faulty, self.counts.clone());
         self.pools.add(catalog.clone());
         catalog
     }
 
     /// Takes away what only the end of a process leaves and the end of the machine does not.
-    pub fn forget_logs(&self) {
-        for entry in std::fs::read_dir(self.dir.path().join("pool/live")).unwrap() {
-            std::fs::remove_file(entry.unwrap().path()).unwrap();
-        }
+    pub fn forget_unsynced(&self) {
+        self.place.forget_unsynced();
     }
 
     pub async fn create(&self, name: &str, size: u64, options: CreateOptions) -> ImageRecord {
@@ -126,11 +116,6 @@ impl Fixture {
         let id = self.catalog.find(&image_name(name)).await?.id;
         Image::open(&self.pools, &self.catalog, &id, what, ImageOptions::default()).await
     }
-}
-
-async fn local(path: &std::path::Path) -> LocalCatalog<RealDisk> {
-    let options = OpenOptions { mode: Mode::CreateIfMissing, ..OpenOptions::default() };
-    LocalCatalog::open(RealDisk::default(), path, options).await.unwrap()
 }
 
 pub fn image_name(name: &str) -> ImageName {

@@ -7,10 +7,10 @@ use vellum_image::chain::DEPTH_MAX;
 use vellum_image::image::Open;
 use vellum_image::{
     CloneOptions, CreateOptions, DiscardPolicy, FlattenOptions, Image, ImageOptions, Job,
-    ZeroOptions, admin,
+    MappedKind, ZeroOptions, admin,
 };
 
-use crate::fixture::*;
+use super::fixture::*;
 
 const SIZE: u64 = 1 << 20;
 
@@ -69,6 +69,21 @@ async fn zeros_and_discards_over_a_layer_that_another_process_took_away_find_the
     content[100..150].fill(0);
     assert!(read_all(&c).await == content);
 
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        let fixture = Fixture::new().await;
+        let (mut content, c) = without_its_grandparent(&fixture, layering).await;
+        c.discard(Extent::new(0, SIZE / 2), DiscardPolicy::Zero, false).await.unwrap();
+        content[..SIZE as usize / 2].fill(0);
+        assert!(read_all(&c).await == content);
+
+        let fixture = Fixture::new().await;
+        let (content, c) = without_its_grandparent(&fixture, layering).await;
+        let fast = ZeroOptions { fast: true, ..ZeroOptions::default() };
+        let error = c.write_zeroes(Extent::new(100, 50), fast).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(read_all(&c).await == content);
+    }
+
     let fixture = Fixture::new().await;
     let (content, c) = without_its_grandparent(&fixture, Layering::Sparse).await;
     write(&c, 0, &[1; 4096]).await.unwrap();
@@ -76,6 +91,15 @@ async fn zeros_and_discards_over_a_layer_that_another_process_took_away_find_the
     let unit = Extent::new(0, 4096);
     c.discard(unit, DiscardPolicy::Inherit, false).await.unwrap();
     assert!(read_all(&c).await == content);
+}
+
+#[tokio::test]
+async fn a_map_over_a_layer_that_another_process_took_away_says_where_the_content_is_now() {
+    let fixture = Fixture::new().await;
+    let (_, c) = without_its_grandparent(&fixture, Layering::Sparse).await;
+    let map = c.map(Extent::new(0, SIZE), usize::MAX).await.unwrap();
+    let data = map.iter().map(|entry| (entry.at, entry.kind)).collect::<Vec<_>>();
+    assert_eq!(data, [(Extent::new(0, SIZE), MappedKind::Data)]);
 }
 
 #[tokio::test]
@@ -115,7 +139,7 @@ async fn a_flatten_keeps_what_a_filler_that_died_had_copied() {
     child.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
     child.close().await.unwrap();
     remove(&fixture, "gold").await;
-    fixture.forget_logs();
+    fixture.forget_unsynced();
     let later = fixture.another_process().await;
     assert!(read_all(&later.open("child").await).await == content);
 }

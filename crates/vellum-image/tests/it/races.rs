@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vellum_core::Extent;
-use vellum_engine::Layering;
 use vellum_engine::fault::Operation;
-use vellum_image::{DiscardPolicy, FlattenOptions, Job, ZeroOptions};
+use vellum_engine::{Catalog, Layering};
+use vellum_image::image::Open;
+use vellum_image::{DiscardPolicy, FlattenOptions, Image, ImageOptions, Job, ZeroOptions};
 
-use crate::fixture::*;
+use super::fixture::*;
 
 const SIZE: u64 = 1 << 20;
 
@@ -190,6 +191,33 @@ async fn writers_snapshots_and_a_flatten_at_once_lose_nothing() {
         }
         assert!(read_all(&child).await == content, "{layering:?}");
         assert!(child.record().parent().is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn copy_ups_beyond_their_budget_wait_for_each_other_and_all_land() {
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        let fixture = Fixture::new().await;
+        let (mut content, child) = fixture.child(SIZE, layering).await;
+        child.close().await.unwrap();
+        let id = fixture.catalog.find(&image_name("child")).await.unwrap().id;
+        // Less than one object, so that each copy-up takes all there is.
+        let limited = ImageOptions { copy_up_bytes_max: 4096, ..ImageOptions::default() };
+        let (pools, catalog) = (&fixture.pools, &fixture.catalog);
+        let child = Image::open(pools, catalog, &id, Open::Own, limited).await.unwrap();
+        let writers: Vec<_> = (0..16u64)
+            .map(|writer| {
+                let child = child.clone();
+                tokio::spawn(async move { write(&child, writer * 65_536 + 100, &[1; 50]).await })
+            })
+            .collect();
+        for writer in writers {
+            writer.await.unwrap().unwrap();
+        }
+        for writer in 0..16 {
+            content[writer * 65_536 + 100..][..50].fill(1);
+        }
+        assert!(read_all(&child).await == content, "{layering:?}");
     }
 }
 

@@ -8,7 +8,7 @@ use vellum_image::{
     CloneOptions, CreateOptions, DiscardPolicy, FlattenOptions, Job, MappedKind, ZeroOptions, admin,
 };
 
-use crate::fixture::*;
+use super::fixture::*;
 
 const SIZE: u64 = 1 << 20;
 const OBJECT: u64 = 64 << 10;

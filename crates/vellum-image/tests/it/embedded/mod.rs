@@ -1,0 +1,15 @@
+//! The tests of rules, on the embedded engine.
+
+#[path = "../failures.rs"]
+mod failures;
+#[path = "../fixture.rs"]
+mod fixture;
+#[path = "../others.rs"]
+mod others;
+#[path = "../overlaps.rs"]
+mod overlaps;
+pub mod place;
+#[path = "../races.rs"]
+mod races;
+#[path = "../rules.rs"]
+mod rules;

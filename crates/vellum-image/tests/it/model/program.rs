@@ -1,0 +1,134 @@
+//! Random programs: what is generated, and shrunk.
+//!
+//! A new operation is one more [`Op`], its line in [`ops`], and its arm in [`Run::act`](super::run::Run::act).
+
+use proptest::prelude::*;
+use vellum_core::{Extent, Geometry};
+use vellum_engine::Layering::{self, CopyUp, Sparse};
+
+/// The longest image.
+const SIZE_MAX: u64 = 50_000;
+/// The deepest chain of images that a program begins with.
+pub const DEPTH_MAX: usize = 8;
+
+/// What is done to one image; images and snapshots are numbers of those that there are, counted round.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Read { image: usize, at: Extent },
+    Write { image: usize, at: Extent, seed: u64, durable: bool },
+    Zero { image: usize, at: Extent, no_hole: bool, fast: bool },
+    Discard { image: usize, at: Extent, to_parent: bool },
+    Sync { image: usize },
+    Snapshot { image: usize },
+    RemoveSnapshot { image: usize, which: usize },
+    Flatten { image: usize },
+    Map { image: usize },
+}
+
+/// One after the other.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Several tasks at once, each with its operations one after the other.
+    Together(Vec<Vec<Op>>),
+    /// A clone of a snapshot, which is made first if there is none.
+    Clone {
+        image: usize,
+        which: usize,
+        shape: Shape,
+    },
+    Reopen {
+        image: usize,
+    },
+    Remove {
+        image: usize,
+    },
+    /// All that was not synced before this step is made durable and then the power is cut, where the engine can do that.
+    PowerCut,
+}
+
+/// What an image is made with.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub size: u64,
+    /// How much of the parent can be seen, as far as both reach.
+    pub overlap: u64,
+    pub layering: Layering,
+    pub geometry: Geometry,
+    pub block_size: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// How calls of the engine are put in between each other.
+    pub pace: u64,
+    /// The images there are at first, each a clone of the one before.
+    pub chain: Vec<Shape>,
+    pub steps: Vec<Step>,
+}
+
+fn extents() -> impl Strategy<Value = Extent> + Clone {
+    let lengths =
+        prop_oneof![1u64..600, 1u64..20_000, Just(4096u64), Just(16_384u64), Just(SIZE_MAX)];
+    let units = prop_oneof![Just(512u64), Just(4096u64), Just(16_384u64)];
+    let aligned = (units, 0..SIZE_MAX).prop_map(|(unit, offset)| offset / unit * unit);
+    let offsets = prop_oneof![0..SIZE_MAX, aligned, Just(0u64)];
+    (offsets, lengths).prop_map(|(offset, length)| Extent::new(offset, length))
+}
+
+fn shapes() -> impl Strategy<Value = Shape> {
+    let geometries = prop_oneof![
+        Just(Geometry::unstriped(16 << 10).unwrap()),
+        Just(Geometry::new(32 << 10, 4096, 3).unwrap()),
+        Just(Geometry::new(8192, 4096, 1).unwrap()),
+        Just(Geometry::new(4096, 512, 4).unwrap()),
+        Just(Geometry::default()),
+    ];
+    // Multiples of units, and such that the last unit is short.
+    let sizes = prop_oneof![4 => Just(40_037u64), 1 => Just(16_384u64), 1 => 1..SIZE_MAX];
+    let overlaps = prop_oneof![3 => Just(u64::MAX), 1 => 0..SIZE_MAX, 1 => (0..12u64).prop_map(|unit| unit * 4096)];
+    let blocks = prop_oneof![Just(512u32), Just(4096u32)];
+    (sizes, overlaps, prop_oneof![Just(Sparse), Just(CopyUp)], geometries, blocks).prop_map(
+        |(size, overlap, layering, geometry, block_size)| {
+            let fits = geometry.accepts_block_size(u64::from(block_size));
+            let block_size = if fits { block_size } else { 512 };
+            Shape { size, overlap, layering, geometry, block_size }
+        },
+    )
+}
+
+fn ops() -> impl Strategy<Value = Op> {
+    let (image, at, which) = (any::<usize>(), extents(), any::<usize>());
+    let flag = any::<bool>();
+    prop_oneof![
+        8 => (image, at.clone(), 0u64..250, flag)
+            .prop_map(|(image, at, seed, durable)| Op::Write { image, at, seed, durable }),
+        3 => (image, at.clone(), flag, flag)
+            .prop_map(|(image, at, no_hole, fast)| Op::Zero { image, at, no_hole, fast }),
+        4 => (image, at.clone(), flag)
+            .prop_map(|(image, at, to_parent)| Op::Discard { image, at, to_parent }),
+        4 => (image, at).prop_map(|(image, at)| Op::Read { image, at }),
+        2 => image.prop_map(|image| Op::Snapshot { image }),
+        1 => (image, which).prop_map(|(image, which)| Op::RemoveSnapshot { image, which }),
+        2 => image.prop_map(|image| Op::Flatten { image }),
+        1 => image.prop_map(|image| Op::Sync { image }),
+        1 => image.prop_map(|image| Op::Map { image }),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let together = prop::collection::vec(prop::collection::vec(ops(), 1..4), 1..5);
+    prop_oneof![
+        8 => together.prop_map(Step::Together),
+        2 => (any::<usize>(), any::<usize>(), shapes())
+            .prop_map(|(image, which, shape)| Step::Clone { image, which, shape }),
+        1 => any::<usize>().prop_map(|image| Step::Reopen { image }),
+        1 => any::<usize>().prop_map(|image| Step::Remove { image }),
+        1 => Just(Step::PowerCut),
+    ]
+}
+
+pub fn programs() -> impl Strategy<Value = Program> {
+    let chain = prop::collection::vec(shapes(), 1..=DEPTH_MAX);
+    (any::<u64>(), chain, prop::collection::vec(steps(), 1..12))
+        .prop_map(|(pace, chain, steps)| Program { pace, chain, steps })
+}
