@@ -1,5 +1,8 @@
 //! The tests of rules, on the embedded engine.
 
+mod cycles;
+#[path = "../depth.rs"]
+mod depth;
 #[path = "../failures.rs"]
 mod failures;
 #[path = "../fixture.rs"]

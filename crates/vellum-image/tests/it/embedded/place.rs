@@ -27,6 +27,11 @@ impl Place {
         LocalCatalog::open(RealDisk::default(), self.0.path().join(pool), options).await.unwrap()
     }
 
+    /// Where a pool is.
+    pub fn path(&self, pool: &str) -> std::path::PathBuf {
+        self.0.path().join(pool)
+    }
+
     /// Takes away what only the end of a process leaves and the end of the machine does not.
     pub fn forget_unsynced(&self) {
         for entry in std::fs::read_dir(self.0.path().join("pool/live")).unwrap() {

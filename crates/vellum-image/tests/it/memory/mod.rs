@@ -1,5 +1,7 @@
 //! The tests of rules, on the memory engine.
 
+#[path = "../depth.rs"]
+mod depth;
 #[path = "../failures.rs"]
 mod failures;
 #[path = "../fixture.rs"]
