@@ -114,9 +114,7 @@ impl<C: Catalog> Image<C> {
         let prepared = head.prepare(HeadChange::CutParent).await?;
         let record = self.commit(alone, prepared).await?;
         // The parent's list goes last: a crash in between leaves an entry that the child denies.
-        if link.pool != self.0.catalog.pool() {
-            admin::detach(&self.0.pools, &self.0.catalog, link, &self.0.id).await?;
-        }
+        admin::leave(&self.0.pools, &self.0.catalog, link, &self.0.id).await;
         Ok(record)
     }
 }

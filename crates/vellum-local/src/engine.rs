@@ -14,8 +14,8 @@ use vellum_core::geometry::IMAGE_SIZE_MAX;
 use vellum_disk::{Disk, LockKind};
 use vellum_engine::{
     AtomicSpan, Below, Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, ImageId,
-    ImageRecord, NewImage, Pending, PoolId, Repair, Result, RevisionId, RunToEnd, Snapshots,
-    Version,
+    ImageRecord, NewImage, Pending, PoolId, Repair, Reserved, Result, RevisionId, RunToEnd,
+    Snapshots, Version,
 };
 
 use crate::LayerId;
@@ -254,6 +254,30 @@ impl<D: Disk> Catalog for LocalCatalog<D> {
 
     fn unused_id(&self) -> ImageId {
         ImageNo::random(self.disk()).id()
+    }
+
+    fn reserve(&self, id: &ImageId) -> Result<Reserved> {
+        self.writable()?;
+        let kept = self.try_lock(ImageNo::of(id)?.lock(), LockKind::Exclusive)?;
+        let in_use =
+            || Error::new(ErrorKind::InUse, format!("somebody creates image {id} already"));
+        Ok(Reserved::new(kept.ok_or_else(in_use)?))
+    }
+
+    async fn is_gone(&self, id: &ImageId) -> Result<bool> {
+        let Ok(image) = ImageNo::of(id) else { return Ok(true) };
+        if self.0.look_only {
+            return Ok(false);
+        }
+        let kept = self.try_lock(image.lock(), LockKind::Exclusive)?;
+        if kept.is_none() {
+            return Ok(false);
+        }
+        self.database().settle().await?;
+        match self.look_up(image).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+            found => found.map(|_| false),
+        }
     }
 
     async fn find(&self, name: &ImageName) -> Result<ImageRecord> {
