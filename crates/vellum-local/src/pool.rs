@@ -19,6 +19,7 @@ use vellum_disk::{Disk, File, FileIdentity, FileSystem, OpenMode};
 use vellum_engine::{Error, ErrorKind, Result};
 
 use crate::LayerId;
+use crate::catalog::connection::log_of;
 
 /// How much a deletion on a full disk may fall back on, in bytes.
 const RESERVE_BYTES: u64 = 16 << 20;
@@ -200,9 +201,7 @@ impl<D: Disk> PoolDirectory<D> {
     /// removed because of it. Locks of SQLite are not on the log, so that it may be opened and closed.
     pub(crate) async fn sync_catalog(&self) -> Result<()> {
         let failed = |error| self.failed("sync the catalog of", error);
-        let mut log = self.catalog().into_os_string();
-        log.push("-wal");
-        match self.disk.open(log.as_ref(), OpenMode::Read).await {
+        match self.disk.open(&log_of(&self.catalog()), OpenMode::Read).await {
             Ok(log) => log.sync_data().await.map_err(failed)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),

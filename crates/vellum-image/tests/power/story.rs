@@ -160,7 +160,7 @@ impl Ground {
             self.disk.world().free = chance.random_range(0..200);
         } else {
             let file = if chance.random_bool(0.7) { "data.0" } else { "map" };
-            self.disk.fail(Fault { call: Call::SyncData, file, error: EIO, times: 1 });
+            self.disk.fail(Fault { call: Call::SyncData, file, error: EIO, times: 1, skip: 0 });
         }
     }
 }

@@ -85,7 +85,7 @@ impl Database {
             look(&transaction).map_err(|failure| failure.into_error(doing))
         };
         match self {
-            Self::Alone(alone) => alone.run(job).await,
+            Self::Alone(alone) => alone.read(job).await,
             Self::Threads { reader, .. } => run(reader, job).await,
         }
     }
@@ -97,16 +97,20 @@ impl Database {
         doing: &'static str,
         change: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
     ) -> Result<T> {
+        let writer = match self {
+            Self::Threads { writer, .. } => writable(writer)?,
+            Self::Alone(alone) => {
+                let (value, begun) = alone.prepare(doing, change).await?;
+                return begun.commit(|_| Ok(value));
+            }
+        };
         let job = move |db: &mut Connection| {
             let transaction = begin(db, doing)?;
             let value = change(&transaction).map_err(|failure| failure.into_error(doing))?;
             commit(transaction, doing)?;
             Ok(value)
         };
-        match self {
-            Self::Alone(alone) => alone.run(job).await,
-            Self::Threads { writer, .. } => run(writable(writer)?, job).await,
-        }
+        run(writer, job).await
     }
 
     /// Begins a transaction, runs a closure in it, and leaves the rest to the caller. Until that is decided, nobody else
@@ -210,7 +214,7 @@ impl Undecided {
     }
 }
 
-fn failed(error: rusqlite::Error, doing: &str) -> Error {
+pub(super) fn failed(error: rusqlite::Error, doing: &str) -> Error {
     Failure::from(error).into_error(doing)
 }
 
@@ -261,7 +265,8 @@ fn open_alone<T>(
     let mut db = connection::open(path, Some(vfs), purpose)?;
     let doing = format!("open {}", path.display());
     let value = first(&mut db).map_err(|failure| failure.into_error(&doing))?;
-    Ok((Database::Alone(Alone::new(db)), value))
+    let reader = connection::open(path, Some(vfs), Purpose::Read)?;
+    Ok((Database::Alone(Alone::new(db, reader)), value))
 }
 
 /// Starts a thread, opens a connection on it, and runs `first`. The thread ends, and closes the connection, when the
