@@ -23,7 +23,7 @@ use crate::catalog::children::ParentInPool;
 use crate::catalog::images::NewKeys;
 use crate::catalog::layers::LayerRow;
 use crate::catalog::record::ImageNo;
-use crate::catalog::{Database, children, images, layers, record, snapshots};
+use crate::catalog::{Database, children, images, layers, log, record, snapshots};
 use crate::head::LocalHead;
 use crate::lock::{Lock, LockFile};
 use crate::open_layer::OpenLayer;
@@ -153,8 +153,19 @@ impl<D: Disk> LocalCatalog<D> {
     async fn own_image(self, image: ImageNo) -> Result<LocalHead<D>> {
         self.writable()?;
         let (head, lock) = self.lock_head(image, LockKind::Exclusive).await?;
+        self.settle_leftovers().await?;
         let layer = self.store().layer(facts(&head), Access::Own).await?;
         Ok(LocalHead::owner(self, image, layer, lock))
+    }
+
+    /// Whoever held the image before may have died in a commit that removed it, or sealed its head. What is written from now on must not
+    /// be undone by that: if it has not happened, it will not.
+    async fn settle_leftovers(&self) -> Result<()> {
+        let frames = self.database().read("look at the log", log::frames).await?;
+        if self.directory().log_goes_on(frames).await? {
+            self.database().settle().await?;
+        }
+        Ok(())
     }
 
     async fn fill_layer(self, image: ImageNo, layer: LayerId) -> Result<LocalHead<D>> {

@@ -84,6 +84,12 @@ pub(crate) async fn open<D: Disk>(
     }
     let place = Place { path: directory.path().to_owned(), inode: inode.map_or(0, |id| id.inode) };
     let opened = open_catalog(&disk, &directory, &place, create, look_only).await;
+    let opened = match opened {
+        Ok((database, row)) if !look_only && !row.look_only => {
+            directory.sync_catalog(&database).await.map(|()| (database, row))
+        }
+        opened => opened,
+    };
     if create {
         locks.unlock_pool()?;
     }
@@ -142,9 +148,6 @@ async fn open_catalog<D: Disk>(
     let (place, id) = (place.clone(), create.then(|| random_pool_id(disk)));
     let load = move |db: &mut Connection| load_or_create(db, id, &place);
     let (database, row) = Database::open(&path, vfs.clone(), load).await?;
-    if !row.look_only {
-        directory.sync_catalog().await?;
-    }
     if row.look_only {
         drop(database);
         return Database::open_read_only(&path, vfs, |db| registry::load(db)).await;

@@ -12,7 +12,7 @@ use vellum_engine::{ErrorKind, Result};
 
 use super::Outcome;
 use super::connection::BUSY_WAIT;
-use super::worker::{committed, failed};
+use super::worker::{committed, failed, settled};
 
 /// How often a transaction that another process keeps from beginning is tried again.
 const BUSY_POLL: Duration = Duration::from_millis(1);
@@ -71,6 +71,15 @@ impl Begun {
         let value = change(&self.db).map_err(|failure| failure.into_error(self.doing))?;
         committed(self.db.execute_batch("COMMIT"), self.doing)?;
         Ok(value)
+    }
+
+    /// The same, for who does not settle by itself what cannot be known.
+    pub(super) fn commit_and_settle<T>(self, value: T) -> Result<T> {
+        let result = committed(self.db.execute_batch("COMMIT"), self.doing);
+        if !self.db.is_autocommit() {
+            let _ = self.db.execute_batch("ROLLBACK");
+        }
+        settled(&self.db, result).map(|()| value)
     }
 }
 
