@@ -135,6 +135,9 @@ impl<C: Catalog> Copier<'_, C> {
     /// Copies until nothing shows through any more.
     async fn copy_all(&self, job: &Job) -> Result<()> {
         job.set_total(self.chain.parent_limit());
+        if self.image.0.cuts_too_early {
+            return Ok(());
+        }
         // The second pass finds nothing to copy unless a write that was under way during the first one failed.
         while self.pass(job).await? > 0 {}
         Ok(())

@@ -131,9 +131,10 @@ mod tests {
         assert_eq!(gate.state.load(Ordering::SeqCst), 0);
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn nobody_is_inside_while_it_is_closed() {
+    /// Whether anybody was ever inside while the gate was closed, by a closer that waits or one that does not.
+    async fn somebody_is_inside(waits: bool) -> bool {
         let gate = Arc::new(Gate::default());
+        let mut found = false;
         let inside = Arc::new(AtomicUsize::new(0));
         let users: Vec<_> = (0..8)
             .map(|_| {
@@ -149,12 +150,30 @@ mod tests {
             })
             .collect();
         for _ in 0..200 {
-            let _closed = gate.clone().close().await;
-            assert_eq!(inside.load(Ordering::SeqCst), 0);
+            let closing = gate.clone().close();
+            let _closed = if waits { closing.await } else { closed_at_once(&gate) };
+            found |= inside.load(Ordering::SeqCst) > 0;
             tokio::task::yield_now().await;
         }
         for user in users {
             user.await.unwrap();
         }
+        found
+    }
+
+    /// A mistake: nobody waits for those inside.
+    fn closed_at_once(gate: &Arc<Gate>) -> Closed {
+        gate.state.fetch_or(CLOSED, Ordering::AcqRel);
+        Closed(gate.clone())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn nobody_is_inside_while_it_is_closed() {
+        assert!(!somebody_is_inside(true).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_gate_that_closes_on_those_inside_is_found() {
+        assert!(somebody_is_inside(false).await);
     }
 }

@@ -11,6 +11,7 @@ use vellum_engine::{
     AtomicSpan, Catalog, Error, ErrorKind, Head, ImageId, ImageRecord, Layering, Ownership, Result,
 };
 
+use crate::canary::Canary;
 use crate::chain::{Chain, open_below};
 use crate::gate::Gate;
 use crate::{MappedKind, Pools, ResolvedCache};
@@ -46,6 +47,8 @@ pub(crate) struct Shared<C: Catalog> {
     pub(crate) id: ImageId,
     pub(crate) view: ArcSwap<View<C>>,
     pub(crate) gate: Arc<Gate>,
+    /// A mistake that a test has asked for.
+    pub(crate) cuts_too_early: bool,
     /// Held by whoever changes the image's record: snapshot, the cut at the end of a flatten, close.
     pub(crate) operations: Arc<tokio::sync::Mutex<()>>,
     /// Flatten relies on units never being inherited again: it holds this alone, a discard to the parent shares it.
@@ -115,6 +118,21 @@ pub struct ImageOptions {
     pub copy_up_bytes_max: u32,
     /// Where it is remembered which layer of a deep chain holds what.
     pub resolved: ResolvedCache,
+    /// A mistake to make, for tests of tests.
+    #[cfg(any(test, feature = "canaries"))]
+    pub canary: Option<Canary>,
+}
+
+impl ImageOptions {
+    #[cfg(any(test, feature = "canaries"))]
+    fn makes(&self, mistake: Canary) -> bool {
+        self.canary == Some(mistake)
+    }
+
+    #[cfg(not(any(test, feature = "canaries")))]
+    fn makes(&self, _mistake: Canary) -> bool {
+        false
+    }
 }
 
 impl Default for ImageOptions {
@@ -124,6 +142,8 @@ impl Default for ImageOptions {
             buffers: BufferPool::default(),
             copy_up_bytes_max: 64 << 20,
             resolved: ResolvedCache::default(),
+            #[cfg(any(test, feature = "canaries"))]
+            canary: None,
         }
     }
 }
@@ -156,6 +176,7 @@ impl<C: Catalog> Image<C> {
             id: id.clone(),
             view: ArcSwap::from_pointee(view),
             gate: Arc::default(),
+            cuts_too_early: options.makes(Canary::CutTooEarly),
             operations: Arc::default(),
             re_inherit: tokio::sync::RwLock::default(),
             buffers: options.buffers,

@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+mod canary;
 pub mod chain;
 pub mod check;
 mod copy_up;
@@ -38,6 +39,8 @@ mod write;
 mod zero;
 
 pub use admin::{CloneOptions, CreateOptions};
+#[cfg(any(test, feature = "canaries"))]
+pub use canary::Canary;
 pub use flatten::FlattenOptions;
 pub use image::{Image, ImageOptions};
 pub use job::{Job, Progress};

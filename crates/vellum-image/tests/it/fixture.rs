@@ -14,7 +14,7 @@ use vellum_image::{
     CloneOptions, CreateOptions, Image, ImageOptions, Mapped, MappedKind, Pools, WriteOptions,
     admin,
 };
-use vellum_local::{LocalCatalog, Mode, OpenOptions};
+use vellum_local::{Canary, LocalCatalog, Mode, OpenOptions, StoreOptions};
 
 /// The embedded engine under a wrapper that injects faults and pauses, under one that counts.
 pub type Engine = CountCatalog<FaultCatalog<LocalCatalog<RealDisk>>>;
@@ -41,7 +41,7 @@ impl Fixture {
 
     async fn on(dir: Arc<TempDir>) -> Self {
         let (counts, faults) = (Counts::default(), Faults::default());
-        let local = local(&dir.path().join("pool")).await;
+        let local = local(&dir.path().join("pool"), None).await;
         let catalog = CountCatalog::new(FaultCatalog::new(local, faults.clone()), counts.clone());
         let pools = Pools::default();
         pools.add(catalog.clone());
@@ -55,7 +55,12 @@ impl Fixture {
 
     /// Another pool, known here too.
     pub async fn another_pool(&self) -> Engine {
-        let local = local(&self.dir.path().join("another")).await;
+        self.another_pool_that_makes(None).await
+    }
+
+    /// The same, whose engine makes a mistake.
+    pub async fn another_pool_that_makes(&self, mistake: Option<Canary>) -> Engine {
+        let local = local(&self.dir.path().join("another"), mistake).await;
         let catalog =
             CountCatalog::new(FaultCatalog::new(local, self.faults.clone()), self.counts.clone());
         self.pools.add(catalog.clone());
@@ -128,8 +133,9 @@ impl Fixture {
     }
 }
 
-async fn local(path: &std::path::Path) -> LocalCatalog<RealDisk> {
-    let options = OpenOptions { mode: Mode::CreateIfMissing, ..OpenOptions::default() };
+async fn local(path: &std::path::Path, canary: Option<Canary>) -> LocalCatalog<RealDisk> {
+    let store = StoreOptions { canary, ..StoreOptions::default() };
+    let options = OpenOptions { mode: Mode::CreateIfMissing, store, ..OpenOptions::default() };
     LocalCatalog::open(RealDisk::default(), path, options).await.unwrap()
 }
 
