@@ -58,7 +58,7 @@ pub trait Disk: Clone + Send + Sync + std::fmt::Debug + 'static {
     }
 
     /// Under which name SQLite knows these files, where they are not the operating system's. Then it is called on whatever
-    /// thread polls, one database at a time has one connection, and no call waits.
+    /// thread polls, and no call waits.
     fn sqlite_vfs(&self) -> Option<String> {
         None
     }
@@ -96,13 +96,12 @@ pub trait File: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// cannot, it does nothing.
     fn allocate(&self, extent: Extent) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Copies `length` bytes from `source` at `source_offset` to `offset`, by reference where the file system can.
+    /// Copies what `source` holds at `from` to the offset `to`, by reference where the file system can.
     fn copy_from(
         &self,
         source: &Self,
-        source_offset: u64,
-        offset: u64,
-        length: u64,
+        from: Extent,
+        to: u64,
     ) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Makes all data written before the call durable (`fdatasync`). **Never call it again after it failed**: the kernel

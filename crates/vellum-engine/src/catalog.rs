@@ -1,5 +1,6 @@
 //! [`Catalog`]: the cold half of an engine.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::future::Future;
 
@@ -41,6 +42,15 @@ pub trait Catalog: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// An id that no image of this pool has or had, for [`NewImage::id`].
     fn unused_id(&self) -> ImageId;
 
+    /// Keeps an id for an image that is about to be created, so that nobody takes it for [gone](Self::is_gone) until the answer
+    /// is dropped or its process dies. `InUse` if somebody keeps it already.
+    fn reserve(&self, id: &ImageId) -> Result<Reserved>;
+
+    /// Whether there is no image with this id, nor will there be: nobody keeps the id, and what a process that died in its
+    /// creation left behind can no longer come true. False also where that cannot be made sure, in a pool that is only looked
+    /// at.
+    fn is_gone(&self, id: &ImageId) -> impl Future<Output = Result<bool>> + Send;
+
     /// The image of this name. `NotFound` if there is none.
     fn find(&self, name: &ImageName) -> impl Future<Output = Result<ImageRecord>> + Send;
 
@@ -70,7 +80,8 @@ pub trait Catalog: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// revision open reads what it read before, or `NotFound`.
     fn remove(&self, id: &ImageId, at: Version) -> impl Future<Output = Result<()>> + Send;
 
-    /// Enters a child in the list of a sealed revision. Idempotent. `NotFound` if no snapshot names the revision.
+    /// Enters a child in the list of a sealed revision. Idempotent. `NotFound` if no snapshot names the revision. Whoever
+    /// enters a child before it exists [keeps](Self::reserve) its id until it does: an entry whose child is gone is stale.
     fn attach(
         &self,
         image: &ImageId,
@@ -141,6 +152,20 @@ pub trait Catalog: Clone + Send + Sync + std::fmt::Debug + 'static {
         image: &ImageId,
         revision: &RevisionId,
     ) -> impl Future<Output = Result<u64>> + Send;
+}
+
+/// An id that is kept, for as long as this lives.
+#[derive(Debug)]
+#[must_use]
+pub struct Reserved(
+    #[expect(dead_code, reason = "what matters is when it is dropped")] Box<dyn Any + Send + Sync>,
+);
+
+impl Reserved {
+    /// Kept by what an engine holds for it.
+    pub fn new(hold: impl Any + Send + Sync) -> Self {
+        Self(Box::new(hold))
+    }
 }
 
 /// What to create.

@@ -14,8 +14,8 @@ use vellum_core::{Buffer, Extent, ImageName, Runs};
 use crate::head::{Committed, Fill, Guarded, HeadChange, Prepared, SetTo, Write};
 use crate::{
     Capabilities, Catalog, Change, ChildRef, Content, Durability, Finding, Head, ImageId,
-    ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Repair, Result, RevisionId,
-    TryRead, Version,
+    ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Repair, Reserved, Result,
+    RevisionId, TryRead, Version,
 };
 
 /// What is counted.
@@ -166,6 +166,14 @@ impl<C: Catalog> Catalog for CountCatalog<C> {
 
     fn unused_id(&self) -> ImageId {
         self.inner.unused_id()
+    }
+
+    fn reserve(&self, id: &ImageId) -> Result<Reserved> {
+        self.inner.reserve(id)
+    }
+
+    fn is_gone(&self, id: &ImageId) -> impl Future<Output = Result<bool>> + Send {
+        self.cold().is_gone(id)
     }
 
     fn find(&self, name: &ImageName) -> impl Future<Output = Result<ImageRecord>> + Send {

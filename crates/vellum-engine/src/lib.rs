@@ -35,7 +35,7 @@ pub mod record;
 pub mod run_to_end;
 
 pub use catalog::{
-    AtomicSpan, Capabilities, Catalog, Change, NewImage, NewParent, Pending, Snapshots,
+    AtomicSpan, Capabilities, Catalog, Change, NewImage, NewParent, Pending, Reserved, Snapshots,
 };
 pub use check::{Finding, Repair, Severity};
 pub use error::{Error, ErrorKind, Happened, Result};

@@ -75,7 +75,8 @@ pub async fn create<C: Catalog>(
 }
 
 /// Creates a child of a snapshot, in any pool, at a cost that does not grow with the parent. The child is in its parent's
-/// list before it exists, so that a crash in between leaves an entry too many and never one too few.
+/// list before it exists, so that a crash in between leaves an entry too many and never one too few; and its id is kept until
+/// it does, so that nobody takes the entry for a stale one.
 pub async fn clone<C: Catalog>(
     pools: &Pools<C>,
     parent_catalog: &C,
@@ -121,24 +122,32 @@ pub async fn clone<C: Catalog>(
     if link.pool == child_catalog.pool() {
         return child_catalog.create(new).await;
     }
+    let kept = child_catalog.reserve(&id)?;
     let child = ChildRef { pool: child_catalog.pool(), image: id };
     parent_catalog.attach(&link.image, &link.revision, &child).await?;
-    match child_catalog.create(new).await {
-        Ok(created) => {
-            // Whoever asked the child in between was told that there is none, and took it from the list.
-            match parent_catalog.attach(&link.image, &link.revision, &child).await {
-                Ok(()) => Ok(created),
-                Err(error) => {
-                    child_catalog.remove(&created.id, created.version).await?;
-                    Err(error)
-                }
-            }
-        }
-        Err(error) => {
-            // Not created: the entry is stale at once. If it cannot be taken back now, whoever asks the child later will.
-            let _ = parent_catalog.detach(&link.image, &link.revision, &child).await;
-            Err(error)
-        }
+    let created = child_catalog.create(new).await;
+    drop(kept);
+    if created.is_err() {
+        // Whoever lists children next would do it as well.
+        take_if_gone(parent_catalog, &link.image, &link.revision, child_catalog, &child).await;
+    }
+    created
+}
+
+/// Takes an entry from a list if its child is gone. Where that cannot be done now, whoever lists the children next will.
+async fn take_if_gone<C: Catalog>(
+    catalog: &C,
+    parent: &ImageId,
+    on: &RevisionId,
+    child_catalog: &C,
+    child: &ChildRef,
+) {
+    let taken = match child_catalog.is_gone(&child.image).await {
+        Ok(true) => catalog.detach(parent, on, child).await,
+        gone => gone.map(|_| ()),
+    };
+    if let Err(error) = taken {
+        tracing::debug!(child = %child.image, error = %error.chain(), "an entry in a list of children stays for now");
     }
 }
 
@@ -153,8 +162,8 @@ pub struct Child<C> {
     pub revision: RevisionId,
 }
 
-/// The children of an image. Entries that the child itself denies are left out and taken from the list. `NotFound` if a
-/// child's pool is not known here, since then the child cannot be asked.
+/// The children of an image. Entries that the child itself denies are left out and taken from the list; those of children that
+/// are just being created are left out. `NotFound` if a child's pool is not known here, since then the child cannot be asked.
 pub async fn children<C: Catalog>(
     pools: &Pools<C>,
     catalog: &C,
@@ -169,7 +178,10 @@ pub async fn children<C: Catalog>(
             }
             Ok(_) => catalog.detach(&parent.id, &revision, &child).await?,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                catalog.detach(&parent.id, &revision, &child).await?;
+                // One that is being created is none yet, and will be.
+                if child_catalog.is_gone(&child.image).await? {
+                    catalog.detach(&parent.id, &revision, &child).await?;
+                }
             }
             Err(error) => return Err(error),
         }
@@ -193,7 +205,7 @@ pub(crate) fn hangs_on<C: Catalog>(
 }
 
 /// Takes a child from the list of its parent, wherever that lives. Idempotent; a parent that is gone is fine.
-pub async fn detach<C: Catalog>(
+async fn detach<C: Catalog>(
     pools: &Pools<C>,
     child_catalog: &C,
     link: &ParentLink,
@@ -267,8 +279,24 @@ pub async fn remove<C: Catalog>(pools: &Pools<C>, catalog: &C, id: &ImageId) -> 
         }
         attempt += 1;
     };
-    match record.parent() {
-        Some((_, link, _)) if link.pool != catalog.pool() => detach(pools, catalog, link, id).await,
-        _ => Ok(()),
+    if let Some((_, link, _)) = record.parent() {
+        leave(pools, catalog, link, id).await;
+    }
+    Ok(())
+}
+
+/// Takes a child that has no parent any more from the list in the parent's pool, where that is another one: within a pool it
+/// went in the same step. What cannot be taken now is an entry that the child denies, and goes when children are next listed.
+pub(crate) async fn leave<C: Catalog>(
+    pools: &Pools<C>,
+    child_catalog: &C,
+    link: &ParentLink,
+    child: &ImageId,
+) {
+    if link.pool == child_catalog.pool() {
+        return;
+    }
+    if let Err(error) = detach(pools, child_catalog, link, child).await {
+        tracing::warn!(%child, error = %error.chain(), "an entry in a list of children stays for now");
     }
 }

@@ -181,7 +181,16 @@ async fn check_children<C: Catalog>(
         };
         let hangs_on = match children.get(&child.image).await {
             Ok(found) => admin::hangs_on(&found, catalog, &record.id, &revision),
-            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // One that is just being created will.
+                match repair {
+                    Repair::Safe => !children.is_gone(&child.image).await?,
+                    Repair::No => {
+                        let kept = children.reserve(&child.image);
+                        kept.is_err_and(|error| error.kind() == ErrorKind::InUse)
+                    }
+                }
+            }
             Err(error) => return Err(error),
         };
         if hangs_on {

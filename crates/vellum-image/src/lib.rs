@@ -22,9 +22,6 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
-#[cfg(any(test, feature = "canaries"))]
-pub mod canary;
-#[cfg(not(any(test, feature = "canaries")))]
 mod canary;
 pub mod chain;
 pub mod check;
@@ -45,6 +42,8 @@ mod write;
 mod zero;
 
 pub use admin::{CloneOptions, CreateOptions};
+#[cfg(any(test, feature = "canaries"))]
+pub use canary::Canary;
 pub use flatten::FlattenOptions;
 pub use image::{Image, ImageOptions};
 pub use job::{Job, Progress};

@@ -14,16 +14,17 @@ use vellum_core::geometry::IMAGE_SIZE_MAX;
 use vellum_disk::{Disk, LockKind};
 use vellum_engine::{
     AtomicSpan, Below, Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, ImageId,
-    ImageRecord, NewImage, Pending, PoolId, Repair, Result, RevisionId, RunToEnd, Snapshots,
-    Version,
+    ImageRecord, NewImage, Pending, PoolId, Repair, Reserved, Result, RevisionId, RunToEnd,
+    Snapshots, Version,
 };
 
 use crate::LayerId;
+use crate::canary::Canary;
 use crate::catalog::children::ParentInPool;
 use crate::catalog::images::NewKeys;
 use crate::catalog::layers::LayerRow;
 use crate::catalog::record::ImageNo;
-use crate::catalog::{Database, children, images, layers, record, snapshots};
+use crate::catalog::{Database, children, images, layers, log, record, snapshots};
 use crate::head::LocalHead;
 use crate::lock::{Lock, LockFile};
 use crate::open_layer::OpenLayer;
@@ -152,9 +153,23 @@ impl<D: Disk> LocalCatalog<D> {
 
     async fn own_image(self, image: ImageNo) -> Result<LocalHead<D>> {
         self.writable()?;
-        let (head, lock) = self.lock_head(image, LockKind::Exclusive).await?;
+        let shared = self.store().makes(Canary::SharedOwnership);
+        let kind = if shared { LockKind::Shared } else { LockKind::Exclusive };
+        let (head, lock) = self.lock_head(image, kind).await?;
+        self.settle_leftovers().await?;
         let layer = self.store().layer(facts(&head), Access::Own).await?;
         Ok(LocalHead::owner(self, image, layer, lock))
+    }
+
+    /// Whoever held the image before may have died in a commit that removed it, or sealed its head. What is written from now on must not
+    /// be undone by that: if it has not happened, it will not.
+    async fn settle_leftovers(&self) -> Result<()> {
+        let frames = self.database().read("look at the log", log::frames).await?;
+        let goes_on = self.directory().log_goes_on(frames).await?;
+        if goes_on && !self.store().makes(Canary::Leftovers) {
+            self.database().settle().await?;
+        }
+        Ok(())
     }
 
     async fn fill_layer(self, image: ImageNo, layer: LayerId) -> Result<LocalHead<D>> {
@@ -254,6 +269,30 @@ impl<D: Disk> Catalog for LocalCatalog<D> {
 
     fn unused_id(&self) -> ImageId {
         ImageNo::random(self.disk()).id()
+    }
+
+    fn reserve(&self, id: &ImageId) -> Result<Reserved> {
+        self.writable()?;
+        let kept = self.try_lock(ImageNo::of(id)?.lock(), LockKind::Exclusive)?;
+        let in_use =
+            || Error::new(ErrorKind::InUse, format!("somebody creates image {id} already"));
+        Ok(Reserved::new(kept.ok_or_else(in_use)?))
+    }
+
+    async fn is_gone(&self, id: &ImageId) -> Result<bool> {
+        let Ok(image) = ImageNo::of(id) else { return Ok(true) };
+        if self.0.look_only {
+            return Ok(false);
+        }
+        let kept = self.try_lock(image.lock(), LockKind::Exclusive)?;
+        if kept.is_none() && !self.store().makes(Canary::GoneTooEarly) {
+            return Ok(false);
+        }
+        self.database().settle().await?;
+        match self.look_up(image).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+            found => found.map(|_| false),
+        }
     }
 
     async fn find(&self, name: &ImageName) -> Result<ImageRecord> {

@@ -271,7 +271,7 @@ mod tests {
         let file = disk.open(Path::new("/pool/live/log"), OpenMode::Create).await.unwrap();
         let log = Log::begin(file.clone(), header(1)).await.unwrap();
         assert_eq!(log.append(&[record(0)]).await.unwrap(), Appended::Done);
-        disk.fail(Fault { call: Call::Write, file: "log", error: 28, times: 1 });
+        disk.fail(Fault { call: Call::Write, file: "log", error: 28, times: 1, skip: 0 });
         let appends = (1..50).map(|unit| {
             let log = log.clone();
             async move { log.append(&[record(unit)]).await.unwrap() }
@@ -309,7 +309,7 @@ mod tests {
         let lab = Lab::new(64 * BLOCK).await;
         let layer = lab.own().await;
         write(&layer, blocks(0, 1), b'a').await;
-        lab.disk.fail(Fault { call: Call::Write, file: "ab.0", error: 28, times: 1 });
+        lab.disk.fail(Fault { call: Call::Write, file: "ab.0", error: 28, times: 1, skip: 0 });
         write(&layer, blocks(1, 1), b'b').await;
         write(&layer, blocks(2, 1), b'c').await;
         let lab = lab.after_death().await;

@@ -19,6 +19,7 @@ use vellum_engine::{
     Content, Durability, Error, ErrorKind, Fill, Guard, Guarded, Missing, Result, SetTo, Write,
 };
 
+use crate::canary::Canary;
 use crate::format::live::Record;
 use crate::layer::{Inner, LocalLayer};
 use crate::log::{Appended, Log};
@@ -126,6 +127,7 @@ impl<D: Disk> LocalLayer<D> {
     ) -> Result<Guarded> {
         let inner = &self.0;
         inner.check_whole_units(at)?;
+        let to = if inner.shared.makes(Canary::InheritForZero) { SetTo::Inherit } else { to };
         // A page at a time, so that a large range neither holds up all writers nor collects without bound.
         for (page, piece) in inner.units.by_page(at) {
             let _under_way = inner.mutations.read().await;
@@ -418,7 +420,10 @@ impl<D: Disk> Inner<D> {
     async fn plan_parts(&self, plan: &mut Plan, fill: &Fill, over: Extent) -> Result<()> {
         let decided = std::mem::take(&mut plan.changes);
         for part in &fill.parts {
-            for inherited in self.states_of(part.at).await?.in_state(State::Inherited) {
+            let states = self.states_of(part.at).await?;
+            let overwrites = self.shared.makes(Canary::FillOverwrites);
+            let free = states.iter().filter(|run| overwrites || run.state == State::Inherited);
+            for inherited in free.map(|run| run.extent) {
                 let state = match &part.content {
                     Content::Zero => State::Zero,
                     Content::Data(data) => {

@@ -7,6 +7,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use vellum_disk::{Disk, File};
 use vellum_engine::{Error, ErrorKind, PoolId, Result};
 
+use crate::canary::Canary;
 use crate::catalog::registry::{self, Place, PoolRow};
 use crate::catalog::{Database, Outcome, connection};
 use crate::lock::LockFile;
@@ -84,6 +85,14 @@ pub(crate) async fn open<D: Disk>(
     }
     let place = Place { path: directory.path().to_owned(), inode: inode.map_or(0, |id| id.inode) };
     let opened = open_catalog(&disk, &directory, &place, create, look_only).await;
+    let opened = match opened {
+        Ok((database, row)) if !look_only && !row.look_only => {
+            let unsynced = options.store.makes(Canary::UnsyncedCatalog);
+            let synced = if unsynced { Ok(()) } else { directory.sync_catalog(&database).await };
+            synced.map(|()| (database, row))
+        }
+        opened => opened,
+    };
     if create {
         locks.unlock_pool()?;
     }
@@ -142,9 +151,6 @@ async fn open_catalog<D: Disk>(
     let (place, id) = (place.clone(), create.then(|| random_pool_id(disk)));
     let load = move |db: &mut Connection| load_or_create(db, id, &place);
     let (database, row) = Database::open(&path, vfs.clone(), load).await?;
-    if !row.look_only {
-        directory.sync_catalog().await?;
-    }
     if row.look_only {
         drop(database);
         return Database::open_read_only(&path, vfs, |db| registry::load(db)).await;

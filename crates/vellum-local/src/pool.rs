@@ -14,11 +14,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use vellum_core::Extent;
-use vellum_disk::{Disk, File, FileIdentity, FileSystem, OpenMode};
+use vellum_core::{Buffer, Extent};
+use vellum_disk::{Disk, Durability, File, FileIdentity, FileSystem, OpenMode};
 use vellum_engine::{Error, ErrorKind, Result};
 
 use crate::LayerId;
+use crate::catalog::connection::log_of;
+use crate::catalog::{Database, log};
 
 /// How much a deletion on a full disk may fall back on, in bytes.
 const RESERVE_BYTES: u64 = 16 << 20;
@@ -28,6 +30,9 @@ const SPARE_BYTES: u64 = 64 << 20;
 
 /// With less than this the disk counts as full, whatever the errors say.
 const FULL_BYTES: u64 = 1 << 20;
+
+/// How much of a file is written anew at once, in bytes.
+const WRITE_ANEW_STEP: u64 = 1 << 20;
 
 /// A new file system has this in its root directory.
 const HARMLESS: &str = "lost+found";
@@ -198,16 +203,33 @@ impl<D: Disk> PoolDirectory<D> {
     /// Makes durable what an open catalog shows. Its log may end with a change whose writer died before it could sync it: whoever
     /// opens the catalog next sees it, and a power cut takes it back. Until it is durable nothing may be built on it, and no file
     /// removed because of it. Locks of SQLite are not on the log, so that it may be opened and closed.
-    pub(crate) async fn sync_catalog(&self) -> Result<()> {
+    pub(crate) async fn sync_catalog(&self, database: &Database) -> Result<()> {
         let failed = |error| self.failed("sync the catalog of", error);
-        let mut log = self.catalog().into_os_string();
-        log.push("-wal");
-        match self.disk.open(log.as_ref(), OpenMode::Read).await {
-            Ok(log) => log.sync_data().await.map_err(failed)?,
+        match self.disk.open(&log_of(&self.catalog()), OpenMode::ReadWrite).await {
+            Ok(log) if log.sync_data().await.is_err() => {
+                // What was missing counts as written now, and the next sync would say that all is well. So it is written
+                // anew, while nobody else writes.
+                let (_, _alone) = database.prepare("write the log anew", |_| Ok(())).await?;
+                write_anew(&log).await.map_err(failed)?;
+            }
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
         self.disk.sync_dir(&self.path).await.map_err(failed)
+    }
+
+    /// Whether the catalog's log goes on behind what everybody sees, which are so many frames. Then somebody is writing, or died
+    /// in a commit.
+    pub(crate) async fn log_goes_on(&self, frames: u64) -> Result<bool> {
+        let failed = |error| self.failed("look at the log of the catalog of", error);
+        let file = match self.disk.open(&log_of(&self.catalog()), OpenMode::Read).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            file => file.map_err(failed)?,
+        };
+        let Some(header) = read_if_long(&file, 0).await.map_err(failed)? else { return Ok(false) };
+        let frame = read_if_long(&file, log::end(&header, frames)).await.map_err(failed)?;
+        Ok(frame.is_some_and(|frame| log::goes_on(&header, &frame)))
     }
 
     /// Whether there is a catalog, be it an empty file.
@@ -305,6 +327,31 @@ impl<D: Disk> PoolDirectory<D> {
     fn failed(&self, what: &str, error: io::Error) -> Error {
         Error::io(format!("{what} the pool {}", self.path.display()), error)
     }
+}
+
+/// The bytes at an offset; `None` if the file is shorter.
+async fn read_if_long<const LENGTH: usize>(
+    file: &impl File,
+    offset: u64,
+) -> io::Result<Option<[u8; LENGTH]>> {
+    let buffer = Buffer::from_vec(vec![0; LENGTH]);
+    match file.read_at(buffer, 0..LENGTH, offset).await {
+        (_, Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        (buffer, read) => read.map(|()| buffer[..].first_chunk().copied()),
+    }
+}
+
+/// Writes what a file reads as once more, and syncs it.
+async fn write_anew(file: &impl File) -> io::Result<()> {
+    let all = Extent::new(0, file.length().await?);
+    for piece in all.chunks(WRITE_ANEW_STEP) {
+        let length = piece.len_usize();
+        let buffer = Buffer::from_vec(vec![0; length]);
+        let (buffer, read) = file.read_at(buffer, 0..length, piece.offset()).await;
+        read?;
+        file.write_at(vec![buffer.freeze()], piece.offset(), Durability::AtSync).await?;
+    }
+    file.sync_data().await
 }
 
 /// The layer a directory in `layers/` or a log in `live/` belongs to; `None` for files of others.

@@ -9,7 +9,9 @@ use std::fmt;
 
 use rusqlite::Connection;
 use vellum_disk::{Disk, LockKind};
-use vellum_engine::{Catalog, ChildRef, Error, ErrorKind, ImageRecord, Pending, Result, Version};
+use vellum_engine::{
+    Catalog, ChildRef, Error, ErrorKind, Happened, ImageRecord, Pending, Result, Version,
+};
 
 use crate::LayerId;
 use crate::catalog::children::ParentInPool;
@@ -156,7 +158,8 @@ impl<D: Disk> LocalCatalog<D> {
         empty
     }
 
-    /// Runs a transaction that takes something away. On a full disk it gives up the reserve and runs it once more.
+    /// Runs a transaction that takes something away. On a full disk it gives up the reserve and runs it once more, unless it may
+    /// have been made.
     pub(crate) async fn freeing<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -165,7 +168,9 @@ impl<D: Disk> LocalCatalog<D> {
         let change = std::sync::Arc::new(change);
         let again = change.clone();
         match self.database().write(doing, move |db| change(db)).await {
-            Err(error) if self.wants_reserve(&error).await => {
+            Err(error)
+                if error.happened() == Happened::NotDone && self.wants_reserve(&error).await =>
+            {
                 self.database().write(doing, move |db| again(db)).await
             }
             result => result,

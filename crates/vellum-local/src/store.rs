@@ -40,6 +40,20 @@ pub struct StoreOptions {
     pub canary: Option<Canary>,
 }
 
+impl StoreOptions {
+    /// Whether a mistake is to be made.
+    #[cfg(any(test, feature = "canaries"))]
+    pub(crate) fn makes(&self, mistake: Canary) -> bool {
+        self.canary == Some(mistake)
+    }
+
+    /// Whether a mistake is to be made.
+    #[cfg(not(any(test, feature = "canaries")))]
+    pub(crate) fn makes(&self, _mistake: Canary) -> bool {
+        false
+    }
+}
+
 /// What may have happened to a writer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AfterStop {
@@ -127,6 +141,11 @@ impl<D: Disk> LayerStore<D> {
             next_key: AtomicU64::new(0),
             open: Mutex::default(),
         })))
+    }
+
+    /// Whether a mistake is to be made.
+    pub(crate) fn makes(&self, mistake: Canary) -> bool {
+        self.0.makes(mistake)
     }
 
     pub(crate) fn disk(&self) -> &D {
@@ -227,15 +246,8 @@ impl<D: Disk> Shared<D> {
     }
 
     /// Whether a mistake is to be made.
-    #[cfg(any(test, feature = "canaries"))]
     pub(crate) fn makes(&self, mistake: Canary) -> bool {
-        self.options.canary == Some(mistake)
-    }
-
-    /// Whether a mistake is to be made.
-    #[cfg(not(any(test, feature = "canaries")))]
-    pub(crate) fn makes(&self, _mistake: Canary) -> bool {
-        false
+        self.options.makes(mistake)
     }
 
     /// Whether a log of this boot is of now. `Busy` asks what happened where that cannot be known.

@@ -1,14 +1,16 @@
 //! [`SimDisk`]: a disk in memory that can lose power, kill its process, run full, fail and stand still.
 //!
 //! What a caller may rely on is what [`vellum_disk::Disk`] says and nothing more. One seed tells one story, on a runtime of one
-//! thread: calls take a random number of turns, and writes land in pieces.
+//! thread: calls take a random number of turns, and writes land in pieces. Several processes may live at once, each with a
+//! `SimDisk` of its own.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
@@ -21,19 +23,21 @@ use vellum_disk::{
 
 use crate::SECTOR;
 use crate::medium::Medium;
+use crate::sqlite::database::{Database, Holder};
 use crate::sqlite::{self, Registration};
 use crate::world::{Call, Entry, Fault, Lock, World};
 
-/// A simulated disk, as one life of a process sees it. Clones share it.
+/// A simulated disk, as one process sees it. Clones share it.
 #[derive(Clone)]
 pub struct SimDisk {
     shared: Arc<Shared>,
-    life: u64,
+    process: u64,
 }
 
 pub(crate) struct Shared {
     world: Mutex<World>,
-    pub(crate) sqlite: OnceLock<Registration>,
+    /// Under which name SQLite knows the disk, for each process.
+    pub(crate) sqlite: Mutex<BTreeMap<u64, Registration>>,
     /// Raised when something happens that a test may wait for.
     changes: watch::Sender<()>,
     held: Mutex<Vec<Held>>,
@@ -79,14 +83,22 @@ impl Drop for Hold {
 impl SimDisk {
     /// An empty disk with the directories of a pool at `/pool`.
     pub fn new(seed: u64) -> Self {
+        let mut world = World::new(seed);
+        let process = world.begin_process();
         let shared = Shared {
-            world: Mutex::new(World::new(seed)),
-            sqlite: OnceLock::new(),
+            world: Mutex::new(world),
+            sqlite: Mutex::default(),
             changes: watch::Sender::new(()),
             held: Mutex::default(),
             next_description: AtomicU64::new(0),
         };
-        Self { shared: Arc::new(shared), life: 0 }
+        Self { shared: Arc::new(shared), process }
+    }
+
+    /// The same with the directories of another pool.
+    pub fn with_pool_at(self, path: &str) -> Self {
+        self.world().has_pool_at(path);
+        self
     }
 
     /// What it knows.
@@ -94,24 +106,39 @@ impl SimDisk {
         self.shared.world.lock()
     }
 
-    /// The process dies. What it had written is seen by the next one, which uses the disk that this returns.
+    /// As another process sees it, which begins now, beside those that live.
+    pub fn another_process(&self) -> Self {
+        let process = self.world().begin_process();
+        Self { shared: self.shared.clone(), process }
+    }
+
+    /// The process dies. What it had written is seen by others, and by the next one, which uses the disk that this returns.
     pub fn process_death(&self) -> Self {
-        let mut world = self.world();
-        world.end_life();
-        Self { shared: self.shared.clone(), life: world.life }
+        self.world().kill(self.process);
+        self.another_process()
     }
 
-    /// The power fails.
+    /// All processes die. What they had written is seen by the next one, which uses the disk that this returns.
+    pub fn after_all_died(&self) -> Self {
+        self.world().kill_all();
+        self.another_process()
+    }
+
+    /// The process dies after so many more calls of its own; that call does nothing.
+    pub fn dies_after(&self, calls: u64) {
+        self.world().kill_after(self.process, calls);
+    }
+
+    /// The power fails, for all processes.
     pub fn power_cut(&self) -> Self {
-        let mut world = self.world();
-        world.cut_power();
-        Self { shared: self.shared.clone(), life: world.life }
+        self.world().cut_power();
+        self.another_process()
     }
 
-    /// Waits until this life has ended.
+    /// Waits until the process has died.
     pub async fn ended(&self) {
         let mut changes = self.shared.changes.subscribe();
-        while self.world().life == self.life {
+        while !self.is_over() {
             changes.changed().await.expect("the disk is kept here");
         }
     }
@@ -145,37 +172,42 @@ impl SimDisk {
         file.write(now, offset, &[byte[0] ^ 0x10]);
     }
 
-    /// The disk, for the life that goes on.
-    pub(crate) fn of_this_life(shared: Arc<Shared>) -> Self {
-        let life = shared.world.lock().life;
-        Self { shared, life }
+    /// The disk as a process sees it.
+    pub(crate) fn of(shared: Arc<Shared>, process: u64) -> Self {
+        Self { shared, process }
     }
 
-    /// Whether this life has ended: no call does anything any more.
+    /// Whether the process has died: no call does anything any more.
     pub fn is_over(&self) -> bool {
-        self.world().life != self.life
+        !self.world().lives(self.process)
     }
 
-    /// A call that is made at once, by who cannot wait: an error in a life that is over.
-    fn begin_at_once(&self, call: Call, path: &Path) -> io::Result<()> {
-        let result = if self.is_over() { Ok(()) } else { self.world().begin(call, path) };
-        if self.is_over() {
-            self.shared.changes.send_replace(());
-            return Err(io::Error::other("this life is over"));
+    /// Fails in a process that has died.
+    pub(crate) fn must_live(&self) -> io::Result<()> {
+        if !self.is_over() {
+            return Ok(());
         }
+        self.shared.changes.send_replace(());
+        Err(io::Error::other("this process has died"))
+    }
+
+    /// A call that is made at once, by who cannot wait: an error in a process that has died.
+    fn begin_at_once(&self, call: Call, path: &Path) -> io::Result<()> {
+        self.must_live()?;
+        let result = self.world().begin(self.process, call, path);
+        self.must_live()?;
         result
     }
 
     /// Opens a file, and says whether it was made.
     pub(crate) fn open_at_once(&self, path: &Path, create: bool) -> io::Result<(SimFile, bool)> {
-        let found = self.world().find(path);
+        let found = self.world().find_file(path)?;
         let (number, is_new) = match found {
-            Ok(Entry::Directory) => return Err(io::ErrorKind::IsADirectory.into()),
-            Ok(Entry::File(number)) => (number, false),
-            Err(error) if !create => return Err(error),
-            Err(_) => {
+            Some(number) => (number, false),
+            None if !create => return Err(io::ErrorKind::NotFound.into()),
+            None => {
                 self.begin_at_once(Call::Create, path)?;
-                (self.world().create_file(path), true)
+                self.world().make_file(path)?
             }
         };
         Ok((self.file(path, number), is_new))
@@ -184,8 +216,7 @@ impl SimDisk {
     pub(crate) fn remove_at_once(&self, path: &Path) -> io::Result<()> {
         self.world().find(path)?;
         self.begin_at_once(Call::Remove, path)?;
-        self.world().rename(path, None);
-        Ok(())
+        self.world().remove(path)
     }
 
     pub(crate) fn sync_dir_at_once(&self, path: &Path) -> io::Result<()> {
@@ -203,7 +234,7 @@ impl SimDisk {
         }
     }
 
-    /// A call: waits its turns, and never returns in a life that is over.
+    /// A call: waits its turns, and never returns in a process that has died.
     async fn turn(&self) {
         let turns = {
             let mut world = self.world();
@@ -213,8 +244,7 @@ impl SimDisk {
         for _ in 0..turns {
             tokio::task::yield_now().await;
         }
-        if self.world().life != self.life {
-            self.shared.changes.send_replace(());
+        if self.must_live().is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -229,7 +259,7 @@ impl SimDisk {
             let _ = gate.open.subscribe().wait_for(|open| *open).await;
         }
         self.turn().await;
-        let result = self.world().begin(call, path);
+        let result = self.world().begin(self.process, call, path);
         self.turn().await;
         result
     }
@@ -243,7 +273,7 @@ impl SimDisk {
 
 impl fmt::Debug for SimDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SimDisk(life {})", self.life)
+        write!(f, "SimDisk(process {})", self.process)
     }
 }
 
@@ -258,20 +288,16 @@ impl Disk for SimDisk {
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<SimFile> {
         self.turn().await;
-        let found = self.world().find(path);
+        let found = self.world().find_file(path)?;
         let number = match (found, mode) {
-            (Ok(Entry::Directory), _) => return Err(io::ErrorKind::IsADirectory.into()),
-            (Ok(_), OpenMode::Create) => return Err(io::ErrorKind::AlreadyExists.into()),
-            (Ok(Entry::File(number)), _) => number,
-            (Err(error), OpenMode::Read | OpenMode::ReadWrite) => return Err(error),
-            (Err(_), _) => {
+            (Some(_), OpenMode::Create) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (Some(number), _) => number,
+            (None, OpenMode::Read | OpenMode::ReadWrite) => {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            (None, OpenMode::Create | OpenMode::ReadWriteOrCreate) => {
                 self.begin(Call::Create, path).await?;
-                let mut world = self.world();
-                world.find(path.parent().expect("files lie in directories"))?;
-                match world.find(path) {
-                    Ok(Entry::File(number)) => number,
-                    _ => world.create_file(path),
-                }
+                self.world().make_file(path)?.0
             }
         };
         Ok(self.file(path, number))
@@ -279,32 +305,17 @@ impl Disk for SimDisk {
 
     async fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.begin(Call::Create, path).await?;
-        let mut world = self.world();
-        if world.find(path).is_ok() {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        world.find(path.parent().expect("it lies in a directory"))?;
-        world.rename(path, Some(Entry::Directory));
-        Ok(())
+        self.world().make_dir(path)
     }
 
     async fn remove_file(&self, path: &Path) -> io::Result<()> {
         self.begin(Call::Remove, path).await?;
-        let mut world = self.world();
-        world.find(path)?;
-        world.rename(path, None);
-        Ok(())
+        self.world().remove(path)
     }
 
     async fn remove_dir(&self, path: &Path) -> io::Result<()> {
         self.begin(Call::Remove, path).await?;
-        let mut world = self.world();
-        world.find(path)?;
-        if !world.children(path).is_empty() {
-            return Err(io::ErrorKind::DirectoryNotEmpty.into());
-        }
-        world.rename(path, None);
-        Ok(())
+        self.world().remove(path)
     }
 
     async fn list_dir(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
@@ -334,7 +345,7 @@ impl Disk for SimDisk {
     }
 
     fn sqlite_vfs(&self) -> Option<String> {
-        Some(sqlite::registered(&self.shared))
+        Some(sqlite::registered(&self.shared, self.process))
     }
 }
 
@@ -354,7 +365,7 @@ struct Description {
 
 impl Drop for Description {
     fn drop(&mut self) {
-        self.disk.world().unlock(self.id, Extent::new(0, u64::MAX));
+        self.disk.world().close(self.id);
     }
 }
 
@@ -375,11 +386,15 @@ impl SimFile {
         &self.open.disk
     }
 
+    /// What SQLite's connections to this file hold and share, and the description and the process that ask.
+    pub(crate) fn with_database<T>(&self, act: impl FnOnce(&mut Database, Holder) -> T) -> T {
+        let holder = Holder { description: self.open.id, process: self.open.disk.process };
+        act(self.open.disk.world().databases.entry(self.number).or_default(), holder)
+    }
+
     /// Answers how much there was to read.
     pub(crate) fn read_at_once(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        if self.open.disk.is_over() {
-            return Err(io::Error::other("this life is over"));
-        }
+        self.open.disk.must_live()?;
         Ok(self.with(|_, medium| medium.read(buffer, offset)))
     }
 
@@ -508,18 +523,12 @@ impl File for SimFile {
         Ok(())
     }
 
-    async fn copy_from(
-        &self,
-        source: &Self,
-        source_offset: u64,
-        offset: u64,
-        length: u64,
-    ) -> io::Result<()> {
-        let length = usize::try_from(length).expect("tests copy little");
+    async fn copy_from(&self, source: &Self, from: Extent, to: u64) -> io::Result<()> {
+        let length = from.len_usize();
         let buffer = Buffer::from_vec(vec![0; length]);
-        let (buffer, result) = source.read_at(buffer, 0..length, source_offset).await;
+        let (buffer, result) = source.read_at(buffer, 0..length, from.offset()).await;
         result?;
-        self.write_at(vec![buffer.freeze()], offset, Durability::AtSync).await
+        self.write_at(vec![buffer.freeze()], to, Durability::AtSync).await
     }
 
     async fn sync_data(&self) -> io::Result<()> {
@@ -563,7 +572,9 @@ impl File for SimFile {
     }
 
     fn try_lock(&self, range: Extent, kind: LockKind) -> io::Result<bool> {
-        let lock = Lock { file: self.number, description: self.open.id, at: range, kind };
+        self.open.disk.must_live()?;
+        let (description, process) = (self.open.id, self.open.disk.process);
+        let lock = Lock { file: self.number, description, process, at: range, kind };
         Ok(self.open.disk.world().try_lock(lock))
     }
 

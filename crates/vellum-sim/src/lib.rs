@@ -1,5 +1,5 @@
 //! A simulated disk, for tests of what must survive: [`SimDisk`] can lose power, kill its process, run full, fail and stand
-//! still, with the databases of SQLite on it.
+//! still, with the databases of SQLite on it, and with several processes at once.
 //!
 //! [`History`] is the other half of such a test: what each sector may read as, by what was written to it and promised of that.
 //!

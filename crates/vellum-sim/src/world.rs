@@ -1,6 +1,6 @@
 //! [`World`]: everything a simulated disk knows, and what befalls it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ use vellum_core::Extent;
 use vellum_disk::{BootId, LockKind};
 
 use crate::medium::Medium;
+use crate::sqlite::database::Database;
 
 /// What a name stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,12 +49,15 @@ pub struct Fault {
     pub error: i32,
     /// How often.
     pub times: u32,
+    /// After how many calls of this kind.
+    pub skip: u32,
 }
 
 #[derive(Debug)]
 pub(crate) struct Lock {
     pub(crate) file: u64,
     pub(crate) description: u64,
+    pub(crate) process: u64,
     pub(crate) at: Extent,
     pub(crate) kind: LockKind,
 }
@@ -71,15 +75,23 @@ pub struct World {
     pub(crate) files: HashMap<u64, Medium>,
     next_file: u64,
     pub(crate) locks: Vec<Lock>,
+    /// Those of SQLite, by the file's number.
+    pub(crate) databases: BTreeMap<u64, Database>,
     /// Which boot of the machine this is.
     pub boot: Option<BootId>,
-    /// Which life of the machine or the process this is. Calls of an earlier one never return.
-    pub(crate) life: u64,
-    /// After so many more calls the life ends.
+    /// Those that live. Calls of others never return.
+    processes: BTreeSet<u64>,
+    next_process: u64,
+    /// After so many more calls of its own a process dies.
+    dying: BTreeMap<u64, u64>,
+    /// After so many more calls, of whoever, all that live die.
     pub calls_left: Option<u64>,
     /// Sectors that are still free.
     pub free: u64,
     pub(crate) faults: Vec<Fault>,
+    /// When a call was last made to fail.
+    failed_at: u64,
+    deaths_alone: u64,
     pub(crate) trace: Vec<(Call, String)>,
     /// Up to so many times a call lets others run before it does something.
     pub yields_max: u32,
@@ -96,53 +108,115 @@ impl World {
             files: HashMap::new(),
             next_file: 1,
             locks: Vec::new(),
+            databases: BTreeMap::new(),
             boot: Some(BootId([1; 16])),
-            life: 0,
+            processes: BTreeSet::new(),
+            next_process: 0,
+            dying: BTreeMap::new(),
             calls_left: None,
             free: u64::MAX,
             faults: Vec::new(),
+            failed_at: 0,
+            deaths_alone: 0,
             trace: Vec::new(),
             yields_max: 0,
         };
-        for directory in ["/pool", "/pool/layers", "/pool/live"] {
-            world.durable_names.insert(directory.into(), Entry::Directory);
-        }
-        world.names = world.durable_names.clone();
+        world.has_pool_at("/pool");
         world
     }
 
-    /// A call begins: it is traced, counted, and fails if it was to fail.
-    pub(crate) fn begin(&mut self, call: Call, path: &Path) -> io::Result<()> {
-        self.now += 1;
-        let name = path.strip_prefix("/pool").unwrap_or(path).display().to_string();
-        if let Some(left) = &mut self.calls_left {
-            *left = left.saturating_sub(1);
-            if *left == 0 {
-                self.end_life();
-            }
+    /// There is the directory of a pool here, with nothing in it but directories, durably.
+    pub(crate) fn has_pool_at(&mut self, path: &str) {
+        for directory in [path, &format!("{path}/layers"), &format!("{path}/live")] {
+            self.durable_names.insert(directory.into(), Entry::Directory);
+            self.names.insert(directory.into(), Entry::Directory);
         }
-        let due = |fault: &&mut Fault| {
-            fault.call == call && name.ends_with(fault.file) && fault.times > 0
-        };
-        let error = self.faults.iter_mut().find(due).map(|fault| {
-            fault.times -= 1;
-            fault.error
-        });
-        self.trace.push((call, name));
-        error.map_or(Ok(()), |error| Err(io::Error::from_raw_os_error(error)))
     }
 
-    /// The process is gone: nothing it began goes on, and its locks are free.
-    pub(crate) fn end_life(&mut self) {
-        self.life += 1;
-        self.calls_left = None;
-        self.locks.clear();
-        self.faults.clear();
+    /// Another process begins.
+    pub(crate) fn begin_process(&mut self) -> u64 {
+        self.next_process += 1;
+        self.processes.insert(self.next_process);
+        self.next_process
+    }
+
+    pub(crate) fn lives(&self, process: u64) -> bool {
+        self.processes.contains(&process)
+    }
+
+    /// Lets a process die after so many more calls of its own.
+    pub(crate) fn kill_after(&mut self, process: u64, calls: u64) {
+        self.dying.insert(process, calls);
+    }
+
+    /// A call of a process begins: it is traced, counted, and fails if it was to fail.
+    pub(crate) fn begin(&mut self, process: u64, call: Call, path: &Path) -> io::Result<()> {
+        self.now += 1;
+        let name = path.strip_prefix("/pool").unwrap_or(path).display().to_string();
+        if is_the_last(self.calls_left.as_mut()) {
+            self.kill_all();
+        }
+        if is_the_last(self.dying.get_mut(&process)) {
+            self.kill(process);
+        }
+        let mut error = None;
+        for fault in &mut self.faults {
+            if fault.call != call || !name.ends_with(fault.file) || fault.times == 0 {
+                continue;
+            }
+            if fault.skip > 0 {
+                fault.skip -= 1;
+            } else {
+                fault.times -= 1;
+                self.failed_at = self.now;
+                error = Some(io::Error::from_raw_os_error(fault.error));
+                break;
+            }
+        }
+        self.trace.push((call, name));
+        error.map_or(Ok(()), Err)
+    }
+
+    /// A process is gone: nothing it began goes on, and its locks are free.
+    pub(crate) fn kill(&mut self, process: u64) {
+        let died = self.processes.remove(&process);
+        self.deaths_alone += u64::from(died && !self.processes.is_empty());
+        self.dying.remove(&process);
+        self.locks.retain(|lock| lock.process != process);
+        self.databases.values_mut().for_each(|database| database.leave(process));
+        if self.processes.is_empty() {
+            self.calls_left = None;
+            self.faults.clear();
+        }
+    }
+
+    /// All are.
+    pub(crate) fn kill_all(&mut self) {
+        let alone = self.deaths_alone;
+        for process in self.processes.clone() {
+            self.kill(process);
+        }
+        self.deaths_alone = alone;
+    }
+
+    /// How many calls there were.
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// After how many calls one was last made to fail; 0 if none was.
+    pub fn failed_at(&self) -> u64 {
+        self.failed_at
+    }
+
+    /// How many processes have died while others lived, since this was asked last.
+    pub fn take_deaths_alone(&mut self) -> u64 {
+        std::mem::take(&mut self.deaths_alone)
     }
 
     /// The machine loses power and starts again.
     pub(crate) fn cut_power(&mut self) {
-        self.end_life();
+        self.kill_all();
         let boot = self.boot.map_or(0, |boot| boot.0[0]);
         self.boot = Some(BootId([boot.wrapping_add(1); 16]));
         for (path, entries) in std::mem::take(&mut self.changed_names) {
@@ -158,7 +232,7 @@ impl World {
             .filter(|path| {
                 path.ancestors()
                     .skip(1)
-                    .any(|above| above.starts_with("/pool") && !names.contains_key(above))
+                    .any(|above| above.parent().is_some() && !names.contains_key(above))
             })
             .cloned()
             .collect();
@@ -176,16 +250,49 @@ impl World {
         self.names.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    pub(crate) fn create_file(&mut self, path: &Path) -> u64 {
+    /// The file of this name; `None` if there is none.
+    pub(crate) fn find_file(&self, path: &Path) -> io::Result<Option<u64>> {
+        match self.names.get(path) {
+            Some(Entry::File(number)) => Ok(Some(*number)),
+            Some(Entry::Directory) => Err(io::ErrorKind::IsADirectory.into()),
+            None => Ok(None),
+        }
+    }
+
+    /// The file of this name, which is made if there is none; and whether it was.
+    pub(crate) fn make_file(&mut self, path: &Path) -> io::Result<(u64, bool)> {
+        self.find(path.parent().expect("files lie in directories"))?;
+        if let Some(number) = self.find_file(path)? {
+            return Ok((number, false));
+        }
         let number = self.next_file;
         self.next_file += 1;
         self.files.insert(number, Medium::default());
         self.rename(path, Some(Entry::File(number)));
-        number
+        Ok((number, true))
+    }
+
+    pub(crate) fn make_dir(&mut self, path: &Path) -> io::Result<()> {
+        if self.find(path).is_ok() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.find(path.parent().expect("it lies in a directory"))?;
+        self.rename(path, Some(Entry::Directory));
+        Ok(())
+    }
+
+    /// Takes a name away, of a file or of a directory with nothing in it.
+    pub(crate) fn remove(&mut self, path: &Path) -> io::Result<()> {
+        self.find(path)?;
+        if !self.children(path).is_empty() {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        self.rename(path, None);
+        Ok(())
     }
 
     /// Gives a name a meaning, or none.
-    pub(crate) fn rename(&mut self, path: &Path, entry: Option<Entry>) {
+    fn rename(&mut self, path: &Path, entry: Option<Entry>) {
         let before = self.names.get(path).copied();
         match entry {
             Some(entry) => self.names.insert(path.to_owned(), entry),
@@ -235,8 +342,22 @@ impl World {
         !conflicts
     }
 
+    /// A description is closed.
+    pub(crate) fn close(&mut self, description: u64) {
+        self.unlock(description, Extent::new(0, u64::MAX));
+        self.databases.values_mut().for_each(|database| database.close(description));
+    }
+
     /// Releases what a description holds within a range.
     pub(crate) fn unlock(&mut self, description: u64, at: Extent) {
         self.locks.retain(|held| held.description != description || !at.contains(&held.at));
     }
+}
+
+/// Counts a call, and says whether it is the one that does not happen any more.
+fn is_the_last(left: Option<&mut u64>) -> bool {
+    left.is_some_and(|left| {
+        *left = left.saturating_sub(1);
+        *left == 0
+    })
 }

@@ -166,15 +166,9 @@ impl File for RealFile {
         .await
     }
 
-    async fn copy_from(
-        &self,
-        source: &Self,
-        source_offset: u64,
-        offset: u64,
-        length: u64,
-    ) -> io::Result<()> {
+    async fn copy_from(&self, source: &Self, from: Extent, to: u64) -> io::Result<()> {
         let source = source.open.clone();
-        self.run(move |file| copy(&source.file, source_offset, file, offset, length)).await
+        self.run(move |file| copy(&source.file, from.offset(), file, to, from.length())).await
     }
 
     async fn sync_data(&self) -> io::Result<()> {

@@ -146,9 +146,9 @@ async fn copies_keep_the_bytes() {
         let file = disk.open(&dir.path().join("other"), OpenMode::Create).await.unwrap();
         let data: Vec<u8> = (0..3_000_000u32).map(|n| n as u8).collect();
         write(&source, 100, &data).await;
-        file.copy_from(&source, 100, 7, data.len() as u64).await.unwrap();
+        file.copy_from(&source, Extent::new(100, data.len() as u64), 7).await.unwrap();
         assert!(read(&file, 7, data.len()).await.unwrap() == data);
-        let short = file.copy_from(&source, 2_999_000, 0, 2000).await;
+        let short = file.copy_from(&source, Extent::new(2_999_000, 2000), 0).await;
         assert_eq!(short.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
     }
 }

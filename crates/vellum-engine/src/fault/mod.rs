@@ -22,8 +22,8 @@ use self::plan::{What, injected};
 use crate::head::{Committed, Fill, Guarded, HeadChange, Prepared, SetTo, Write};
 use crate::{
     Capabilities, Catalog, Change, ChildRef, Durability, Error, ErrorKind, Finding, Head, ImageId,
-    ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Repair, Result, RevisionId,
-    TryRead, Version,
+    ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Repair, Reserved, Result,
+    RevisionId, TryRead, Version,
 };
 
 /// A catalog with faults.
@@ -130,6 +130,14 @@ impl<C: Catalog> Catalog for FaultCatalog<C> {
 
     fn unused_id(&self) -> ImageId {
         self.inner.unused_id()
+    }
+
+    fn reserve(&self, id: &ImageId) -> Result<Reserved> {
+        self.inner.reserve(id)
+    }
+
+    fn is_gone(&self, id: &ImageId) -> impl Future<Output = Result<bool>> + Send {
+        self.inner.is_gone(id)
     }
 
     fn find(&self, name: &ImageName) -> impl Future<Output = Result<ImageRecord>> + Send {

@@ -12,7 +12,7 @@ use super::owners::{Hold, Lock};
 use super::{MemoryStore, State};
 use crate::{
     Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, ImageId, ImageRecord,
-    NewImage, Pending, PoolId, Repair, Result, RevisionId, Version,
+    NewImage, Pending, PoolId, Repair, Reserved, Result, RevisionId, Version,
 };
 
 /// A pool in memory, open. Clones share it.
@@ -64,6 +64,11 @@ impl State {
     }
 }
 
+/// What is held of an id that is kept. No revision has this name.
+fn kept(id: &ImageId) -> RevisionId {
+    RevisionId::new(format!("kept for {id}"))
+}
+
 fn in_use(what: &str) -> Error {
     let what = format!("{what} is in use; ask its holder, or wait until it is closed");
     Error::new(ErrorKind::InUse, what)
@@ -91,6 +96,14 @@ impl Catalog for MemoryCatalog {
 
     fn unused_id(&self) -> ImageId {
         self.with(|state| state.images.unused_id())
+    }
+
+    fn reserve(&self, id: &ImageId) -> Result<Reserved> {
+        self.with(|state| Ok(Reserved::new(self.take(state, &kept(id), Hold::Alone)?)))
+    }
+
+    async fn is_gone(&self, id: &ImageId) -> Result<bool> {
+        Ok(self.with(|state| !state.owners.is_held(&kept(id)) && state.images.get(id).is_err()))
     }
 
     async fn find(&self, name: &ImageName) -> Result<ImageRecord> {

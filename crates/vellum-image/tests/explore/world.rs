@@ -8,7 +8,7 @@ use vellum_core::{Buffer, Extent, Geometry};
 use vellum_engine::memory::{MemoryCatalog, MemoryOptions, MemoryStore};
 use vellum_engine::paced::{Pace, PacedCatalog};
 use vellum_engine::{AtomicSpan, Catalog, ErrorKind, Layering, Snapshots};
-use vellum_image::canary::Canary;
+use vellum_image::Canary;
 use vellum_image::image::Open;
 use vellum_image::{
     CloneOptions, CreateOptions, DiscardPolicy, FlattenOptions, Image, ImageOptions, Job, Pools,

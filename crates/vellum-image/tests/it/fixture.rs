@@ -24,7 +24,7 @@ pub struct Fixture {
     pub catalog: Engine,
     pub counts: Counts,
     pub faults: Faults,
-    place: Place,
+    pub place: Place,
 }
 
 impl Fixture {
@@ -48,7 +48,12 @@ impl Fixture {
 
     /// Another pool, known here too.
     pub async fn another_pool(&self) -> Engine {
-        let faulty = FaultCatalog::new(self.place.open("another").await, self.faults.clone());
+        self.add_pool(self.place.open("another").await)
+    }
+
+    /// The same, of a pool that was opened in a way of its own.
+    pub fn add_pool(&self, base: Base) -> Engine {
+        let faulty = FaultCatalog::new(base, self.faults.clone());
         let catalog = CountCatalog::new(faulty, self.counts.clone());
         self.pools.add(catalog.clone());
         catalog

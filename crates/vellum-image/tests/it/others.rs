@@ -1,7 +1,7 @@
 //! What other processes, and clones in other pools, do to an image meanwhile.
 
 use vellum_core::Extent;
-use vellum_engine::fault::Operation;
+use vellum_engine::fault::{Operation, When};
 use vellum_engine::{Catalog, Content, ErrorKind, Fill, Head, Layering, Part};
 use vellum_image::chain::DEPTH_MAX;
 use vellum_image::image::Open;
@@ -167,11 +167,13 @@ async fn a_stopped_flatten_keeps_what_it_copied_and_lets_others_fill() {
     assert!(read_all(&child).await == content);
 }
 
-#[tokio::test]
-async fn a_clone_in_another_pool_that_was_asked_for_too_early_is_in_its_parents_list() {
-    let fixture = Fixture::new().await;
+/// Makes a clone in another pool, of which somebody asks after it is in its parent's list and before it is there. Answers
+/// whether its parent cannot be removed.
+pub async fn a_clone_asked_for_too_early_keeps_its_parent(
+    fixture: &Fixture,
+    another: Engine,
+) -> bool {
     fixture.golden("gold", SIZE).await;
-    let another = fixture.another_pool().await;
     let gold = fixture.catalog.find(&image_name("gold")).await.unwrap();
     let snapshot = gold.snapshot(&snapshot_name("s")).unwrap().clone();
     let pause = fixture.faults.pause_after(Operation::Catalog, 1);
@@ -183,18 +185,69 @@ async fn a_clone_in_another_pool_that_was_asked_for_too_early_is_in_its_parents_
             admin::clone(&pools, &parent, &gold, &snapshot, &another, name, options).await
         }
     });
-    // In the list, and not there yet: whoever asks takes the entry for a stale one.
     pause.reached().await;
     fixture.faults.clear();
     let seen = fixture.another_process().await;
     seen.pools.add(another.clone());
     assert!(admin::children(&seen.pools, &seen.catalog, &gold).await.unwrap().is_empty());
-    assert!(fixture.catalog.children(&gold.id).await.unwrap().is_empty());
     pause.release();
     cloning.await.unwrap().unwrap();
-    assert_eq!(fixture.catalog.children(&gold.id).await.unwrap().len(), 1);
-    let error = admin::remove(&fixture.pools, &fixture.catalog, &gold.id).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::HasChildren);
+    let removed = admin::remove(&fixture.pools, &fixture.catalog, &gold.id).await;
+    removed.is_err_and(|error| error.kind() == ErrorKind::HasChildren)
+}
+
+#[tokio::test]
+async fn a_clone_in_another_pool_that_is_asked_for_too_early_stays_in_its_parents_list() {
+    let fixture = Fixture::new().await;
+    let another = fixture.another_pool().await;
+    assert!(a_clone_asked_for_too_early_keeps_its_parent(&fixture, another).await);
+}
+
+#[tokio::test]
+async fn the_entry_of_a_clone_that_was_given_up_is_stale() {
+    let fixture = Fixture::new().await;
+    fixture.golden("gold", SIZE).await;
+    let another = fixture.another_pool().await;
+    let gold = fixture.catalog.find(&image_name("gold")).await.unwrap();
+    let snapshot = gold.snapshot(&snapshot_name("s")).unwrap();
+    let pause = fixture.faults.pause_after(Operation::Catalog, 1);
+    let (name, options) = (image_name("child"), CloneOptions::default());
+    let (pools, catalog) = (&fixture.pools, &fixture.catalog);
+    tokio::select! {
+        _ = admin::clone(pools, catalog, &gold, snapshot, &another, name, options) => panic!(),
+        () = pause.reached() => {}
+    }
+    fixture.faults.clear();
+    assert_eq!(catalog.children(&gold.id).await.unwrap().len(), 1);
+    assert!(admin::children(pools, catalog, &gold).await.unwrap().is_empty());
+    assert!(catalog.children(&gold.id).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_child_that_was_removed_or_cut_off_is_so_though_its_parents_pool_cannot_be_told() {
+    let fixture = Fixture::new().await;
+    fixture.golden("gold", SIZE).await;
+    let another = fixture.another_pool().await;
+    let gold = fixture.catalog.find(&image_name("gold")).await.unwrap();
+    let snapshot = gold.snapshot(&snapshot_name("s")).unwrap();
+    for name in ["one", "two"] {
+        let (name, options) = (image_name(name), CloneOptions::default());
+        admin::clone(&fixture.pools, &fixture.catalog, &gold, snapshot, &another, name, options)
+            .await
+            .unwrap();
+    }
+    let one = another.find(&image_name("one")).await.unwrap().id;
+    // The removal of the child is one call, and the parent's list the next.
+    fixture.faults.fail(Operation::Catalog, 1, ErrorKind::Io, When::Instead);
+    admin::remove(&fixture.pools, &another, &one).await.unwrap();
+    let two = another.find(&image_name("two")).await.unwrap().id;
+    let options = ImageOptions::default();
+    let image = Image::open(&fixture.pools, &another, &two, Open::Own, options).await.unwrap();
+    fixture.faults.fail(Operation::Catalog, 0, ErrorKind::Io, When::Instead);
+    image.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+    fixture.faults.clear();
+    assert_eq!(fixture.catalog.children(&gold.id).await.unwrap().len(), 2);
+    admin::remove(&fixture.pools, &fixture.catalog, &gold.id).await.unwrap();
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ impl Frozen {
     }
 }
 
-/// A snapshot, and whether a change of it was under way when a life ended.
+/// A snapshot.
 #[derive(Clone, Debug)]
 pub struct KnownSnapshot {
     pub name: String,
@@ -71,6 +71,8 @@ pub struct KnownSnapshot {
 #[derive(Debug)]
 pub struct Known {
     pub name: String,
+    /// Which pool it is in.
+    pub pool: usize,
     pub history: History,
     pub snapshots: Vec<KnownSnapshot>,
     /// What a discard of its parent's content shows; `None` without a parent.
@@ -80,23 +82,58 @@ pub struct Known {
 }
 
 impl Known {
+    /// A new one.
+    pub fn new(name: String, pool: usize, content: &Frozen, parent: Option<Frozen>) -> Self {
+        let history = content.history();
+        Self { name, pool, history, snapshots: Vec::new(), parent, flattens: false }
+    }
+
     /// A snapshot that was begun at a moment exists. Whatever had ended by then is durable.
     pub fn has_snapshot(&mut self, name: String, since: u64) {
         let content = Frozen::of(&self.history, since);
         self.snapshots.push(KnownSnapshot { name, content });
         self.history.synced(since);
     }
+
+    /// Looks at all of it, after whoever wrote it has ended: what was found is what is there. After a power cut, or a failure of
+    /// the storage, what was not durable may be lost.
+    pub fn sees(&mut self, found: &[Value], may_be_lost: bool) {
+        self.history.tick();
+        for (sector, value) in (0..).zip(found) {
+            let allowed = if may_be_lost {
+                self.history.allowed_after_power_cut(sector)
+            } else {
+                self.history.allowed_now(sector)
+            };
+            assert!(
+                allowed.contains(value),
+                "sector {sector} of {} reads as {value:?} (unsynced may be lost: {may_be_lost}), and may read as {allowed:?}; {}",
+                self.name,
+                self.history.story(sector)
+            );
+            if may_be_lost {
+                self.history.settle(sector, *value);
+            } else {
+                self.history.see(sector, *value);
+            }
+        }
+    }
+
+    /// A snapshot of this name.
+    pub fn snapshot(&mut self, name: &str) -> Option<&mut KnownSnapshot> {
+        self.snapshots.iter_mut().find(|snapshot| snapshot.name == name)
+    }
 }
 
-/// A change of the catalog that was under way when a life ended: it happened or it did not.
+/// A change of a catalog: until it has ended it happened or it did not.
 #[derive(Clone, Debug)]
-pub enum Pending {
-    Create { name: String },
-    Clone { name: String, content: Frozen },
-    Remove { name: String },
-    Snapshot { image: String, name: String, since: u64 },
-    RemoveSnapshot { image: String, name: String },
-    Flatten { image: String },
+pub enum Change {
+    Create { pool: usize },
+    Clone { pool: usize, content: Frozen },
+    Remove,
+    Snapshot { name: String, since: u64 },
+    RemoveSnapshot { name: String },
+    Flatten,
 }
 
 /// The sectors of an extent.

@@ -1,7 +1,8 @@
 //! Images on a simulated disk, catalog included, whose life ends at any call: by a power cut or by the death of the process.
 //!
-//! A [story](story) is random work on a tree of images, in many lives; what is [known](known) of it says what each sector, each
-//! snapshot and each name may be afterwards. One seed tells one story:
+//! A [story](story) is random work on a tree of images in two pools, in many [lives](life) of one process or of two at once; what is
+//! [known](known) of it, and kept in a [book](book), says what each sector, each snapshot and each name may be afterwards. One seed
+//! tells one story:
 //!
 //! ```text
 //! VELLUM_SEEDS=17..18 cargo test -p vellum-image --test power -- whatever_call
@@ -10,29 +11,36 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod beside;
+mod book;
+mod ground;
 mod known;
+mod life;
 mod moments;
 mod story;
+mod work;
 
 use std::ops::Range;
 
+use life::Mistake;
 use story::{Cuts, Story};
+use vellum_image::Canary as OfImages;
 use vellum_local::Canary;
 
 /// Lives in a story.
 const LIVES: u32 = 50;
 
 fn seeds() -> Range<u64> {
-    let usual = 0..100;
+    let usual = 0..70;
     let Ok(asked) = std::env::var("VELLUM_SEEDS") else { return usual };
     let (first, end) = asked.split_once("..").expect("VELLUM_SEEDS is like 0..1000");
     first.parse().unwrap()..end.parse().unwrap()
 }
 
-fn tell(seed: u64, lives: u32, canary: Option<Canary>) -> Story {
+fn tell(seed: u64, lives: u32, mistake: Option<Mistake>) -> Story {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(Story::tell(seed, lives, canary))
+    runtime.block_on(Story::tell(seed, lives, mistake))
 }
 
 #[test]
@@ -45,7 +53,7 @@ fn whatever_call_a_life_ends_at_images_are_what_was_promised() {
         }
     }
     println!("{} seeds: {cuts}", seeds.end - seeds.start);
-    assert!(cuts.power() > 0 && cuts.deaths() > 0 && cuts.of_the_catalog() > 0);
+    assert!(cuts.are_complete() || seeds.end - seeds.start < 5, "{cuts}");
 }
 
 #[test]
@@ -64,10 +72,14 @@ const CANARY_SEEDS: u64 = 300;
 
 /// Tells stories to an engine that makes a mistake, until one finds it.
 fn finds(canary: Canary) {
+    finds_mistake(Mistake::Engine(canary));
+}
+
+fn finds_mistake(mistake: Mistake) {
     let found = (0..CANARY_SEEDS)
-        .position(|seed| std::panic::catch_unwind(|| tell(seed, LIVES, Some(canary))).is_err());
-    println!("{canary:?} is found by story {found:?}");
-    assert!(found.is_some(), "no story finds {canary:?}");
+        .position(|seed| std::panic::catch_unwind(|| tell(seed, LIVES, Some(mistake))).is_err());
+    println!("{mistake:?} is found by story {found:?}");
+    assert!(found.is_some(), "no story finds {mistake:?}");
 }
 
 #[test]
@@ -88,4 +100,24 @@ fn a_log_of_another_boot_that_is_believed_is_found() {
 #[test]
 fn a_failed_sync_that_is_repeated_is_found() {
     finds(Canary::SyncAgain);
+}
+
+#[test]
+fn a_discard_that_inherits_where_it_should_be_zero_is_found() {
+    finds(Canary::InheritForZero);
+}
+
+#[test]
+fn a_copy_up_that_overwrites_is_found() {
+    finds(Canary::FillOverwrites);
+}
+
+#[test]
+fn an_image_with_two_owners_is_found() {
+    finds(Canary::SharedOwnership);
+}
+
+#[test]
+fn a_link_that_is_cut_while_units_are_missing_is_found() {
+    finds_mistake(Mistake::Image(OfImages::CutTooEarly));
 }

@@ -1,28 +1,41 @@
-//! [`Alone`]: one connection, used on the thread of whoever needs it, where SQLite's calls do not wait (see
-//! [`Disk::sqlite_vfs`](vellum_disk::Disk::sqlite_vfs)). What happens on it happens in the order in which it was asked for, so that a
-//! simulation can be repeated.
+//! [`Alone`]: connections that are used on the thread of whoever needs them, where SQLite's calls do not wait (see
+//! [`Disk::sqlite_vfs`](vellum_disk::Disk::sqlite_vfs)). What happens on them happens in the order in which it was asked for, so that
+//! a simulation can be repeated; before each, others may run, as they do while a thread is asked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use vellum_engine::Result;
+use tokio::time::Instant;
+use vellum_engine::{ErrorKind, Result};
 
-use super::worker::committed;
-use super::{Failure, Outcome};
+use super::Outcome;
+use super::connection::BUSY_WAIT;
+use super::worker::{committed, failed, settled};
 
-/// The connection. Clones share it.
+/// How often a transaction that another process keeps from beginning is tried again.
+const BUSY_POLL: Duration = Duration::from_millis(1);
+
+/// Two connections, one that writes and one that looks. Clones share them.
 #[derive(Clone, Debug)]
-pub(crate) struct Alone(Arc<Mutex<Connection>>);
+pub(crate) struct Alone {
+    writer: Arc<Mutex<Connection>>,
+    reader: Arc<Mutex<Connection>>,
+}
 
 impl Alone {
-    pub(super) fn new(db: Connection) -> Self {
-        Self(Arc::new(Mutex::new(db)))
+    pub(super) fn new(writer: Connection, reader: Connection) -> Self {
+        Self { writer: Arc::new(Mutex::new(writer)), reader: Arc::new(Mutex::new(reader)) }
     }
 
-    /// Runs what is one transaction.
-    pub(super) async fn run<T>(&self, job: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
-        job(&mut *self.0.lock().await)
+    /// Runs what looks only.
+    pub(super) async fn read<T>(
+        &self,
+        job: impl FnOnce(&mut Connection) -> Result<T>,
+    ) -> Result<T> {
+        tokio::task::yield_now().await;
+        job(&mut *self.reader.lock().await)
     }
 
     /// Begins a transaction, and runs a closure in it.
@@ -31,9 +44,16 @@ impl Alone {
         doing: &'static str,
         check: impl FnOnce(&Connection) -> Outcome<T>,
     ) -> Result<(T, Begun)> {
-        let begun = Begun { db: self.0.clone().lock_owned().await, doing };
-        let failed = |error| Failure::from(error).into_error(doing);
-        begun.db.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
+        tokio::task::yield_now().await;
+        let begun = Begun { db: self.writer.clone().lock_owned().await, doing };
+        let deadline = Instant::now() + BUSY_WAIT;
+        while let Err(error) = begun.db.execute_batch("BEGIN IMMEDIATE") {
+            let error = failed(error, doing);
+            if error.kind() != ErrorKind::Busy || Instant::now() > deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(BUSY_POLL).await;
+        }
         let value = check(&begun.db).map_err(|failure| failure.into_error(doing))?;
         Ok((value, begun))
     }
@@ -51,6 +71,15 @@ impl Begun {
         let value = change(&self.db).map_err(|failure| failure.into_error(self.doing))?;
         committed(self.db.execute_batch("COMMIT"), self.doing)?;
         Ok(value)
+    }
+
+    /// The same, for who does not settle by itself what cannot be known.
+    pub(super) fn commit_and_settle<T>(self, value: T) -> Result<T> {
+        let result = committed(self.db.execute_batch("COMMIT"), self.doing);
+        if !self.db.is_autocommit() {
+            let _ = self.db.execute_batch("ROLLBACK");
+        }
+        settled(&self.db, result).map(|()| value)
     }
 }
 

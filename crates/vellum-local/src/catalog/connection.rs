@@ -14,7 +14,7 @@ use super::{Outcome, schema};
 const SQLITE_OLDEST: i32 = 3_051_003;
 
 /// How long a transaction waits for another process before it fails with `Busy`.
-const BUSY_WAIT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_WAIT: Duration = Duration::from_secs(5);
 
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,7 +32,10 @@ pub(crate) fn open(path: &Path, vfs: Option<&str>, purpose: Purpose) -> Result<C
     refuse_old_sqlite(rusqlite::version_number())?;
     let doing = format!("open {}", path.display());
     let db = match purpose {
-        _ if let Some(vfs) = vfs => open_alone(path, vfs),
+        _ if let Some(vfs) = vfs => {
+            let flags = flags(OpenFlags::SQLITE_OPEN_READ_WRITE);
+            Connection::open_with_flags_and_vfs(path, flags, vfs).map_err(super::Failure::from)
+        }
         Purpose::Write | Purpose::Read => {
             Connection::open_with_flags(path, flags(OpenFlags::SQLITE_OPEN_READ_WRITE))
                 .map_err(super::Failure::from)
@@ -40,15 +43,9 @@ pub(crate) fn open(path: &Path, vfs: Option<&str>, purpose: Purpose) -> Result<C
         Purpose::ReadOnly => open_read_only(path),
     };
     let db = db.map_err(|failure| failure.into_error(&doing))?;
-    prepare(&db, purpose).map_err(|failure| failure.into_error(&doing))?;
-    Ok(db)
-}
-
-/// Opens a database that has one connection at a time, and so needs no index that others see.
-fn open_alone(path: &Path, vfs: &str) -> Outcome<Connection> {
-    let flags = flags(OpenFlags::SQLITE_OPEN_READ_WRITE);
-    let db = Connection::open_with_flags_and_vfs(path, flags, vfs)?;
-    db.pragma_update_and_check(None, "locking_mode", "exclusive", |row| row.get::<_, String>(0))?;
+    // Where calls must not wait, their caller does (see [`alone`](super::alone)).
+    let wait = if vfs.is_some() { Duration::ZERO } else { BUSY_WAIT };
+    prepare(&db, purpose, wait).map_err(|failure| failure.into_error(&doing))?;
     Ok(db)
 }
 
@@ -59,7 +56,7 @@ fn flags(access: OpenFlags) -> OpenFlags {
 /// Where nothing can be written SQLite cannot make the index of the write-ahead log. It can use one that is there, and a
 /// catalog leaves both behind (see [`prepare`]). Where there is neither, nobody is writing, and the file can be taken as it is.
 fn open_read_only(path: &Path) -> Outcome<Connection> {
-    let log_length = std::fs::metadata(beside(path, "-wal")).map_or(0, |log| log.len());
+    let log_length = std::fs::metadata(log_of(path)).map_or(0, |log| log.len());
     let index_can_be = beside(path, "-shm").exists() || can_write_beside(path);
     let option = match (index_can_be, log_length) {
         (true, _) => "mode=ro",
@@ -79,6 +76,11 @@ fn log_without_index(path: &Path) -> Error {
             path.display()
         ),
     )
+}
+
+/// The write-ahead log of a database.
+pub(crate) fn log_of(path: &Path) -> PathBuf {
+    beside(path, "-wal")
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -118,8 +120,8 @@ fn refuse_old_sqlite(version: i32) -> Result<()> {
     ))
 }
 
-fn prepare(db: &Connection, purpose: Purpose) -> Outcome<()> {
-    db.busy_timeout(BUSY_WAIT)?;
+fn prepare(db: &Connection, purpose: Purpose, wait: Duration) -> Outcome<()> {
+    db.busy_timeout(wait)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     // Plans depend on statements alone; otherwise each statement is planned again once its values are bound.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;

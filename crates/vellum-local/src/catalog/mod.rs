@@ -5,7 +5,7 @@
 //!
 //! In reading order: [`schema`] (what is on disk), [`connection`] (how it is opened), [`worker`] (threads, transactions,
 //! two-phase commit), [`alone`] (the same without threads, for
-//! simulations), [`failure`] (what an error of SQLite means), [`record`] (rows to records), [`images`],
+//! simulations), [`log`] (what a process that died has left at its end), [`failure`] (what an error of SQLite means), [`record`] (rows to records), [`images`],
 //! [`snapshots`], [`children`], [`layers`], [`registry`] (the pool's own row), [`consistency`] (what must hold between rows).
 
 pub(crate) mod alone;
@@ -15,6 +15,7 @@ pub(crate) mod consistency;
 pub(crate) mod failure;
 pub(crate) mod images;
 pub(crate) mod layers;
+pub(crate) mod log;
 pub(crate) mod record;
 pub(crate) mod registry;
 pub(crate) mod schema;

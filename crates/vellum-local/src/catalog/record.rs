@@ -26,6 +26,12 @@ impl ImageNo {
         Self(random_number(disk) as i64)
     }
 
+    /// What is locked while an image with this number is about to be created. No layer has the same number, but by an accident
+    /// that does not happen.
+    pub(crate) fn lock(self) -> LayerId {
+        LayerId::new(self.0 as u64).expect("numbers of images are those of layers")
+    }
+
     /// The id the contract knows it by: 16 hex digits.
     pub(crate) fn id(self) -> ImageId {
         ImageId::new(format!("{:016x}", self.0))

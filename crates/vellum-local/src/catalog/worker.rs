@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
-use vellum_engine::{Error, ErrorKind, Result};
+use vellum_engine::{Error, ErrorKind, Happened, Result};
 
 use super::alone::{Alone, Begun};
 use super::connection::{self, Purpose};
@@ -85,28 +85,32 @@ impl Database {
             look(&transaction).map_err(|failure| failure.into_error(doing))
         };
         match self {
-            Self::Alone(alone) => alone.run(job).await,
+            Self::Alone(alone) => alone.read(job).await,
             Self::Threads { reader, .. } => run(reader, job).await,
         }
     }
 
     /// Runs a closure as one durable transaction. If it fails, nothing is changed; if the commit itself fails, the error
-    /// says whether something may have been.
+    /// says whether something may have been. What the catalog shows afterwards is final, if it could be settled.
     pub(crate) async fn write<T: Send + 'static>(
         &self,
         doing: &'static str,
         change: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
     ) -> Result<T> {
+        let writer = match self {
+            Self::Threads { writer, .. } => writable(writer)?,
+            Self::Alone(alone) => {
+                let (value, begun) = alone.prepare(doing, change).await?;
+                return begun.commit_and_settle(value);
+            }
+        };
         let job = move |db: &mut Connection| {
             let transaction = begin(db, doing)?;
             let value = change(&transaction).map_err(|failure| failure.into_error(doing))?;
-            commit(transaction, doing)?;
-            Ok(value)
+            let committed = commit(transaction, doing);
+            settled(db, committed).map(|()| value)
         };
-        match self {
-            Self::Alone(alone) => alone.run(job).await,
-            Self::Threads { writer, .. } => run(writable(writer)?, job).await,
-        }
+        run(writer, job).await
     }
 
     /// Begins a transaction, runs a closure in it, and leaves the rest to the caller. Until that is decided, nobody else
@@ -149,7 +153,7 @@ impl Database {
     /// place in the log.
     pub(crate) async fn settle(&self) -> Result<()> {
         self.write("settle what a failed commit left", |db| {
-            db.execute("UPDATE pool SET settled = settled + 1", [])?;
+            db.execute(SETTLE, [])?;
             Ok(())
         })
         .await
@@ -210,7 +214,7 @@ impl Undecided {
     }
 }
 
-fn failed(error: rusqlite::Error, doing: &str) -> Error {
+pub(super) fn failed(error: rusqlite::Error, doing: &str) -> Error {
     Failure::from(error).into_error(doing)
 }
 
@@ -230,6 +234,22 @@ pub(super) fn committed(result: rusqlite::Result<()>, doing: &str) -> Result<()>
         let error = failed(error, doing);
         if undone { error } else { error.maybe_done() }
     })
+}
+
+/// A change of nothing, which takes the place in the log of whatever a commit has left there.
+const SETTLE: &str = "UPDATE pool SET settled = settled + 1";
+
+/// What a commit came to. Where that is not known it is settled at once: what the storage has not taken, and SQLite shows to
+/// nobody, would be shown to whoever opens the catalog after a crash. Where even that fails, who builds on it settles it first.
+pub(super) fn settled(db: &Connection, committed: Result<()>) -> Result<()> {
+    if let Err(error) = &committed
+        && error.happened() != Happened::NotDone
+        && let Err(again) = db.execute(SETTLE, [])
+    {
+        let (error, again) = (error.chain(), failed(again, "settle what a failed commit left"));
+        tracing::error!(error, again = %again.chain(), "the catalog failed, and failed again");
+    }
+    committed
 }
 
 /// Runs a closure on a thread.
@@ -261,7 +281,8 @@ fn open_alone<T>(
     let mut db = connection::open(path, Some(vfs), purpose)?;
     let doing = format!("open {}", path.display());
     let value = first(&mut db).map_err(|failure| failure.into_error(&doing))?;
-    Ok((Database::Alone(Alone::new(db)), value))
+    let reader = connection::open(path, Some(vfs), Purpose::Read)?;
+    Ok((Database::Alone(Alone::new(db, reader)), value))
 }
 
 /// Starts a thread, opens a connection on it, and runs `first`. The thread ends, and closes the connection, when the

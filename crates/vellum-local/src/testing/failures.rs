@@ -20,7 +20,7 @@ async fn try_write(layer: &SimLayer, block: u64, byte: u8) -> Result<Guarded> {
 }
 
 fn once(call: Call, file: &'static str, error: i32) -> Fault {
-    Fault { call, file, error, times: 1 }
+    Fault { call, file, error, times: 1, skip: 0 }
 }
 
 /// What a sync consists of that can fail for good.

@@ -18,6 +18,7 @@ super::cases! {
     a_taken_id_is_refused_and_changes_nothing,
     an_image_gets_the_id_it_was_promised,
     unused_ids_are_never_handed_out_twice,
+    an_id_that_is_kept_is_not_gone,
     ids_are_not_used_again_after_a_removal,
     images_are_listed_by_name_in_pages,
     a_removed_image_is_gone_and_its_name_is_free,
@@ -98,6 +99,26 @@ async fn unused_ids_are_never_handed_out_twice<H: Harness>(pool: Pool<H>) -> Res
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), 101);
+    Ok(())
+}
+
+async fn an_id_that_is_kept_is_not_gone<H: Harness>(pool: Pool<H>) -> Result<()> {
+    let other = pool.another().await?;
+    let id = pool.catalog.unused_id();
+    let kept = pool.catalog.reserve(&id)?;
+    for catalog in [&pool.catalog, &other.catalog] {
+        assert!(!catalog.is_gone(&id).await?);
+        refused(catalog.reserve(&id), ErrorKind::InUse);
+    }
+    drop(kept);
+    assert!(other.catalog.is_gone(&id).await?);
+    let kept = pool.catalog.reserve(&id)?;
+    let new = NewImage { id: Some(id.clone()), ..pool.new_image("image")? };
+    let created = pool.catalog.create(new).await?;
+    drop(kept);
+    assert!(!other.catalog.is_gone(&id).await?);
+    pool.catalog.remove(&id, created.version).await?;
+    assert!(other.catalog.is_gone(&id).await?);
     Ok(())
 }
 

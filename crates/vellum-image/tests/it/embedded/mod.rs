@@ -7,6 +7,7 @@ mod depth;
 mod failures;
 #[path = "../fixture.rs"]
 mod fixture;
+mod mistakes;
 #[path = "../others.rs"]
 mod others;
 #[path = "../overlaps.rs"]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use vellum_disk::RealDisk;
-use vellum_local::{LocalCatalog, Mode, OpenOptions};
+use vellum_local::{Canary, LocalCatalog, Mode, OpenOptions, StoreOptions};
 
 /// The engine below the wrappers.
 pub type Base = LocalCatalog<RealDisk>;
@@ -23,7 +23,13 @@ impl Place {
 
     /// Opens a pool, as another process would.
     pub async fn open(&self, pool: &str) -> Base {
-        let options = OpenOptions { mode: Mode::CreateIfMissing, ..OpenOptions::default() };
+        self.open_that_makes(pool, None).await
+    }
+
+    /// The same, with an engine that makes a mistake.
+    pub async fn open_that_makes(&self, pool: &str, canary: Option<Canary>) -> Base {
+        let store = StoreOptions { canary, ..StoreOptions::default() };
+        let options = OpenOptions { mode: Mode::CreateIfMissing, store, ..OpenOptions::default() };
         LocalCatalog::open(RealDisk::default(), self.0.path().join(pool), options).await.unwrap()
     }
 

@@ -1,17 +1,23 @@
 //! SQLite's way to the files of a [`SimDisk`]: a VFS.
 //!
 //! It does what SQLite's own for Unix does to its files, as far as a power cut can tell: the name of a new file becomes durable
-//! with its first sync, a removal when SQLite asks for that. There are no locks and no shared memory, so a database must be
-//! opened once at a time, in exclusive locking mode. Calls are made at once, on the thread that calls SQLite.
+//! with its first sync, a removal when SQLite asks for that. Locks and shared memory are those of a [`database`], among all
+//! processes of a world. Calls are made at once, on the thread that calls SQLite, and nothing waits for another connection.
+
+pub(crate) mod database;
+mod memory;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use rusqlite::ffi;
+
+use database::Hold;
 
 use crate::disk::{Shared, SimDisk, SimFile};
 
@@ -20,56 +26,66 @@ const PATH_MAX: c_int = 512;
 const SQLITE_SECTOR: c_int = 4096;
 const ENOSPC: i32 = 28;
 
-/// A VFS that SQLite knows by a name of its own.
+/// A name by which SQLite knows the disk of a process. Dropped, it is free for another.
 #[derive(Debug)]
-pub(crate) struct Registration {
+pub(crate) struct Registration(&'static Slot);
+
+/// A VFS that SQLite knows by a name of its own, for good: SQLite may look at it for as long as a connection is being closed.
+struct Slot {
     name: String,
-    vfs: *mut ffi::sqlite3_vfs,
+    process: Mutex<Option<(Weak<Shared>, u64)>>,
 }
 
-// SAFETY: the pointer is only given to SQLite, which takes a lock for its list; what it points to never moves and is never freed.
-#[expect(unsafe_code, reason = "a pointer that any thread may give to SQLite")]
-unsafe impl Send for Registration {}
-// SAFETY: as above.
-#[expect(unsafe_code, reason = "a pointer that any thread may give to SQLite")]
-unsafe impl Sync for Registration {}
+/// Those that stand for no process now.
+static FREE: Mutex<Vec<&'static Slot>> = Mutex::new(Vec::new());
 
-impl Registration {
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Makes a disk known to SQLite.
+impl Slot {
     #[expect(unsafe_code, reason = "SQLite takes a VFS as a struct of functions")]
-    pub(crate) fn new(disk: Weak<Shared>) -> Self {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("vellum-sim-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    fn new() -> &'static Self {
+        static COUNT: Mutex<u64> = Mutex::new(0);
+        let mut count = COUNT.lock();
+        *count += 1;
+        let name = format!("vellum-sim-{count}");
         let c_name = CString::new(name.clone()).expect("it has no NUL").into_raw();
-        // Never freed: SQLite may look at it for as long as a connection is being closed. It is small, and tests end.
-        let vfs = Box::into_raw(Box::new(vfs(c_name, Box::into_raw(Box::new(disk)))));
+        let slot: &'static Self = Box::leak(Box::new(Self { name, process: Mutex::default() }));
+        let vfs = Box::into_raw(Box::new(vfs(c_name, slot)));
         // SAFETY: the VFS is complete and lives for ever.
         let result = unsafe { ffi::sqlite3_vfs_register(vfs, 0) };
         assert_eq!(result, ffi::SQLITE_OK, "SQLite takes a VFS");
-        Self { name, vfs }
+        slot
+    }
+}
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Slot({})", self.name)
+    }
+}
+
+impl Registration {
+    fn new(disk: Weak<Shared>, process: u64) -> Self {
+        let free = FREE.lock().pop();
+        let slot = free.unwrap_or_else(Slot::new);
+        *slot.process.lock() = Some((disk, process));
+        Self(slot)
     }
 }
 
 impl Drop for Registration {
-    #[expect(unsafe_code, reason = "SQLite keeps a list of VFS")]
     fn drop(&mut self) {
-        // SAFETY: it was registered; connections that use it go on doing so, since it is never freed.
-        unsafe { ffi::sqlite3_vfs_unregister(self.vfs) };
+        *self.0.process.lock() = None;
+        FREE.lock().push(self.0);
     }
 }
 
-fn vfs(name: *const c_char, disk: *mut Weak<Shared>) -> ffi::sqlite3_vfs {
+fn vfs(name: *const c_char, slot: &'static Slot) -> ffi::sqlite3_vfs {
     ffi::sqlite3_vfs {
         iVersion: 1,
         szOsFile: size_of::<Open>() as c_int,
         mxPathname: PATH_MAX,
         pNext: ptr::null_mut(),
         zName: name,
-        pAppData: disk.cast(),
+        pAppData: ptr::from_ref(slot).cast_mut().cast(),
         xOpen: Some(open),
         xDelete: Some(delete),
         xAccess: Some(access),
@@ -90,7 +106,7 @@ fn vfs(name: *const c_char, disk: *mut Weak<Shared>) -> ffi::sqlite3_vfs {
 }
 
 static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
-    iVersion: 1,
+    iVersion: 2,
     xClose: Some(close),
     xRead: Some(read),
     xWrite: Some(write),
@@ -98,15 +114,15 @@ static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
     xSync: Some(sync),
     xFileSize: Some(file_size),
     xLock: Some(lock),
-    xUnlock: Some(lock),
+    xUnlock: Some(unlock),
     xCheckReservedLock: Some(check_reserved_lock),
     xFileControl: Some(file_control),
     xSectorSize: Some(sector_size),
     xDeviceCharacteristics: Some(device_characteristics),
-    xShmMap: None,
-    xShmLock: None,
-    xShmBarrier: None,
-    xShmUnmap: None,
+    xShmMap: Some(shm_map),
+    xShmLock: Some(shm_lock),
+    xShmBarrier: Some(shm_barrier),
+    xShmUnmap: Some(shm_unmap),
     xFetch: None,
     xUnfetch: None,
 };
@@ -127,27 +143,29 @@ struct OpenFile {
     keeps_log: c_int,
 }
 
-/// A result code for an error of the disk.
-fn code(error: &io::Error, otherwise: c_int) -> c_int {
-    if error.raw_os_error() == Some(ENOSPC) { ffi::SQLITE_FULL } else { otherwise }
-}
-
+/// SQLite's VFS for Unix tells a full disk from other failures where it writes, and nowhere else.
 fn done(result: io::Result<()>, otherwise: c_int) -> c_int {
     match result {
         Ok(()) => ffi::SQLITE_OK,
-        Err(error) => code(&error, otherwise),
+        Err(error)
+            if otherwise == ffi::SQLITE_IOERR_WRITE && error.raw_os_error() == Some(ENOSPC) =>
+        {
+            ffi::SQLITE_FULL
+        }
+        Err(_) => otherwise,
     }
 }
 
-/// The disk of a VFS, as the life that goes on sees it.
+/// The disk of a VFS, as the process that it stands for sees it.
 ///
 /// # Safety
-/// `vfs` is one that [`Registration::new`] made.
+/// `vfs` is one that [`Slot::new`] made.
 #[expect(unsafe_code, reason = "SQLite hands the VFS back as a pointer")]
 unsafe fn disk_of(vfs: *mut ffi::sqlite3_vfs) -> Option<SimDisk> {
-    // SAFETY: the pointer was made from a box that is never freed.
-    let disk: &Weak<Shared> = unsafe { &*(*vfs).pAppData.cast() };
-    disk.upgrade().map(SimDisk::of_this_life)
+    // SAFETY: the pointer was made from a slot, which is never freed.
+    let slot: &Slot = unsafe { &*(*vfs).pAppData.cast() };
+    let (disk, process) = slot.process.lock().clone()?;
+    Some(SimDisk::of(disk.upgrade()?, process))
 }
 
 /// A path that SQLite gives.
@@ -190,7 +208,7 @@ unsafe extern "C" fn open(
         return ffi::SQLITE_CANTOPEN;
     };
     match disk.open_at_once(&path, flags & ffi::SQLITE_OPEN_CREATE != 0) {
-        Err(error) => code(&error, ffi::SQLITE_CANTOPEN),
+        Err(_) => ffi::SQLITE_CANTOPEN,
         Ok((file, is_new)) => {
             let inner = Box::new(OpenFile { file, path, is_new, keeps_log: 0 });
             // SAFETY: as above; `out_flags` may be null.
@@ -272,15 +290,94 @@ unsafe extern "C" fn file_size(file: *mut ffi::sqlite3_file, size: *mut i64) -> 
     ffi::SQLITE_OK
 }
 
+/// What SQLite is told of a lock.
+fn locked(taken: bool) -> c_int {
+    if taken { ffi::SQLITE_OK } else { ffi::SQLITE_BUSY }
+}
+
 #[expect(unsafe_code, reason = "called by SQLite")]
-unsafe extern "C" fn lock(_file: *mut ffi::sqlite3_file, _kind: c_int) -> c_int {
+unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    // SAFETY: SQLite gives an open file.
+    let file = unsafe { &file_of(file).file };
+    match file.disk().must_live() {
+        Ok(()) => locked(file.with_database(|database, holder| database.lock(holder, level))),
+        Err(_) => ffi::SQLITE_IOERR_LOCK,
+    }
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn unlock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    // SAFETY: SQLite gives an open file.
+    let file = unsafe { &file_of(file).file };
+    if file.disk().must_live().is_ok() {
+        file.with_database(|database, holder| database.unlock(holder, level));
+    }
     ffi::SQLITE_OK
 }
 
 #[expect(unsafe_code, reason = "called by SQLite")]
-unsafe extern "C" fn check_reserved_lock(_file: *mut ffi::sqlite3_file, held: *mut c_int) -> c_int {
+unsafe extern "C" fn check_reserved_lock(file: *mut ffi::sqlite3_file, held: *mut c_int) -> c_int {
+    // SAFETY: SQLite gives an open file, and says where the answer goes.
+    unsafe {
+        *held = c_int::from(file_of(file).file.with_database(|database, _| database.is_reserved()));
+    }
+    ffi::SQLITE_OK
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn shm_map(
+    file: *mut ffi::sqlite3_file,
+    region: c_int,
+    size: c_int,
+    grow: c_int,
+    address: *mut *mut c_void,
+) -> c_int {
+    // SAFETY: SQLite gives an open file.
+    let file = unsafe { &file_of(file).file };
+    let mapped = file.disk().must_live().and_then(|()| {
+        file.with_database(|database, holder| {
+            database.map(holder, region, size as usize, grow != 0)
+        })
+    });
     // SAFETY: SQLite says where the answer goes.
-    unsafe { *held = 0 };
+    unsafe { *address = mapped.as_ref().ok().and_then(|at| *at).unwrap_or(ptr::null_mut()) };
+    if mapped.is_ok() { ffi::SQLITE_OK } else { ffi::SQLITE_IOERR_SHMMAP }
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn shm_lock(
+    file: *mut ffi::sqlite3_file,
+    first: c_int,
+    count: c_int,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: SQLite gives an open file.
+    let file = unsafe { &file_of(file).file };
+    if file.disk().must_live().is_err() {
+        return ffi::SQLITE_IOERR_SHMLOCK;
+    }
+    let at = first as usize..(first + count) as usize;
+    let shared = flags & ffi::SQLITE_SHM_SHARED != 0;
+    let hold = if shared { Hold::Shared } else { Hold::Exclusive };
+    file.with_database(|database, holder| {
+        if flags & ffi::SQLITE_SHM_UNLOCK == 0 {
+            return locked(database.lock_memory(holder, at, hold));
+        }
+        database.unlock_memory(holder, at);
+        ffi::SQLITE_OK
+    })
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn shm_barrier(_file: *mut ffi::sqlite3_file) {
+    fence(Ordering::SeqCst);
+}
+
+#[expect(unsafe_code, reason = "called by SQLite")]
+unsafe extern "C" fn shm_unmap(file: *mut ffi::sqlite3_file, _delete: c_int) -> c_int {
+    // SAFETY: SQLite gives an open file.
+    let file = unsafe { &file_of(file).file };
+    file.with_database(|database, holder| database.unmap(holder));
     ffi::SQLITE_OK
 }
 
@@ -327,7 +424,7 @@ unsafe extern "C" fn delete(
     };
     match disk.remove_at_once(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => ffi::SQLITE_IOERR_DELETE_NOENT,
-        Err(error) => code(&error, ffi::SQLITE_IOERR_DELETE),
+        Err(_) => ffi::SQLITE_IOERR_DELETE,
         Ok(()) if sync_directory == 0 => ffi::SQLITE_OK,
         Ok(()) => {
             let directory = path.parent().unwrap_or(Path::new("/"));
@@ -404,8 +501,10 @@ unsafe extern "C" fn last_error(
     0
 }
 
-/// A disk's registration, made when SQLite first needs it.
-pub(crate) fn registered(shared: &Arc<Shared>) -> String {
-    let registration = shared.sqlite.get_or_init(|| Registration::new(Arc::downgrade(shared)));
-    registration.name().to_owned()
+/// The name of a process's disk, taken when SQLite first needs it.
+pub(crate) fn registered(shared: &Arc<Shared>, process: u64) -> String {
+    let mut names = shared.sqlite.lock();
+    let registration =
+        names.entry(process).or_insert_with(|| Registration::new(Arc::downgrade(shared), process));
+    registration.0.name.clone()
 }

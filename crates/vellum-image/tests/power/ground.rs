@@ -1,0 +1,129 @@
+//! [`Ground`]: what a process stands on, and which answers of a storage that fails its life goes on after.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use tokio::sync::Notify;
+use vellum_engine::{Error, ErrorKind, Result};
+use vellum_local::LocalCatalog;
+use vellum_sim::{Call, Fault, SimDisk};
+
+pub type Engine = LocalCatalog<SimDisk>;
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+/// What a process stands on. Those that live at once share all but the disk.
+#[derive(Clone)]
+pub struct Ground {
+    pub disk: SimDisk,
+    /// Names the process in the book.
+    pub process: u64,
+    /// Another one lives, or lived, at the same time.
+    pub beside: Rc<Cell<bool>>,
+    /// Layers were told to fail.
+    pub trouble: Rc<Cell<bool>>,
+    /// A catalog was told to fail.
+    pub catalog_trouble: Rc<Cell<bool>>,
+    /// One of them did, and somebody was told, who gave the life up.
+    pub heard: Rc<Cell<bool>>,
+    pub given_up: Rc<Notify>,
+    /// When these lives began, or somebody last heard from a catalog.
+    answered: Rc<Cell<u64>>,
+    began: u64,
+}
+
+impl Ground {
+    pub fn new(disk: &SimDisk, process: u64) -> Self {
+        let began = disk.world().now();
+        Self {
+            disk: disk.clone(),
+            process,
+            beside: Rc::default(),
+            trouble: Rc::default(),
+            catalog_trouble: Rc::default(),
+            heard: Rc::default(),
+            given_up: Rc::default(),
+            answered: Rc::new(Cell::new(began)),
+            began,
+        }
+    }
+
+    /// What another process stands on, which begins now.
+    pub fn of_another(&self, process: u64) -> Self {
+        self.beside.set(true);
+        Self { disk: self.disk.another_process(), process, ..self.clone() }
+    }
+
+    /// Lets layers fail from now on: a sync, or every write once the space is used up.
+    pub fn make_trouble(&self, chance: &mut StdRng) {
+        self.trouble.set(true);
+        if chance.random_bool(0.3) {
+            self.disk.world().free = chance.random_range(0..200);
+        } else {
+            let file = if chance.random_bool(0.7) { "data.0" } else { "map" };
+            self.disk.fail(Fault { call: Call::SyncData, file, error: EIO, times: 1, skip: 0 });
+        }
+    }
+
+    /// Lets a catalog fail, at some call that is still to come.
+    pub fn make_catalog_trouble(&self, chance: &mut StdRng) {
+        self.catalog_trouble.set(true);
+        let file = if chance.random_bool(0.8) { "pool.sqlite-wal" } else { "pool.sqlite" };
+        let error = if chance.random_bool(0.6) { EIO } else { ENOSPC };
+        let (call, times, skip) = if chance.random_bool(0.5) {
+            (Call::SyncData, 1, chance.random_range(0..3))
+        } else {
+            (Call::Write, chance.random_range(1..4), chance.random_range(0..12))
+        };
+        self.disk.fail(Fault { call, file, error, times, skip });
+    }
+
+    /// Whether an error is what a catalog that was told to fail may say.
+    pub fn explains(&self, error: &Error) -> bool {
+        self.catalog_trouble.get() && matches!(error.kind(), ErrorKind::Io | ErrorKind::NoSpace)
+    }
+
+    /// A catalog has answered.
+    pub fn hears(&self) {
+        self.answered.set(self.disk.world().now());
+    }
+
+    /// Whether a catalog did fail.
+    pub fn catalog_failed(&self) -> bool {
+        self.catalog_trouble.get() && self.disk.world().failed_at() > self.began
+    }
+
+    /// Whether storage has failed and nobody knows it who could have left a mark: who dies then takes the knowledge along,
+    /// which is two failures at once, and not promised to be survived.
+    pub fn took_along(&self) -> bool {
+        let unheard = self.disk.world().failed_at() > self.answered.get();
+        let catalog = self.catalog_trouble.get() && unheard;
+        (self.trouble.get() || catalog) && !self.heard.get()
+    }
+
+    /// Ends the lives of all who stand on it.
+    pub async fn give_up<T>(&self) -> T {
+        self.heard.set(true);
+        self.given_up.notify_one();
+        std::future::pending().await
+    }
+}
+
+/// An answer, which in a life that is over nobody hears; one that failing layers gave ends the life.
+pub async fn alive<T>(ground: &Ground, result: Result<T>) -> Result<T> {
+    if ground.disk.is_over() {
+        std::future::pending::<()>().await;
+    }
+    let Err(error) = &result else { return result };
+    let of_the_storage =
+        matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned | ErrorKind::NoSpace);
+    // An image whose catalog failed in the middle of a change has to be opened again.
+    let stopped = ground.catalog_trouble.get() && error.kind() == ErrorKind::Poisoned;
+    if of_the_storage && (ground.trouble.get() || stopped) {
+        return ground.give_up().await;
+    }
+    result
+}

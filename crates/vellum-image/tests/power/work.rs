@@ -1,0 +1,148 @@
+//! [`Worker`]: reads and writes of open images, each known to the [`Book`](crate::book::Book) before it is made.
+
+use bytes::Bytes;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use vellum_core::{Buffer, Extent};
+use vellum_engine::{ErrorKind, Layering, Result};
+use vellum_image::{DiscardPolicy, Image, WriteOptions, ZeroOptions};
+use vellum_sim::Value;
+
+use crate::book::Shared;
+use crate::ground::{Engine, Ground, alive};
+use crate::known::{Known, SECTOR, SECTORS, SIZE, sectors};
+
+/// What each sector reads as; none may be torn.
+pub async fn values(image: &Image<Engine>) -> Vec<Value> {
+    try_values(image).await.unwrap()
+}
+
+/// The same, where the image may be taken away meanwhile.
+pub async fn try_values(image: &Image<Engine>) -> Result<Vec<Value>> {
+    let length = SIZE as usize;
+    let at = Extent::new(0, SIZE);
+    let (buffer, holes) = image.read(at, Buffer::from_vec(vec![0xaa; length]), 0..length).await;
+    holes?;
+    let sector = |bytes: &[u8]| {
+        let number = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+        assert!(bytes.chunks(8).all(|part| part == number.to_le_bytes()), "a sector is torn");
+        Value::Holds(number)
+    };
+    Ok(buffer.chunks(SECTOR as usize).map(sector).collect())
+}
+
+/// One of those who work on the images of a life at the same time.
+pub struct Worker<'a> {
+    pub ground: Ground,
+    pub open: &'a [(Shared<Known>, &'a Image<Engine>)],
+    pub chance: StdRng,
+}
+
+impl Worker<'_> {
+    /// Does one thing.
+    pub async fn act(&mut self) {
+        let (known, image) = self.open[self.chance.random_range(0..self.open.len())].clone();
+        match self.chance.random_range(0..20) {
+            0..8 => self.write(&known, image).await,
+            8..11 => self.zero(&known, image).await,
+            11..15 => self.discard(&known, image).await,
+            15..18 => self.read(&known, image).await,
+            _ => {
+                let began = known.borrow_mut().history.tick();
+                alive(&self.ground, image.sync().await).await.unwrap();
+                known.borrow_mut().history.synced(began);
+            }
+        }
+    }
+
+    fn somewhere(&mut self) -> Extent {
+        let first = self.chance.random_range(0..SECTORS);
+        let length = self.chance.random_range(1..40);
+        let at = Extent::new(first * SECTOR, length * SECTOR).clip(SIZE);
+        if self.chance.random_bool(0.5) { at.align_out(4096).clip(SIZE) } else { at }
+    }
+
+    async fn write(&mut self, known: &Shared<Known>, image: &Image<Engine>) {
+        let (at, number) = (self.somewhere(), self.chance.random_range(1..u64::MAX));
+        let durable = self.chance.random_bool(0.15);
+        let change = known.borrow_mut().history.begin(at, Value::Holds(number), false);
+        let data = Bytes::from(number.to_le_bytes().repeat(at.len_usize() / 8));
+        let written = image.write(at.offset(), data, WriteOptions { durable }).await;
+        alive(&self.ground, written).await.unwrap();
+        known.borrow_mut().history.end(at, change, durable);
+    }
+
+    async fn zero(&mut self, known: &Shared<Known>, image: &Image<Engine>) {
+        let at = self.somewhere();
+        let options = ZeroOptions {
+            no_hole: self.chance.random_bool(0.3),
+            fast: self.chance.random_bool(0.3),
+            durable: self.chance.random_bool(0.15),
+        };
+        let change = known.borrow_mut().history.begin(at, Value::Holds(0), false);
+        let zeroed = alive(&self.ground, image.write_zeroes(at, options).await).await;
+        let history = &mut known.borrow_mut().history;
+        match zeroed {
+            Ok(()) => history.end(at, change, options.durable),
+            Err(error) => {
+                assert!(options.fast, "only fast zeroes may be refused: {error:?}");
+                history.refused(at, change);
+            }
+        }
+    }
+
+    async fn discard(&mut self, known: &Shared<Known>, image: &Image<Engine>) {
+        let at = self.somewhere().align_out(4096).clip(SIZE);
+        let (has_parent, flattens) = {
+            let known = known.borrow();
+            (known.parent.is_some(), known.flattens)
+        };
+        let inherit = self.chance.random_bool(0.6) && !flattens;
+        let policy = if inherit { DiscardPolicy::Inherit } else { DiscardPolicy::Zero };
+        let durable = self.chance.random_bool(0.15);
+        let changes: Vec<_> = sectors(at)
+            .map(|sector| {
+                let mut known = known.borrow_mut();
+                let value = match (&known.parent, inherit) {
+                    (Some(parent), true) => parent.value(sector),
+                    _ => Value::Holds(0),
+                };
+                let at = Extent::new(sector * SECTOR, SECTOR);
+                (at, known.history.begin(at, value, false))
+            })
+            .collect();
+        let discarded = alive(&self.ground, image.discard(at, policy, durable).await).await;
+        // A child that copies up gives whole objects back, and leaves the rest as it is.
+        let surely = !(has_parent && image.record().layering == Layering::CopyUp);
+        let history = &mut known.borrow_mut().history;
+        match discarded {
+            Ok(()) if surely => {
+                changes.into_iter().for_each(|(at, change)| history.end(at, change, durable));
+            }
+            Ok(()) => {}
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+            }
+        }
+    }
+
+    async fn read(&mut self, known: &Shared<Known>, image: &Image<Engine>) {
+        let at = self.somewhere();
+        let began = known.borrow_mut().history.tick();
+        let (buffer, holes) = {
+            let length = at.len_usize();
+            image.read(at, Buffer::from_vec(vec![0xaa; length]), 0..length).await
+        };
+        alive(&self.ground, holes).await.unwrap();
+        for (sector, bytes) in sectors(at).zip(buffer.chunks(SECTOR as usize)) {
+            let value = Value::Holds(u64::from_le_bytes(bytes[..8].try_into().unwrap()));
+            let known = known.borrow();
+            assert!(
+                known.history.allows(sector, value, began),
+                "sector {sector} of {} reads as {value:?}, and may read as {:?}",
+                known.name,
+                known.history.allowed_now(sector)
+            );
+        }
+    }
+}
