@@ -67,7 +67,7 @@ enum Chooser {
         interruptions_left: Option<u32>,
     },
     Priorities {
-        chance: StdRng,
+        chance: Box<StdRng>,
         priorities: Vec<u64>,
         falls: Vec<usize>,
     },
@@ -94,6 +94,7 @@ impl Order {
         let mut chance = StdRng::seed_from_u64(seed);
         let falls = chance.random_range(0..=FALLS_MAX);
         let falls = (0..falls).map(|_| chance.random_range(0..FALLS_WITHIN)).collect();
+        let chance = Box::new(chance);
         Self::new(Chooser::Priorities { chance, priorities: Vec::new(), falls })
     }
 

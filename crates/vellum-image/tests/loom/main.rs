@@ -5,6 +5,7 @@
 //! Compiled once more with every order of memory weakened, it must fail, or loom would see nothing.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::duplicate_mod, reason = "the same gate, of other atomics")]
 
 mod notify;
 mod sound;

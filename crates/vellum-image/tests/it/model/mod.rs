@@ -23,7 +23,7 @@ use vellum_engine::AtomicSpan;
 use vellum_engine::Layering::{self, CopyUp, Sparse};
 
 use ground::{Embedded, Ground, InMemory};
-use program::{Op, Program, Shape, Step};
+use program::{Act, Op, Program, Shape, Step};
 
 /// Runs so many random programs, or as many as `PROPTEST_CASES` asks for.
 fn random_programs<G: Ground>(usual: u32, ground: impl Fn() -> G) {
@@ -101,16 +101,20 @@ fn on_every_engine(chain: &[Shape], steps: &[Step]) {
 #[test]
 fn one_byte_is_written_and_read() {
     let at = Extent::new(0, 1);
-    let write = Op::Write { image: 0, at, seed: 0, durable: false };
+    let write = Op { image: 0, act: Act::Write { at, seed: 0, durable: false } };
     on_every_engine(&[shape(Sparse)], &[Step::Together(vec![vec![write]])]);
 }
 
 #[test]
 fn a_discard_within_the_short_last_unit_leaves_it_alone() {
-    let write = Op::Write { image: 0, at: Extent::new(0, 1), seed: 0, durable: false };
-    let discard = Op::Discard { image: 0, at: Extent::new(36_865, 1), to_parent: false };
-    let tasks = vec![vec![write.clone(), write, discard]];
-    for layering in [Sparse, CopyUp] {
-        on_every_engine(&[shape(Sparse), shape(layering)], &[Step::Together(tasks.clone())]);
+    let write = Act::Write { at: Extent::new(0, 1), seed: 0, durable: false };
+    let discard = Act::Discard { at: Extent::new(36_865, 1), to_parent: false };
+    let acts = [write.clone(), write, discard];
+    for image in [0, 1] {
+        for layering in [Sparse, CopyUp] {
+            let task = acts.iter().map(|act| Op { image, act: act.clone() }).collect();
+            let steps = [Step::Together(vec![task])];
+            on_every_engine(&[shape(Sparse), shape(layering)], &steps);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Random programs: what is generated, and shrunk.
 //!
-//! A new operation is one more [`Op`], its line in [`ops`], and its arm in [`Run::act`](super::run::Run::act).
+//! A new operation is one more [`Act`], its line in [`ops`], and its arm in [`Run::act`](super::run::Run).
 
 use proptest::prelude::*;
 use vellum_core::{Extent, Geometry};
@@ -11,18 +11,25 @@ const SIZE_MAX: u64 = 50_000;
 /// The deepest chain of images that a program begins with.
 pub const DEPTH_MAX: usize = 8;
 
-/// What is done to one image; images and snapshots are numbers of those that there are, counted round.
+/// What is done to an image; images and snapshots are numbers of those that there are, counted round.
 #[derive(Clone, Debug)]
-pub enum Op {
-    Read { image: usize, at: Extent },
-    Write { image: usize, at: Extent, seed: u64, durable: bool },
-    Zero { image: usize, at: Extent, no_hole: bool, fast: bool },
-    Discard { image: usize, at: Extent, to_parent: bool },
-    Sync { image: usize },
-    Snapshot { image: usize },
-    RemoveSnapshot { image: usize, which: usize },
-    Flatten { image: usize },
-    Map { image: usize },
+pub struct Op {
+    pub image: usize,
+    pub act: Act,
+}
+
+/// What is done.
+#[derive(Clone, Debug)]
+pub enum Act {
+    Read { at: Extent },
+    Write { at: Extent, seed: u64, durable: bool },
+    Zero { at: Extent, no_hole: bool, fast: bool },
+    Discard { at: Extent, to_parent: bool },
+    Sync,
+    Snapshot,
+    RemoveSnapshot { which: usize },
+    Flatten,
+    Map,
 }
 
 /// One after the other.
@@ -97,22 +104,21 @@ fn shapes() -> impl Strategy<Value = Shape> {
 }
 
 fn ops() -> impl Strategy<Value = Op> {
-    let (image, at, which) = (any::<usize>(), extents(), any::<usize>());
-    let flag = any::<bool>();
-    prop_oneof![
-        8 => (image, at.clone(), 0u64..250, flag)
-            .prop_map(|(image, at, seed, durable)| Op::Write { image, at, seed, durable }),
-        3 => (image, at.clone(), flag, flag)
-            .prop_map(|(image, at, no_hole, fast)| Op::Zero { image, at, no_hole, fast }),
-        4 => (image, at.clone(), flag)
-            .prop_map(|(image, at, to_parent)| Op::Discard { image, at, to_parent }),
-        4 => (image, at).prop_map(|(image, at)| Op::Read { image, at }),
-        2 => image.prop_map(|image| Op::Snapshot { image }),
-        1 => (image, which).prop_map(|(image, which)| Op::RemoveSnapshot { image, which }),
-        2 => image.prop_map(|image| Op::Flatten { image }),
-        1 => image.prop_map(|image| Op::Sync { image }),
-        1 => image.prop_map(|image| Op::Map { image }),
-    ]
+    let (at, flag) = (extents(), any::<bool>());
+    let acts = prop_oneof![
+        8 => (at.clone(), 0u64..250, flag)
+            .prop_map(|(at, seed, durable)| Act::Write { at, seed, durable }),
+        3 => (at.clone(), flag, flag)
+            .prop_map(|(at, no_hole, fast)| Act::Zero { at, no_hole, fast }),
+        4 => (at.clone(), flag).prop_map(|(at, to_parent)| Act::Discard { at, to_parent }),
+        4 => at.prop_map(|at| Act::Read { at }),
+        2 => Just(Act::Snapshot),
+        1 => any::<usize>().prop_map(|which| Act::RemoveSnapshot { which }),
+        2 => Just(Act::Flatten),
+        1 => Just(Act::Sync),
+        1 => Just(Act::Map),
+    ];
+    (any::<usize>(), acts).prop_map(|(image, act)| Op { image, act })
 }
 
 fn steps() -> impl Strategy<Value = Step> {

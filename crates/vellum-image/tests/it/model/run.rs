@@ -19,7 +19,7 @@ use vellum_image::{
 
 use super::cells::{Cells, Value, pattern};
 use super::ground::Ground;
-use super::program::{Op, Program, Shape, Step};
+use super::program::{Act, Op, Program, Shape, Step};
 
 const IMAGES_MAX: usize = 10;
 
@@ -173,36 +173,23 @@ impl<G: Ground> Run<G> {
     }
 
     async fn act(&self, op: &Op) {
-        let image = match op {
-            Op::Read { image, .. }
-            | Op::Write { image, .. }
-            | Op::Zero { image, .. }
-            | Op::Discard { image, .. }
-            | Op::Sync { image }
-            | Op::Snapshot { image }
-            | Op::RemoveSnapshot { image, .. }
-            | Op::Flatten { image }
-            | Op::Map { image } => *image,
-        };
-        let Some(known) = self.pick(image) else { return };
+        let Some(known) = self.pick(op.image) else { return };
         let size = known.size();
-        match *op {
-            Op::Read { at, .. } => self.read(&known, at.clip(size)).await,
-            Op::Write { at, seed, durable, .. } => {
+        match op.act {
+            Act::Read { at } => self.read(&known, at.clip(size)).await,
+            Act::Write { at, seed, durable } => {
                 self.write(&known, at.clip(size), seed, durable).await;
             }
-            Op::Zero { at, no_hole, fast, .. } => {
+            Act::Zero { at, no_hole, fast } => {
                 let options = ZeroOptions { no_hole, fast, durable: false };
                 self.zero(&known, at.clip(size), options).await;
             }
-            Op::Discard { at, to_parent, .. } => {
-                self.discard(&known, at.clip(size), to_parent).await;
-            }
-            Op::Sync { .. } => known.image().sync().await.unwrap(),
-            Op::Snapshot { .. } => self.snapshot(&known).await,
-            Op::RemoveSnapshot { which, .. } => self.remove_snapshot(&known, which).await,
-            Op::Flatten { .. } => self.flatten(&known).await,
-            Op::Map { .. } => self.map(&known).await,
+            Act::Discard { at, to_parent } => self.discard(&known, at.clip(size), to_parent).await,
+            Act::Sync => known.image().sync().await.unwrap(),
+            Act::Snapshot => self.snapshot(&known).await,
+            Act::RemoveSnapshot { which } => self.remove_snapshot(&known, which).await,
+            Act::Flatten => self.flatten(&known).await,
+            Act::Map => self.map(&known).await,
         }
     }
 
