@@ -107,10 +107,10 @@ fn a_clone_of_another_moment() -> Result<()> {
 }
 
 /// A disk of a few sectors, of which the first two were written, one of them flushed.
-fn disk(dir: &std::path::Path) -> Result<VolatileDisk> {
+fn disk(dir: &std::path::Path, unit: u64) -> Result<VolatileDisk> {
     let path = dir.join("disk");
     std::fs::write(&path, vec![0; 16 * SECTOR as usize])?;
-    let disk = VolatileDisk::open(&path)?;
+    let disk = VolatileDisk::open(&path, unit)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     runtime.block_on(async {
         let plug = disk.open("").await?;
@@ -127,10 +127,17 @@ fn a_volatile_disk() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut chance = StdRng::seed_from_u64(1);
     let mut left = std::collections::BTreeSet::new();
-    for cut in [Cut::Nothing, Cut::Everything, Cut::Order, Cut::Requests, Cut::Sectors] {
+    for (cut, unit) in [
+        (Cut::Nothing, SECTOR),
+        (Cut::Everything, SECTOR),
+        (Cut::Order, SECTOR),
+        (Cut::Requests, SECTOR),
+        (Cut::Pieces, SECTOR),
+        (Cut::Pieces, 4096),
+    ] {
         left.clear();
         for _ in 0..100 {
-            let disk = disk(dir.path())?;
+            let disk = disk(dir.path(), unit)?;
             disk.cut(cut, &mut chance)?;
             let bytes = std::fs::read(disk.path())?;
             let sectors = bytes.chunks_exact(SECTOR as usize);
@@ -142,7 +149,8 @@ fn a_volatile_disk() -> Result<()> {
             Cut::Everything => &[&[2, 3]],
             Cut::Order => &[&[1, 0], &[2, 2], &[2, 3]],
             Cut::Requests => &[&[1, 0], &[1, 3], &[2, 2], &[2, 3]],
-            Cut::Sectors => &[&[1, 0], &[1, 2], &[1, 3], &[2, 0], &[2, 2], &[2, 3]],
+            Cut::Pieces if unit > SECTOR => &[&[1, 0], &[2, 2], &[2, 3]],
+            Cut::Pieces => &[&[1, 0], &[1, 2], &[1, 3], &[2, 0], &[2, 2], &[2, 3]],
         };
         ensure!(left.iter().map(Vec::as_slice).eq(all.iter().copied()), "{cut:?}: {left:?}");
     }
@@ -151,7 +159,7 @@ fn a_volatile_disk() -> Result<()> {
 
 fn an_old_connection() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let disk = disk(dir.path())?;
+    let disk = disk(dir.path(), SECTOR)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     runtime.block_on(async {
         let before = disk.open("").await?;

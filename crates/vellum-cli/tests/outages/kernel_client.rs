@@ -25,7 +25,10 @@ pub fn story() -> Result<()> {
     for (layering, file_system) in [("sparse", FileSystem::Xfs), ("copy-up", FileSystem::Ext4)] {
         let file = dir.path().join("disk");
         file_system.make(&file)?;
-        let disk = Served::start(VolatileDisk::open(&file)?, &dir.path().join(layering))?;
+        let disk = Served::start(
+            VolatileDisk::open(&file, file_system.unit())?,
+            &dir.path().join(layering),
+        )?;
         let guest = Guest::power_on(&parts, &disk, file_system, 100)?;
         let first = first_life(&guest, layering);
         let first = first.with_context(|| format!("the guest printed: {}", guest.printed()))?;

@@ -32,7 +32,7 @@ impl Machine {
         let file = dir.join(format!("{}.raw", file_system.name()));
         file_system.make(&file)?;
         let socket = dir.join(format!("{}.sock", file_system.name()));
-        let disk = Served::start(VolatileDisk::open(&file)?, &socket)?;
+        let disk = Served::start(VolatileDisk::open(&file, file_system.unit())?, &socket)?;
         let chance = StdRng::seed_from_u64(seed);
         let shared = Shared::default();
         Ok(Self { file_system, disk, shared, chance, begun: false, unflushed: (0, 0) })

@@ -1,9 +1,9 @@
 //! [`VolatileDisk`]: a disk with a cache that a power cut empties, served over NBD to the machine that uses it.
 //!
 //! What was written and not flushed is kept apart from the file behind it. A power cut leaves of that what chance says, in no
-//! order, down to single sectors. A flush makes durable what was answered before it was asked for.
+//! order, down to the pieces that it never tears. A flush makes durable what was answered before it was asked for.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -26,12 +26,13 @@ use vellum_nbd::{
 use crate::content::SECTOR;
 
 type Sector = [u8; SECTOR as usize];
+type Versions = BTreeMap<u64, Vec<(u64, Box<Sector>)>>;
 
 /// What a power cut leaves of what was not flushed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cut {
-    /// Each sector by itself what was flushed, or any version it had since.
-    Sectors,
+    /// Each piece that is never torn, by itself, what was flushed or any version it had since.
+    Pieces,
     /// Each request by itself, whole or not at all.
     Requests,
     /// All requests up to one of them.
@@ -45,7 +46,7 @@ pub enum Cut {
 impl Cut {
     pub fn any(chance: &mut StdRng) -> Self {
         match chance.random_range(0..10) {
-            0..4 => Self::Sectors,
+            0..4 => Self::Pieces,
             4..7 => Self::Requests,
             7 => Self::Order,
             8 => Self::Nothing,
@@ -62,8 +63,10 @@ struct State {
     path: PathBuf,
     file: File,
     size: u64,
+    /// Bytes that are never torn: a sector, or more.
+    unit: u64,
     /// Versions that were not flushed, oldest first, each with the number of its request.
-    versions: BTreeMap<u64, Vec<(u64, Box<Sector>)>>,
+    versions: Versions,
     requests: u64,
     /// Connections of a machine that was cut off have an older one, and reach nothing any more.
     life: u64,
@@ -80,13 +83,16 @@ impl fmt::Debug for VolatileDisk {
 
 impl VolatileDisk {
     /// A disk with the content of a file, which keeps what is durable.
-    pub fn open(path: &Path) -> Result<Self> {
+    ///
+    /// Of so many bytes, `unit`, a request changes all or nothing, as far as they are part of it.
+    pub fn open(path: &Path, unit: u64) -> Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let size = file.metadata()?.len();
         Ok(Self(Arc::new(Mutex::new(State {
             path: path.to_owned(),
             file,
             size,
+            unit,
             versions: BTreeMap::new(),
             requests: 0,
             life: 0,
@@ -123,15 +129,17 @@ impl VolatileDisk {
                 let share = chance.random_range(0.0..1.0);
                 requests.into_iter().filter(|_| chance.random_bool(share)).collect()
             }
-            Cut::Sectors | Cut::Everything => requests.into_iter().collect(),
+            Cut::Pieces | Cut::Everything => requests.into_iter().collect(),
+        };
+        let limits = match cut {
+            Cut::Pieces => state.limits(&versions, chance),
+            _ => BTreeMap::new(),
         };
         let (pending, mut lost) = (versions.len(), 0);
         for (number, versions) in versions {
-            let left = match cut {
-                Cut::Sectors => chance.random_range(0..=versions.len()),
-                _ => versions.len(),
-            };
-            let version = versions[..left].iter().rfind(|(request, _)| kept.contains(request));
+            let limit = limits.get(&state.piece_of(number)).copied().unwrap_or(u64::MAX);
+            let is_kept = |request: u64| request <= limit && kept.contains(&request);
+            let version = versions.iter().rfind(|(request, _)| is_kept(*request));
             let newest = versions.last().map(|(request, _)| *request);
             lost += usize::from(version.map(|(request, _)| *request) != newest);
             if let Some((_, bytes)) = version {
@@ -143,6 +151,24 @@ impl VolatileDisk {
 }
 
 impl State {
+    fn piece_of(&self, number: u64) -> u64 {
+        number * SECTOR / self.unit
+    }
+
+    /// For each piece, the last request whose part of it is kept; 0 for none.
+    fn limits(&self, versions: &Versions, chance: &mut StdRng) -> BTreeMap<u64, u64> {
+        let mut requests: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+        for (number, versions) in versions {
+            let of_the_piece = requests.entry(self.piece_of(*number)).or_default();
+            of_the_piece.extend(versions.iter().map(|(request, _)| *request));
+        }
+        let limits = requests.into_iter().map(|(piece, requests)| {
+            let kept = chance.random_range(0..=requests.len());
+            (piece, requests.into_iter().take(kept).last().unwrap_or(0))
+        });
+        limits.collect()
+    }
+
     fn read(&self, at: Extent) -> std::io::Result<Vec<u8>> {
         let mut bytes = vec![0; at.len_usize()];
         let whole = at.align_out(SECTOR);

@@ -42,6 +42,15 @@ impl FileSystem {
         }
     }
 
+    /// What it believes that a disk never tears. The commit block of ext4's journal is one of its blocks: where only a part of
+    /// one has landed, the journal is corrupt to it. XFS asks for sectors.
+    pub fn unit(self) -> u64 {
+        match self {
+            Self::Ext4 => 4096,
+            Self::Xfs => 512,
+        }
+    }
+
     /// Makes a file that holds an empty one.
     pub fn make(self, path: &Path) -> Result<()> {
         std::fs::File::create(path)?.set_len(DISK)?;
