@@ -18,7 +18,7 @@ use vellum_core::{Buffer, Extent, ImageName, Runs};
 use crate::{
     Capabilities, Catalog, Change, ChildRef, Committed, Durability, Fill, Finding, Guarded, Head,
     HeadChange, ImageId, ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Prepared,
-    Repair, Result, RevisionId, SetTo, TryRead, Version, Write,
+    Repair, Reserved, Result, RevisionId, SetTo, TryRead, Version, Write,
 };
 
 /// How an engine is paced. Clones share it.
@@ -172,6 +172,14 @@ impl<C: Catalog> Catalog for PacedCatalog<C> {
 
     fn unused_id(&self) -> ImageId {
         self.inner.unused_id()
+    }
+
+    fn reserve(&self, id: &ImageId) -> Result<Reserved> {
+        self.inner.reserve(id)
+    }
+
+    fn is_gone(&self, id: &ImageId) -> impl Future<Output = Result<bool>> + Send {
+        self.pace.before(self.inner.is_gone(id))
     }
 
     fn find(&self, name: &ImageName) -> impl Future<Output = Result<ImageRecord>> + Send {

@@ -183,12 +183,11 @@ async fn check_children<C: Catalog>(
             Ok(found) => admin::hangs_on(&found, catalog, &record.id, &revision),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 // One that is just being created will.
-                match repair {
-                    Repair::Safe => !children.is_gone(&child.image).await?,
-                    Repair::No => {
-                        let kept = children.reserve(&child.image);
-                        kept.is_err_and(|error| error.kind() == ErrorKind::InUse)
-                    }
+                if repair.is_wanted() {
+                    !children.is_gone(&child.image).await?
+                } else {
+                    let kept = children.reserve(&child.image);
+                    kept.is_err_and(|error| error.kind() == ErrorKind::InUse)
                 }
             }
             Err(error) => return Err(error),

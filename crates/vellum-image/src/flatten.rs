@@ -15,6 +15,7 @@ use vellum_engine::{
     Part, Result, RevisionId,
 };
 
+use crate::canary::Canary;
 use crate::chain::{Chain, open_below};
 use crate::copy_up::split_zeros;
 use crate::image::View;

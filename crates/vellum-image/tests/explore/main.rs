@@ -18,8 +18,8 @@ mod world;
 
 use vellum_core::Extent;
 use vellum_engine::Layering::{self, CopyUp, Sparse};
-use vellum_image::DiscardPolicy;
 use vellum_image::Canary;
+use vellum_image::DiscardPolicy;
 use vellum_sim::{Explored, Orders};
 
 use acts::{Act, OBJECT, UNIT};
