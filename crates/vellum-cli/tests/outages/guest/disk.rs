@@ -164,7 +164,7 @@ impl State {
         }
         let limits = requests.into_iter().map(|(piece, requests)| {
             let kept = chance.random_range(0..=requests.len());
-            (piece, requests.into_iter().take(kept).last().unwrap_or(0))
+            (piece, requests.into_iter().take(kept).next_back().unwrap_or(0))
         });
         limits.collect()
     }
