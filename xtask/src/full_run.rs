@@ -3,8 +3,11 @@
 use anyhow::Result;
 
 use crate::cargo::{self, cargo};
-use crate::packages;
 use crate::steps::Steps;
+use crate::{fuzz, packages};
+
+/// How long each fuzz target runs.
+const FUZZ_SECONDS: u64 = 10;
 
 /// Runs all of it. An error if any of it failed.
 pub fn run() -> Result<()> {
@@ -19,5 +22,6 @@ pub fn run() -> Result<()> {
     crate::check::add(&mut steps);
     steps.run("build", || cargo::run(&mut cargo(&["build", "--workspace", "--all-targets"])));
     steps.run("test", || cargo::run(&mut cargo(&["test", "--workspace", "--no-fail-fast"])));
+    steps.run("fuzz", || fuzz::run(&fuzz::Options { target: None, seconds: FUZZ_SECONDS }));
     steps.finish()
 }

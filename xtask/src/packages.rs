@@ -23,6 +23,7 @@ pub const FOR_TESTS: &[Wanted] = &[
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.ext4", "e2fsprogs"),
     ("fusermount3", "fuse3"),
+    ("c++", "g++"),
 ];
 
 /// Installs, in one go, the packages whose program is not found. An error names what is missing; whether one can do without is
