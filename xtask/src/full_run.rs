@@ -5,7 +5,10 @@ use anyhow::Result;
 use crate::cargo::{self, cargo};
 use crate::packages::Wanted;
 use crate::steps::Steps;
-use crate::{guest_kernel, packages};
+use crate::{fuzz, guest_kernel, packages};
+
+/// How long each fuzz target runs.
+const FUZZ_SECONDS: u64 = 10;
 
 /// Runs all of it. An error if any of it failed.
 pub fn run() -> Result<()> {
@@ -14,6 +17,7 @@ pub fn run() -> Result<()> {
     crate::check::add(&mut steps);
     steps.run("build", || cargo::run(&mut cargo(&["build", "--workspace", "--all-targets"])));
     steps.run("test", || cargo::run(&mut cargo(&["test", "--workspace", "--no-fail-fast"])));
+    steps.run("fuzz", || fuzz::run(&fuzz::Options { target: None, seconds: FUZZ_SECONDS }));
     steps.finish()
 }
 

@@ -1,7 +1,7 @@
 //! Everything this repository automates: `cargo xtask COMMAND`.
 //!
 //! [`check`], [`full_run`] and [`slow`] are lists of [`steps`]; what a step does is a module each: [`packages`],
-//! [`guest_kernel`], [`tidy`] with [`promises`], [`direction`].
+//! [`guest_kernel`], [`tidy`] with [`promises`], [`direction`], [`fuzz`].
 //! There is no check that only runs elsewhere: `.ci/run` is `cargo xtask test`.
 
 mod cargo;
@@ -10,6 +10,7 @@ mod demo;
 mod dependencies;
 mod direction;
 mod full_run;
+mod fuzz;
 mod guest_kernel;
 mod packages;
 mod promises;
@@ -26,9 +27,11 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   demo    build vellum and show its main job on a real file system image
-  test    install the Debian packages that tests need, run every check, build everything, run every test
+  test    install the Debian packages that tests need, run every check, build everything, run every test,
+          and fuzz each target for some seconds
   slow    the tests that take too long for that: hundreds of kills, tens of power cuts, half an hour
   check   format, tidy, direction of dependencies, clippy, documentation
+  fuzz    [TARGET] [--seconds N]: build the fuzz targets with coverage and run one or all of them, for 60 s each
   tidy    only what this repository asks of its files, in a second or two";
 
 fn main() -> ExitCode {
@@ -50,6 +53,7 @@ fn command(arguments: &[String]) -> Result<()> {
         ["test"] => full_run::run(),
         ["slow"] => slow::run(),
         ["check"] => check::run(),
+        ["fuzz", ref rest @ ..] => fuzz::run(&fuzz::Options::parse(rest)?),
         ["tidy"] => tidy::run(),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

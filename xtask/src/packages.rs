@@ -27,6 +27,7 @@ pub const FOR_TESTS: &[Wanted] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("depmod", "kmod"),
+    ("c++", "g++"),
 ];
 
 /// What the slow tests run beside them.

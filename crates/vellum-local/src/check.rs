@@ -206,7 +206,7 @@ impl Extents {
 impl<D: Disk> LocalLayer<D> {
     /// Looks at all of the map, and at what the data files hold beside it. To repair, the layer is owned or filled, and is closed
     /// afterwards.
-    async fn check(&self, repair: Repair) -> Result<Vec<Finding>> {
+    pub(crate) async fn check(&self, repair: Repair) -> Result<Vec<Finding>> {
         let checked = self.check_files(repair).await;
         if repair.is_wanted() {
             self.close().await?;

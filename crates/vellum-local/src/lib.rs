@@ -18,6 +18,9 @@ mod catalog;
 mod check;
 mod engine;
 mod format;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod head;
 mod layer;
 pub mod layer_id;

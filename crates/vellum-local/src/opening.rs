@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::Connection;
 use vellum_disk::{Disk, File};
 use vellum_engine::{Error, ErrorKind, PoolId, Result};
 
@@ -148,9 +148,20 @@ async fn open_catalog<D: Disk>(
     } else if !directory.has_catalog().await? {
         return Err(no_pool(directory.path()));
     }
-    let (place, id) = (place.clone(), create.then(|| random_pool_id(disk)));
-    let load = move |db: &mut Connection| load_or_create(db, id, &place);
-    let (database, row) = Database::open(&path, vfs.clone(), load).await?;
+    let (database, found) = Database::open(&path, vfs.clone(), |db| load(db)).await?;
+    let row = match found {
+        Some(row) => row,
+        None if directory.has_layers().await? => return Err(directory.no_catalog("empty")),
+        None if !create => return Err(no_pool(directory.path())),
+        None => {
+            let (place, id) = (place.clone(), random_pool_id(disk));
+            let create = move |db: &Connection| {
+                registry::create(db, id, &place)?;
+                registry::load(db)
+            };
+            database.write("create the catalog", create).await?
+        }
+    };
     if row.look_only {
         drop(database);
         return Database::open_read_only(&path, vfs, |db| registry::load(db)).await;
@@ -158,14 +169,9 @@ async fn open_catalog<D: Disk>(
     Ok((database, row))
 }
 
-fn load_or_create(db: &mut Connection, create: Option<PoolId>, place: &Place) -> Outcome<PoolRow> {
-    if connection::is_blank(db)? {
-        let Some(id) = create else { return Err(no_pool(&place.path).into()) };
-        let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        registry::create(&transaction, id, place)?;
-        transaction.commit()?;
-    }
-    registry::load(db)
+/// The pool; `None` for a catalog that is blank.
+fn load(db: &Connection) -> Outcome<Option<PoolRow>> {
+    if connection::is_blank(db)? { Ok(None) } else { registry::load(db).map(Some) }
 }
 
 fn random_pool_id(disk: &impl Disk) -> PoolId {

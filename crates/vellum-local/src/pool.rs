@@ -98,11 +98,8 @@ impl<D: Disk> PoolDirectory<D> {
         if has(&self.catalog()) {
             return Ok(Found::Pool);
         }
-        if has(&self.layers()) && !self.is_empty(&self.layers()).await? {
-            return Err(Error::corrupt(format!(
-                "{} holds layers, and the catalog that says what they are is missing; restore pool.sqlite from a backup",
-                self.path.display()
-            )));
+        if has(&self.layers()) && self.has_layers().await? {
+            return Err(self.no_catalog("missing"));
         }
         let ours = [self.lock(), self.layers(), self.live(), self.reserve()];
         let stranger = entries
@@ -122,9 +119,21 @@ impl<D: Disk> PoolDirectory<D> {
         }
     }
 
-    async fn is_empty(&self, directory: &Path) -> Result<bool> {
-        let entries = self.disk.list_dir(directory).await;
-        Ok(entries.map_err(|error| self.failed("look into", error))?.is_empty())
+    /// Whether a layer has files here.
+    pub(crate) async fn has_layers(&self) -> Result<bool> {
+        match self.disk.list_dir(&self.layers()).await {
+            Ok(entries) => Ok(!entries.is_empty()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(self.failed("look into", error)),
+        }
+    }
+
+    /// That there are layers, and nothing says what they are. A catalog made anew would call them a leak.
+    pub(crate) fn no_catalog(&self, how: &str) -> Error {
+        Error::corrupt(format!(
+            "{} holds layers, and the catalog that says what they are is {how}; restore pool.sqlite from a backup",
+            self.path.display()
+        ))
     }
 
     /// Makes what is missing of the directory, without the catalog, durably. Idempotent; the directory above must exist.

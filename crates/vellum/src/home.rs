@@ -136,6 +136,13 @@ impl Home {
     }
 }
 
+/// A `vellum.toml`, as it is understood, written again; `None` if it is not.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn config_again(text: &str) -> Option<String> {
+    let config: Config = toml::from_str(text).ok()?;
+    Some(toml::to_string(&config).expect("what was read can be written"))
+}
+
 /// Takes a lock, but does not wait for ever for a process that was stopped while it had it.
 fn lock_in_time(lock: &fs::File, path: &Path) -> Result<()> {
     let began = Instant::now();

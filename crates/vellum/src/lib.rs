@@ -22,6 +22,9 @@ pub mod checking;
 mod control;
 pub mod export;
 pub mod exports;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod holder;
 mod holding;
 pub mod home;

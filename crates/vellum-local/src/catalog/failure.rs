@@ -97,6 +97,11 @@ fn meaning_of_code(failure: &rusqlite::ffi::Error) -> (ErrorKind, &'static str) 
         }
         ErrorCode::SystemIoFailure => (ErrorKind::Io, ": the storage failed"),
         ErrorCode::TooBig => (ErrorKind::Invalid, ": a value is too large"),
+        // The statements themselves are tested, so it is the file.
+        _ if failure.extended_code == rusqlite::ffi::SQLITE_ERROR => (
+            ErrorKind::Corrupt,
+            ": it is damaged, or written by a newer SQLite; restore a backup of pool.sqlite",
+        ),
         _ => (ErrorKind::Io, ""),
     }
 }

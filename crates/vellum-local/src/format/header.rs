@@ -21,7 +21,7 @@ const MAGIC: &[u8; 8] = b"VELLUMAP";
 const EPOCH_MAGIC: &[u8; 8] = b"VELLUMEP";
 const NAME_MAX: usize = 128;
 const BELOW_MAX: usize = 300;
-const CRC_AT: usize = 508;
+pub(super) const CRC_AT: usize = 508;
 const READ_ONLY_COMPATIBLE_AT: usize = 16;
 /// Where the sector that each sync writes lies in the file.
 pub(crate) const EPOCH_AT: u64 = SECTOR as u64;

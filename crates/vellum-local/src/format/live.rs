@@ -16,8 +16,8 @@ use vellum_engine::Result;
 use super::{Reader, SECTOR, VERSION, checksum};
 
 const MAGIC: &[u8; 8] = b"VELLULOG";
-const CRC_AT: usize = 508;
-const PLACE: u64 = u64::MAX;
+pub(super) const CRC_AT: usize = 508;
+pub(super) const PLACE: u64 = u64::MAX;
 const UNIT_BITS: u32 = 56;
 /// Bytes in a record.
 pub(crate) const RECORD: usize = 16;

@@ -4,6 +4,8 @@
 //! little endian; every structure carries a CRC-32C that covers whatever names its place, so that bytes in the wrong place
 //! are found as well as bytes that changed.
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub(crate) mod header;
 pub(crate) mod live;
 pub(crate) mod sector;

@@ -366,3 +366,30 @@ async fn a_map_whose_creation_could_not_be_synced_is_made_whole_by_the_next_owne
         assert_eq!(seen(&lab.own().await, 0, 1).await, b"b", "seed {seed}");
     }
 }
+
+#[tokio::test]
+async fn logs_that_a_failed_sync_could_not_remove_are_never_believed() {
+    let lab = Lab::new(64 * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1), b'a').await;
+    layer.sync().await.unwrap();
+    write(&layer, blocks(1, 1), b'b').await;
+    for (call, file) in [(Call::SyncData, "data.0"), (Call::Remove, "ab.0"), (Call::Remove, "ab.1")]
+    {
+        lab.disk.fail(once(call, file, EIO));
+    }
+    // What is written while it stands still goes to the log of the epoch that the sync does not live to write.
+    let hold = lab.disk.hold(Call::SyncData, "data.0");
+    let writing = async {
+        hold.arrived().await;
+        write(&layer, blocks(2, 1), b'c').await;
+        drop(hold);
+    };
+    let (synced, ()) = tokio::join!(layer.sync(), writing);
+    synced.unwrap_err();
+    // The next owner clears the mark with an epoch of its own, and changes nothing.
+    let lab = lab.after_death().await;
+    assert_eq!(seen(&lab.own().await, 0, 4).await, b"a???");
+    let lab = lab.after_death().await;
+    assert_eq!(seen(&lab.own().await, 0, 4).await, b"a???");
+}

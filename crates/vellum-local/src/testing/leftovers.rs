@@ -16,13 +16,13 @@ use crate::format::{PAGE, SECTOR};
 use crate::store::{Access, AfterStop, LayerFacts, StoreOptions};
 use vellum_sim::SimDisk;
 
-const MAP: &str = "/pool/layers/00000000000000ab/map";
-const DATA: &str = "/pool/layers/00000000000000ab/data.0";
-const LOG: &str = "/pool/live/00000000000000ab.0";
+pub(super) const MAP: &str = "/pool/layers/00000000000000ab/map";
+pub(super) const DATA: &str = "/pool/layers/00000000000000ab/data.0";
+pub(super) const LOG: &str = "/pool/live/00000000000000ab.0";
 /// What one sector of a page speaks of.
 const SECTOR_UNITS: u64 = SECTOR_WORDS as u64 * WORD_UNITS;
 
-async fn contents(disk: &SimDisk, path: &str) -> Vec<u8> {
+pub(super) async fn contents(disk: &SimDisk, path: &str) -> Vec<u8> {
     let file = disk.open(Path::new(path), OpenMode::Read).await.unwrap();
     let length = file.length().await.unwrap() as usize;
     let (bytes, result) = file.read_at(Buffer::from_vec(vec![0; length]), 0..length, 0).await;
@@ -30,14 +30,14 @@ async fn contents(disk: &SimDisk, path: &str) -> Vec<u8> {
     bytes.to_vec()
 }
 
-async fn replace(disk: &SimDisk, path: &str, bytes: Vec<u8>) {
+pub(super) async fn replace(disk: &SimDisk, path: &str, bytes: Vec<u8>) {
     let file = disk.open(Path::new(path), OpenMode::ReadWrite).await.unwrap();
     file.set_length(bytes.len() as u64).await.unwrap();
     file.write_at(vec![Bytes::from(bytes)], 0, OnDisk::AtSync).await.unwrap();
 }
 
 /// A process that wrote `a` and synced, then wrote blocks 1 to 3 and died.
-async fn dead() -> Lab {
+pub(super) async fn dead() -> Lab {
     let lab = Lab::new(2 * PAGE_UNITS * BLOCK).await;
     let layer = lab.own().await;
     write(&layer, blocks(0, 1), b'a').await;
@@ -235,7 +235,7 @@ async fn a_layer_cut_short_at_its_birth_holds_nothing_and_can_be_written() {
 }
 
 /// A layer that was closed in good order, with data in both pages.
-async fn closed() -> Lab {
+pub(super) async fn closed() -> Lab {
     let lab = Lab::new(2 * PAGE_UNITS * BLOCK).await;
     let layer = lab.own().await;
     write(&layer, blocks(0, 1), b'a').await;

@@ -2,10 +2,11 @@
 //! (vellum-sim), and short ways to say what is done to a layer. Not part of the engine.
 //!
 //! The scenarios are a file each: [crashes] at random moments, [sync_steps] cut one after another, [failures] of calls and of
-//! space, [leftovers] that an earlier life left behind, and the [cost] of a request in calls.
+//! space, [leftovers] that an earlier life left behind, [damage] to whole files, and the [cost] of a request in calls.
 
 mod cost;
 mod crashes;
+mod damage;
 mod failures;
 mod leftovers;
 mod sync_steps;

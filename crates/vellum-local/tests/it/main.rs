@@ -4,6 +4,7 @@
 
 mod check;
 mod clones;
+mod damage;
 mod directories;
 mod fixture;
 mod ownership;

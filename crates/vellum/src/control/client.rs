@@ -70,7 +70,7 @@ fn silent(hint: &Hint, image: &vellum_core::ImageName) -> Error {
 }
 
 /// Asks, and takes answers until the last one. `TimedOut` if the other side is silent for too long.
-async fn exchange(
+pub(crate) async fn exchange(
     mut stream: tokio::net::UnixStream,
     asked: &Asked,
     progress: impl Fn(u64, u64),

@@ -12,6 +12,8 @@ pub(crate) mod protocol;
 pub(crate) mod server;
 pub(crate) mod socket;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use client::exchange;
 pub(crate) use client::{Outcome, ask};
 pub(crate) use protocol::{Answer, Request};
 

@@ -56,7 +56,7 @@ pub(crate) async fn serve(listener: UnixListener, exports: ImageExports) {
     }
 }
 
-async fn answer(
+pub(crate) async fn answer(
     stream: UnixStream,
     exports: &ImageExports,
     permit: OwnedSemaphorePermit,

@@ -1,0 +1,122 @@
+//! Catalogs that are damaged, short, or another pool's.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use vellum_engine::{Catalog, ErrorKind, Head};
+use vellum_local::Mode;
+
+use crate::fixture::{Home, image, open, write_blocks};
+
+/// Bytes in the header of a SQLite file.
+const HEADER: usize = 100;
+const IMAGES: usize = 51;
+
+/// A pool with images in it, one of which has files, and its catalog, all of it in one file.
+async fn pool_with_images(home: &Home) -> Vec<u8> {
+    let pool = home.pool().await;
+    for n in 0..50 {
+        image(&pool, &format!("image-{n:02}")).await;
+    }
+    let head = pool.own(&image(&pool, "written").await.id).await.unwrap();
+    write_blocks(&head, 0, 1, b'x').await;
+    head.close().await.unwrap();
+    drop(pool);
+    let path = home.path("pool").join("pool.sqlite");
+    // The pool closes its connections on threads of its own. Nobody changes the mode of a catalog that somebody has open.
+    let mode = |mode: &str| {
+        let db = rusqlite::Connection::open(&path).unwrap();
+        db.query_row(&format!("PRAGMA journal_mode = {mode}"), [], |row| row.get::<_, String>(0))
+    };
+    while mode("delete").is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(mode("wal").unwrap(), "wal");
+    fs::read(&path).unwrap()
+}
+
+/// Puts a catalog in place, without what was written beside another one.
+fn put(pool: &Path, bytes: &[u8]) {
+    for beside in ["pool.sqlite-wal", "pool.sqlite-shm"] {
+        let _ = fs::remove_file(pool.join(beside));
+    }
+    fs::write(pool.join("pool.sqlite"), bytes).unwrap();
+}
+
+/// The names of all images, or the kind of the error that a user sees.
+async fn names(pool: &Path, mode: Mode) -> Result<Vec<String>, ErrorKind> {
+    let pool = open(pool, mode).await.map_err(|error| error.kind())?;
+    let images = pool.list(None, 1000).await.map_err(|error| error.kind())?;
+    Ok(images.iter().map(|record| record.name.to_string()).collect())
+}
+
+fn is_clear(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Invalid)
+}
+
+#[tokio::test]
+async fn each_changed_byte_in_the_head_of_a_catalog_is_an_error_or_changes_nothing() {
+    let home = Home::new();
+    let whole = pool_with_images(&home).await;
+    let pool = home.path("pool");
+    let expected = names(&pool, Mode::ReadOnly).await.unwrap();
+    assert_eq!(expected.len(), IMAGES);
+    let mut errors = 0;
+    for at in 0..HEADER {
+        for mode in [Mode::ReadOnly, Mode::Existing] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            put(&pool, &bytes);
+            match names(&pool, mode).await {
+                Ok(names) => assert_eq!(names, expected, "byte {at}, {mode:?}"),
+                Err(kind) => {
+                    assert!(is_clear(kind), "byte {at}, {mode:?}: {kind:?}");
+                    errors += 1;
+                }
+            }
+        }
+    }
+    assert!(errors > 50, "the damage hits nothing: {errors}");
+}
+
+#[tokio::test]
+async fn a_catalog_of_any_other_length_is_an_error() {
+    let home = Home::new();
+    let whole = pool_with_images(&home).await;
+    let pool = home.path("pool");
+    let lengths = (1..whole.len()).step_by(1009).chain([1, 99, 100, 511, 4095, 4096, 4097]);
+    for length in lengths {
+        put(&pool, &whole[..length]);
+        for mode in [Mode::ReadOnly, Mode::CreateIfMissing] {
+            let kind = names(&pool, mode).await.unwrap_err();
+            assert!(is_clear(kind), "{length} bytes: {kind:?}");
+        }
+    }
+    put(&pool, &whole);
+    assert_eq!(names(&pool, Mode::Existing).await.unwrap().len(), IMAGES);
+}
+
+#[tokio::test]
+async fn an_emptied_catalog_beside_layers_is_corrupt_and_no_new_one_is_made() {
+    let home = Home::new();
+    pool_with_images(&home).await;
+    let pool = home.path("pool");
+    put(&pool, &[]);
+    for mode in [Mode::ReadOnly, Mode::Existing, Mode::CreateIfMissing, Mode::ReadOnly] {
+        assert_eq!(names(&pool, mode).await.unwrap_err(), ErrorKind::Corrupt, "{mode:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_catalog_of_another_pool_is_refused() {
+    let (home, elsewhere) = (Home::new(), Home::new());
+    let own = pool_with_images(&home).await;
+    let stranger = pool_with_images(&elsewhere).await;
+    assert_ne!(own, stranger);
+    let pool = home.path("pool");
+    put(&pool, &stranger);
+    for mode in [Mode::ReadOnly, Mode::Existing] {
+        assert_eq!(names(&pool, mode).await.unwrap_err(), ErrorKind::Invalid, "{mode:?}");
+    }
+}
