@@ -100,7 +100,7 @@ impl Story {
         };
         story.disk.world().yields_max = 2;
         for _ in 0..lives {
-            story.one_life().await;
+            Box::pin(story.one_life()).await;
         }
         story
     }
