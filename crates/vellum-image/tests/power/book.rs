@@ -15,11 +15,19 @@ pub type Shared<T> = Rc<RefCell<T>>;
 pub struct Book {
     images: RefCell<Vec<Shared<Known>>>,
     changes: RefCell<Vec<Open>>,
-    /// Which process has or takes an image.
-    held: RefCell<Vec<(u64, String)>>,
+    /// Which process has an image open, takes it, or gives it up.
+    held: RefCell<Vec<Held>>,
     /// Images that a process had when it died: what it was writing is not known.
     left: RefCell<BTreeSet<String>>,
     numbers: Cell<u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    by: u64,
+    image: String,
+    /// It has it, and is not about to give it up.
+    surely: bool,
 }
 
 /// A change that has not ended, or whose end nobody knows.
@@ -111,17 +119,24 @@ impl Book {
             })
     }
 
-    pub fn hold(&self, by: u64, image: &str) {
-        self.held.borrow_mut().push((by, image.to_owned()));
+    /// A process has an image, or takes it, or gives it up.
+    pub fn hold(&self, by: u64, image: &str, surely: bool) {
+        self.let_go(by, image);
+        self.held.borrow_mut().push(Held { by, image: image.to_owned(), surely });
     }
 
     pub fn let_go(&self, by: u64, image: &str) {
-        self.held.borrow_mut().retain(|(holder, held)| (*holder, held.as_str()) != (by, image));
+        self.held.borrow_mut().retain(|held| held.by != by || held.image != image);
     }
 
-    /// Whether another process has an image open, or is about to.
+    /// Whether another process may have an image open.
     pub fn is_held_beside(&self, by: u64, image: &str) -> bool {
-        self.held.borrow().iter().any(|(holder, held)| *holder != by && held == image)
+        self.held.borrow().iter().any(|held| held.by != by && held.image == image)
+    }
+
+    /// Whether another process has it.
+    pub fn is_owned_beside(&self, by: u64, image: &str) -> bool {
+        self.held.borrow().iter().any(|held| held.by != by && held.image == image && held.surely)
     }
 
     /// A process has died.
@@ -129,9 +144,8 @@ impl Book {
         let mut changes = self.changes.borrow_mut();
         changes.iter_mut().filter(|open| open.by == process).for_each(|open| open.lost = true);
         let mut held = self.held.borrow_mut();
-        let (gone, rest) = held.drain(..).partition(|(holder, _)| *holder == process);
-        *held = rest;
-        self.left.borrow_mut().extend(gone.into_iter().map(|(_, image): (u64, String)| image));
+        let gone = held.extract_if(.., |held| held.by == process);
+        self.left.borrow_mut().extend(gone.map(|held| held.image));
     }
 
     /// Whether a process had an image when it died, which is asked once.
