@@ -239,9 +239,22 @@ impl<D: Disk> Inner<D> {
         for record in records {
             let end = record.first_unit.saturating_add(u64::from(record.units));
             let at = self.units.bytes(record.first_unit, end);
+            self.check_has_pages(at)?;
             self.change(&[(at, record.state)]).await?;
         }
         Ok(())
+    }
+
+    /// Fails if a record speaks of units that are not there, or whose page is not: a page exists before a record speaks of it, so
+    /// the map has lost one, and what else it said is not known.
+    fn check_has_pages(&self, at: Extent) -> Result<()> {
+        let absent = self.units.by_page(at).find(|(page, _)| !self.pages.is_present(*page));
+        let what = match absent {
+            None if !at.is_empty() => return Ok(()),
+            None => "units past the end of the image".to_owned(),
+            Some((page, _)) => format!("page {page} of the map, which is not there"),
+        };
+        Err(Error::corrupt(format!("a live log of layer {} speaks of {what}", self.facts.id)))
     }
 
     /// Creates the files of a layer, durably, before its first write. A power cut leaves nothing that counts, or all of it.

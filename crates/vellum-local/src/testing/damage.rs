@@ -178,3 +178,23 @@ async fn the_files_of_another_layer_are_corrupt_where_that_can_be_known() {
         assert!(is_found(lab.open(Access::Read).await).await, "{file}");
     }
 }
+
+#[tokio::test]
+async fn a_log_that_speaks_of_a_page_that_the_map_lost_is_corrupt_and_nobody_makes_it_anew() {
+    let lab = Lab::new(2 * PAGE_UNITS * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1), b'a').await;
+    write(&layer, blocks(PAGE_UNITS, 1), b'b').await;
+    layer.seal().await.unwrap();
+    layer.unseal();
+    write(&layer, blocks(PAGE_UNITS + 1, 1), b'c').await;
+    let mut lab = lab.after_death().await;
+    set_length(&lab, MAP, 2 * PAGE as u64).await;
+    set_length(&lab, MAP, 3 * PAGE as u64).await;
+    for access in ALL {
+        lab.disk.take_trace();
+        assert_eq!(lab.open(access).await.unwrap_err().kind(), ErrorKind::Corrupt, "{access:?}");
+        assert_eq!(lab.disk.take_trace(), [], "{access:?}");
+        lab = lab.after_death().await;
+    }
+}
