@@ -1,13 +1,13 @@
 //! A layer as a whole: files that somebody damaged, opened on the simulated disk and used.
 //!
-//! An input names an image, files that a life of the engine left ([`files`]), what was done to them since, whether checksums
+//! An input names an image, files that a life of the engine left (`files`), what was done to them since, whether checksums
 //! were set right behind that, and what the next owner does. What must hold:
 //!
 //! - Whoever only reads writes nothing.
 //! - A file that makes no sense is an error of the kinds that damage has, and never a panic.
 //! - Where the owner gets in, so did the reader, and both see the same; a page that is damaged spoils itself alone, and a check
 //!   that finds no damage means that everything can be read.
-//! - What the owner does then is kept as a model of some units says ([`model`]), through the deaths of its process and through
+//! - What the owner does then is kept as a model of some units says (`model`), through the deaths of its process and through
 //!   power cuts.
 
 mod files;

@@ -1,7 +1,7 @@
 //! The gate by itself. What threads do to it in every order is in `tests/loom`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use vellum_image::gate::Gate;
 
@@ -33,17 +33,21 @@ async fn a_closer_that_gives_up_opens_the_gate_again() {
     assert!(futures::poll!(Box::pin(gate.close())).is_ready(), "nobody is inside");
 }
 
+/// The users go on for as long as the gate is closed again and again, and come in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nobody_is_inside_while_it_is_closed() {
     let gate = Arc::new(Gate::default());
     let inside = Arc::new(AtomicUsize::new(0));
+    let (entered, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let users: Vec<_> = (0..8)
         .map(|_| {
             let (gate, inside) = (gate.clone(), inside.clone());
+            let (entered, done) = (entered.clone(), done.clone());
             tokio::spawn(async move {
-                for _ in 0..2_000 {
+                while !done.load(Ordering::SeqCst) {
                     let _pass = gate.enter().await;
                     inside.fetch_add(1, Ordering::SeqCst);
+                    entered.fetch_add(1, Ordering::SeqCst);
                     tokio::task::yield_now().await;
                     inside.fetch_sub(1, Ordering::SeqCst);
                 }
@@ -51,10 +55,14 @@ async fn nobody_is_inside_while_it_is_closed() {
         })
         .collect();
     for _ in 0..200 {
+        let before = entered.load(Ordering::SeqCst);
+        while entered.load(Ordering::SeqCst) < before + 8 {
+            tokio::task::yield_now().await;
+        }
         let _closed = gate.clone().close().await;
         assert_eq!(inside.load(Ordering::SeqCst), 0);
-        tokio::task::yield_now().await;
     }
+    done.store(true, Ordering::SeqCst);
     for user in users {
         user.await.unwrap();
     }
