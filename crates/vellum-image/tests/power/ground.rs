@@ -29,6 +29,8 @@ pub struct Ground {
     pub catalog_trouble: Rc<Cell<bool>>,
     /// One of them did, and somebody was told, who gave the life up.
     pub heard: Rc<Cell<bool>>,
+    /// A catalog failed, and failed again when that was to be settled: an image has stopped.
+    unsettled: Rc<Cell<bool>>,
     pub given_up: Rc<Notify>,
     /// When these lives began, or somebody last heard from a catalog.
     answered: Rc<Cell<u64>>,
@@ -45,6 +47,7 @@ impl Ground {
             trouble: Rc::default(),
             catalog_trouble: Rc::default(),
             heard: Rc::default(),
+            unsettled: Rc::default(),
             given_up: Rc::default(),
             answered: Rc::new(Cell::new(began)),
             began,
@@ -96,12 +99,12 @@ impl Ground {
         self.catalog_trouble.get() && self.disk.world().failed_at() > self.began
     }
 
-    /// Whether storage has failed and nobody knows it who could have left a mark: who dies then takes the knowledge along,
-    /// which is two failures at once, and not promised to be survived.
+    /// Whether storage has failed and nobody knows it who could have left a mark, or failed again when it was to be settled: who
+    /// dies then takes the knowledge along, which is two failures at once, and not promised to be survived.
     pub fn took_along(&self) -> bool {
         let unheard = self.disk.world().failed_at() > self.answered.get();
         let catalog = self.catalog_trouble.get() && unheard;
-        (self.trouble.get() || catalog) && !self.heard.get()
+        self.unsettled.get() || (self.trouble.get() || catalog) && !self.heard.get()
     }
 
     /// Ends the lives of all who stand on it.
@@ -122,6 +125,9 @@ pub async fn alive<T>(ground: &Ground, result: Result<T>) -> Result<T> {
         matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned | ErrorKind::NoSpace);
     // An image whose catalog failed in the middle of a change has to be opened again.
     let stopped = ground.catalog_trouble.get() && error.kind() == ErrorKind::Poisoned;
+    if stopped {
+        ground.unsettled.set(true);
+    }
     if of_the_storage && (ground.trouble.get() || stopped) {
         return ground.give_up().await;
     }

@@ -432,7 +432,7 @@ impl Life {
         match self.change(&of, Change::Snapshot { name: name.clone(), since }, taking).await {
             Some(Ok(_)) => known.borrow_mut().has_snapshot(name, since),
             Some(Err(error)) => assert!(self.ground.explains(&error), "{error:?}"),
-            None => self.find_out(known).await,
+            None => self.find_out(known, image).await,
         }
     }
 
@@ -454,12 +454,14 @@ impl Life {
                 ErrorKind::NotFound => assert!(self.beside(), "{error:?}"),
                 _ => assert!(self.ground.explains(&error), "{error:?}"),
             },
-            None => self.find_out(known).await,
+            None => self.find_out(known, image).await,
         }
     }
 
-    /// An image that goes on after a change whose end is not known has settled it.
-    async fn find_out(&self, known: &Shared<Known>) {
+    /// An image that goes on after a change whose end is not known has settled it. One that could not has stopped, which ends this
+    /// life, and whoever opens it next finds out.
+    async fn find_out(&self, known: &Shared<Known>, image: &Image<Engine>) {
+        alive(&self.ground, image.sync().await).await.expect("what fails ends this life");
         let name = known.borrow().name.clone();
         let record = self.record(known).await.expect("it is owned");
         self.book.decide(&name, Some(&record));
