@@ -1,10 +1,14 @@
 //! File systems for tests to put a pool on: small, empty, and gone with the test.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::tools;
+
+/// How long a file system may take to give back the space of a removed file.
+const GIVEN_BACK_MAX: Duration = Duration::from_secs(10);
 
 /// Which file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,11 +109,31 @@ impl Mounted {
         tools::ok("mount", &["-o", &format!("remount,{option}"), point]).map(|_| ())
     }
 
-    /// Writes a file until nothing more fits, and returns its path.
-    pub fn fill(&self) -> Result<PathBuf> {
+    /// Takes away what [`fill`](Self::fill) wrote, and waits until its space can be used: file systems give it back a little
+    /// later.
+    pub fn empty(&self) -> Result<()> {
+        let filler = self.filler();
+        let most = filler.metadata()?.len() / 2;
+        std::fs::remove_file(&filler)?;
+        let began = Instant::now();
+        loop {
+            let found = rustix::fs::statvfs(self.path())?;
+            if found.f_bavail * found.f_frsize >= most {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < GIVEN_BACK_MAX, "what was removed still takes space");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.path().join("filler")
+    }
+
+    /// Writes a file until nothing more fits.
+    pub fn fill(&self) -> Result<()> {
         use std::io::{ErrorKind, Write};
-        let path = self.path().join("filler");
-        let mut filler = std::fs::File::create(&path)?;
+        let mut filler = std::fs::File::create(self.filler())?;
         let bytes = vec![1; 1 << 20];
         let mut step = bytes.len();
         while step >= 512 {
@@ -123,7 +147,7 @@ impl Mounted {
         // What a file system promised to delayed allocations is not free, and may become so until they are made.
         filler.sync_all()?;
         ensure!(filler.metadata()?.len() > 0, "nothing fitted");
-        Ok(path)
+        Ok(())
     }
 }
 

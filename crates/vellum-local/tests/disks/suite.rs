@@ -1,8 +1,5 @@
 //! The conformance suite, each case on a file system of its own that ends with it.
 
-use std::path::PathBuf;
-use std::sync::Mutex;
-
 use libtest_mimic::Trial;
 use vellum_disk::RealDisk;
 use vellum_local::{LocalCatalog, Mode, OpenOptions};
@@ -29,7 +26,6 @@ pub fn trials() -> Vec<Trial> {
 struct OnDisk {
     kind: Kind,
     mounted: Result<Mounted, String>,
-    filler: Mutex<Option<PathBuf>>,
 }
 
 impl OnDisk {
@@ -38,7 +34,7 @@ impl OnDisk {
             Some(reason) => Err(reason),
             None => Ok(Mounted::new(kind, size)?),
         };
-        Ok(Self { kind, mounted, filler: Mutex::new(None) })
+        Ok(Self { kind, mounted })
     }
 
     fn mounted(&self) -> Result<&Mounted> {
@@ -67,12 +63,10 @@ impl Harness for OnDisk {
         if self.kind == Kind::Btrfs {
             return Err(Skip::because("btrfs tells of a full disk when it is too late, at a sync"));
         }
-        *self.filler.lock().expect("no test panics with it") = Some(self.mounted()?.fill()?);
-        Ok(())
+        self.mounted()?.fill()
     }
 
     async fn free_space(&self) -> Result<()> {
-        let filler = self.filler.lock().expect("no test panics with it").take();
-        Ok(filler.map_or(Ok(()), std::fs::remove_file)?)
+        self.mounted()?.empty()
     }
 }
