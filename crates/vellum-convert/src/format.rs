@@ -71,7 +71,10 @@ impl FromStr for Format {
         match text {
             "raw" => Ok(Format::Raw),
             "qcow2" => Ok(Format::Qcow2),
-            _ => Err(Error::invalid(format!("'{text}' is not a format; write raw or qcow2"))),
+            _ => Err(Error::invalid(format!(
+                "'{}' is not a format; write raw or qcow2",
+                vellum_core::quoted(text)
+            ))),
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod extent;
 pub mod geometry;
 pub mod name;
+pub mod quoted;
 pub mod size;
 pub mod state;
 
@@ -16,5 +17,6 @@ pub use buffer::{Buffer, BufferPool};
 pub use extent::Extent;
 pub use geometry::{Geometry, GeometryError, IMAGE_SIZE_MAX, ObjectExtent, ObjectNo};
 pub use name::{ImageName, ImageSpec, NameError, PoolName, SnapshotName};
+pub use quoted::quoted;
 pub use size::{ByteSize, SizeError};
 pub use state::{Run, Runs, State};

@@ -9,6 +9,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::quoted::quoted;
+
 /// The longest name, in bytes.
 pub const NAME_LENGTH_MAX: usize = 128;
 
@@ -56,16 +58,16 @@ pub enum NameError {
 /// The rule at the head of this module.
 fn check(what: &'static str, text: &str) -> Result<String, NameError> {
     if text.is_empty() {
-        return Err(NameError::Missing { what, text: text.to_owned() });
+        return Err(NameError::Missing { what, text: quoted(text) });
     }
     if text.len() > NAME_LENGTH_MAX {
-        return Err(NameError::TooLong { what, text: text.to_owned() });
+        return Err(NameError::TooLong { what, text: quoted(text) });
     }
     let bad_inside = |c: &char| !(c.is_alphanumeric() || " ._-+:%".contains(*c));
     let bad_first = text.chars().next().filter(|c| " .-+".contains(*c));
     let bad_last = text.chars().next_back().filter(|c| *c == ' ');
     match text.chars().find(bad_inside).or(bad_first).or(bad_last) {
-        Some(character) => Err(NameError::Character { what, text: text.to_owned(), character }),
+        Some(character) => Err(NameError::Character { what, text: quoted(text), character }),
         None => Ok(text.to_owned()),
     }
 }
@@ -139,14 +141,14 @@ impl FromStr for ImageSpec {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let (path, snapshot) = match text.split_once('@') {
             Some((_, snapshot)) if snapshot.contains('@') => {
-                return Err(NameError::Snapshots(text.to_owned()));
+                return Err(NameError::Snapshots(quoted(text)));
             }
             Some((path, snapshot)) => (path, Some(SnapshotName::new(snapshot)?)),
             None => (text, None),
         };
         let (pool, image) = match path.split_once('/') {
             Some((_, image)) if image.contains('/') => {
-                return Err(NameError::Namespace(text.to_owned()));
+                return Err(NameError::Namespace(quoted(text)));
             }
             Some((pool, image)) => (Some(PoolName::new(pool)?), image),
             None => (None, path),
@@ -172,6 +174,14 @@ impl fmt::Display for ImageSpec {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_error_quotes_the_beginning_of_what_it_refuses() {
+        for text in ["x".repeat(100_000), "\u{fffd}".repeat(100_000), "a@b@c".repeat(1000)] {
+            let error = text.parse::<ImageSpec>().unwrap_err().to_string();
+            assert!((300..1500).contains(&error.len()) && error.contains("..."), "{error}");
+        }
+    }
 
     #[test]
     fn specs_that_mean_something() {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::quoted::quoted;
+
 const UNITS: [(&str, u32); 6] =
     [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("PiB", 50), ("EiB", 60)];
 
@@ -31,7 +33,7 @@ impl FromStr for ByteSize {
     type Err = SizeError;
 
     fn from_str(text: &str) -> Result<Self, SizeError> {
-        let unreadable = || SizeError::Unreadable(text.to_owned());
+        let unreadable = || SizeError::Unreadable(quoted(text));
         let trimmed = text.trim();
         let digits_end =
             trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
@@ -45,7 +47,7 @@ impl FromStr for ByteSize {
         {
             return Err(unreadable());
         }
-        let too_large = || SizeError::TooLarge(text.to_owned());
+        let too_large = || SizeError::TooLarge(quoted(text));
         let whole: u128 = whole.parse().map_err(|_| too_large())?;
         let scale = 10u128.pow(fraction.len() as u32);
         let fraction: u128 =
@@ -56,7 +58,7 @@ impl FromStr for ByteSize {
             .ok_or_else(too_large)?;
         let bytes = scaled.checked_mul(1 << shift).ok_or_else(too_large)?;
         if !bytes.is_multiple_of(scale) {
-            return Err(SizeError::Fraction(text.to_owned()));
+            return Err(SizeError::Fraction(quoted(text)));
         }
         u64::try_from(bytes / scale).map(ByteSize).map_err(|_| too_large())
     }
