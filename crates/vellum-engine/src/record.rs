@@ -28,9 +28,10 @@ impl std::str::FromStr for PoolId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
         let mut id = [0; 16];
-        let text_of = || vellum_core::quoted(text);
-        let bad =
-            || crate::Error::corrupt(format!("'{}' is not a pool id of 32 hex digits", text_of()));
+        let bad = || {
+            let text = vellum_core::quoted(text);
+            crate::Error::corrupt(format!("'{text}' is not a pool id of 32 hex digits"))
+        };
         if text.len() != 32 {
             return Err(bad());
         }

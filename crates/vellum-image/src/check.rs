@@ -199,14 +199,12 @@ async fn check_children<C: Catalog>(
             "image {} in pool {} is listed as a child, and does not hang on it",
             child.image, child.pool
         );
-        let finding = Finding::new(Severity::Stale, what);
-        findings.push(match repair {
-            Repair::No => finding,
-            Repair::Safe | Repair::WithUnknownFiles => {
-                catalog.detach(&record.id, &revision, &child).await?;
-                finding.repaired("took it from the list")
-            }
-        });
+        let mut finding = Finding::new(Severity::Stale, what);
+        if repair.is_wanted() {
+            catalog.detach(&record.id, &revision, &child).await?;
+            finding = finding.repaired("took it from the list");
+        }
+        findings.push(finding);
     }
     Ok(findings)
 }

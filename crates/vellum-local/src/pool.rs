@@ -98,7 +98,7 @@ impl<D: Disk> PoolDirectory<D> {
         if has(&self.catalog()) {
             return Ok(Found::Pool);
         }
-        if has(&self.layers()) && self.has_layers().await? {
+        if self.has_layers().await? {
             return Err(self.no_catalog("missing"));
         }
         let ours = [self.lock(), self.layers(), self.live(), self.reserve()];

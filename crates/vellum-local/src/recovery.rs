@@ -167,7 +167,9 @@ impl<D: Disk> LocalLayer<D> {
             for file in inner.segments.files() {
                 file.drop_cache().await;
             }
-            inner.remove_logs().await?;
+            // The failed sync did so itself, unless that failed too. With an epoch of their own and of this boot they would be
+            // believed after the next death, once the mark is gone.
+            inner.shared.remove_logs(inner.facts.id).await?;
             inner.rewrite_map().await?;
         }
         // A process may have died between making the files and this; pages and data go only into files that stay.
@@ -216,21 +218,6 @@ impl<D: Disk> Inner<D> {
             }
         }
         Ok(logs)
-    }
-
-    /// Removes both logs of a failed sync. It did so itself, unless that failed too; and before the mark goes, they must have: with
-    /// an epoch of their own and of this boot, they would be believed after the next death.
-    async fn remove_logs(&self) -> Result<()> {
-        for which in 0..2 {
-            let path = self.shared.log_path(self.facts.id, which);
-            match self.shared.disk.remove_file(&path).await {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io(format!("remove {}", path.display()), error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     /// Applies records in memory. Each sets states absolutely, so that replaying them over a map that has some of them

@@ -209,9 +209,9 @@ impl<D: Disk> LayerStore<D> {
     pub async fn remove_files(&self, id: LayerId) -> Result<()> {
         let (dir, disk) = (self.0.layer_dir(id), &self.0.disk);
         // The map before the data: a reader that misses a file of data knows by it that the layer is gone, and nothing lost.
-        for path in [self.0.log_path(id, 0), self.0.log_path(id, 1), dir.join("map")] {
-            ignore_missing(disk.remove_file(&path).await, &path)?;
-        }
+        self.0.remove_logs(id).await?;
+        let map = dir.join("map");
+        ignore_missing(disk.remove_file(&map).await, &map)?;
         match disk.list_dir(&dir).await {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(Error::io(format!("list {}", dir.display()), error)),
@@ -243,6 +243,15 @@ impl<D: Disk> Shared<D> {
 
     pub(crate) fn log_path(&self, id: LayerId, which: usize) -> PathBuf {
         self.pool.join("live").join(format!("{id}.{which}"))
+    }
+
+    /// Removes both logs of a layer. One that cannot be removed does not keep the other.
+    pub(crate) async fn remove_logs(&self, id: LayerId) -> Result<()> {
+        let mut removed = Ok(());
+        for path in [self.log_path(id, 0), self.log_path(id, 1)] {
+            removed = removed.and(ignore_missing(self.disk.remove_file(&path).await, &path));
+        }
+        removed
     }
 
     /// Whether a mistake is to be made.

@@ -244,9 +244,7 @@ impl<D: Disk> Inner<D> {
              may be missing"
         );
         let _ = self.poison.set(error.clone());
-        for which in 0..2 {
-            let _ = self.shared.disk.remove_file(&self.shared.log_path(self.facts.id, which)).await;
-        }
+        let _ = self.shared.remove_logs(self.facts.id).await;
         if let Some(map) = self.map_to_write() {
             let mark = header::encode_epoch(
                 self.facts.id.number(),
@@ -328,8 +326,6 @@ impl<D: Disk> Inner<D> {
         *files = Files { both: None, which: 0 };
         let Some(current) = current else { return };
         current.retire().await;
-        for which in 0..2 {
-            let _ = self.shared.disk.remove_file(&self.shared.log_path(self.facts.id, which)).await;
-        }
+        let _ = self.shared.remove_logs(self.facts.id).await;
     }
 }

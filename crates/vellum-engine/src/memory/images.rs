@@ -369,14 +369,12 @@ impl Images {
                 "revision {revision} lists image {} as a child, which does not hang on it",
                 child.image
             );
-            let finding = Finding::new(Severity::Stale, what);
-            findings.push(match repair {
-                Repair::No => finding,
-                Repair::Safe | Repair::WithUnknownFiles => {
-                    self.children.entry(revision).or_default().remove(&child);
-                    finding.repaired("took it from the list")
-                }
-            });
+            let mut finding = Finding::new(Severity::Stale, what);
+            if repair.is_wanted() {
+                self.children.entry(revision).or_default().remove(&child);
+                finding = finding.repaired("took it from the list");
+            }
+            findings.push(finding);
         }
         Ok(findings)
     }

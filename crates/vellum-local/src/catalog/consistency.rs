@@ -99,14 +99,12 @@ pub(crate) fn stale(db: &Connection, pool: PoolId, repair: Repair) -> Outcome<Ve
             continue;
         }
         let what = format!("layer {layer} is remembered as removed, and is there");
-        let finding = Finding::new(Severity::Stale, what);
-        findings.push(match repair {
-            Repair::No => finding,
-            Repair::Safe | Repair::WithUnknownFiles => {
-                layers::forget_removed(db, &[layer])?;
-                finding.repaired("forgot that it was removed")
-            }
-        });
+        let mut finding = Finding::new(Severity::Stale, what);
+        if repair.is_wanted() {
+            layers::forget_removed(db, &[layer])?;
+            finding = finding.repaired("forgot that it was removed");
+        }
+        findings.push(finding);
     }
     Ok(findings)
 }
@@ -127,14 +125,12 @@ fn stale_children(db: &Connection, pool: PoolId, repair: Repair) -> Outcome<Vec<
         let (layer, child, image) = (layer_of(row.0)?, ImageId::new(row.1), row.2);
         let what =
             format!("layer {layer} lists image {child} as a child, which does not hang on it");
-        let finding = Finding::new(Severity::Stale, what);
-        findings.push(match repair {
-            Repair::No => finding,
-            Repair::Safe | Repair::WithUnknownFiles => {
-                children::unlist(db, pool, &ParentInPool { image, layer }, &child, &[])?;
-                finding.repaired("took it from the list")
-            }
-        });
+        let mut finding = Finding::new(Severity::Stale, what);
+        if repair.is_wanted() {
+            children::unlist(db, pool, &ParentInPool { image, layer }, &child, &[])?;
+            finding = finding.repaired("took it from the list");
+        }
+        findings.push(finding);
     }
     Ok(findings)
 }
@@ -152,15 +148,13 @@ fn missing_children(db: &Connection, pool: PoolId, repair: Repair) -> Outcome<Ve
     for row in rows.collect::<Result<Vec<_>, _>>()? {
         let (layer, child) = (layer_of(row.0)?, ImageNo(row.1).id());
         let what = format!("layer {layer} does not list image {child}, which hangs on it");
-        let finding = Finding::new(Severity::Stale, what);
-        findings.push(match repair {
-            Repair::No => finding,
-            Repair::Safe | Repair::WithUnknownFiles => {
-                db.prepare_cached("INSERT INTO children (layer, pool, image) VALUES (?1, ?2, ?3)")?
-                    .execute((layer_key(layer), pool.0, child.as_str()))?;
-                finding.repaired("entered it in the list")
-            }
-        });
+        let mut finding = Finding::new(Severity::Stale, what);
+        if repair.is_wanted() {
+            db.prepare_cached("INSERT INTO children (layer, pool, image) VALUES (?1, ?2, ?3)")?
+                .execute((layer_key(layer), pool.0, child.as_str()))?;
+            finding = finding.repaired("entered it in the list");
+        }
+        findings.push(finding);
     }
     Ok(findings)
 }
