@@ -1,9 +1,10 @@
-//! Processes of a test: asked to end, and waited for with an end to patience.
+//! Processes of a test: asked to end, and waited for with an end to patience; and the test's own, until it has closed its files.
 
+use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a process may take to end.
@@ -28,4 +29,21 @@ pub fn end(child: &mut Child) -> Result<Option<i32>> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Waits until this process has no file open in a directory, for what closes its files on threads of its own.
+pub fn closed(directory: &Path) -> Result<()> {
+    let began = Instant::now();
+    while let Some(open) = one_open_in(directory)? {
+        ensure!(began.elapsed() <= END_MAX, "{open:?} has not been closed after {END_MAX:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn one_open_in(directory: &Path) -> Result<Option<std::path::PathBuf>> {
+    let descriptors = std::fs::read_dir("/proc/self/fd")?;
+    // One that was closed meanwhile has no target.
+    let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    Ok(targets.into_iter().find(|target| target.starts_with(directory)))
 }

@@ -544,6 +544,22 @@ async fn a_damaged_catalog_is_corrupt_and_not_a_panic() {
 }
 
 #[tokio::test]
+async fn a_catalog_that_all_have_left_is_whole_without_its_log() {
+    for n in 0..20 {
+        let fixture = Fixture::new().await;
+        let image = fixture.image("image", None).await.unwrap();
+        let Fixture { database, path, _directory: directory } = fixture;
+        drop(database);
+        vellum_testkit::process::closed(directory.path()).unwrap();
+        std::fs::remove_file(connection::log_of(&path)).unwrap();
+        let (database, _) = Database::open(&path, None, |db| registry::load(db)).await.unwrap();
+        let found = database.read("test", |db| images::list(db, None, 10)).await.unwrap();
+        assert_eq!(found.len(), 1, "round {n}");
+        assert_eq!(found[0].id, image.id);
+    }
+}
+
+#[tokio::test]
 async fn a_catalog_of_another_version_or_program_is_refused() {
     let fixture = Fixture::new().await;
     for (pragma, expected) in [

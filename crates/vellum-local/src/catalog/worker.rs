@@ -12,6 +12,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc as decision;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -56,8 +57,9 @@ impl Database {
         if let Some(vfs) = vfs {
             return open_alone(path, &vfs, Purpose::Write, first);
         }
-        let (writer, value) = spawn(path.to_owned(), Purpose::Write, first).await?;
-        let (reader, ()) = spawn(path.to_owned(), Purpose::Read, |_| Ok(())).await?;
+        let (writer, ended, value) = spawn(path.to_owned(), Purpose::Write, None, first).await?;
+        let last = Some(ended);
+        let (reader, _, ()) = spawn(path.to_owned(), Purpose::Read, last, |_| Ok(())).await?;
         Ok((Self::Threads { writer: Some(writer), reader }, value))
     }
 
@@ -70,7 +72,7 @@ impl Database {
         if let Some(vfs) = vfs {
             return open_alone(path, &vfs, Purpose::ReadOnly, first);
         }
-        let (reader, value) = spawn(path.to_owned(), Purpose::ReadOnly, first).await?;
+        let (reader, _, value) = spawn(path.to_owned(), Purpose::ReadOnly, None, first).await?;
         Ok((Self::Threads { writer: None, reader }, value))
     }
 
@@ -286,12 +288,14 @@ fn open_alone<T>(
 }
 
 /// Starts a thread, opens a connection on it, and runs `first`. The thread ends, and closes the connection, when the
-/// sender is gone.
+/// sender is gone, and the thread it is to outlive too: the last connection moves the log into the file, and of two that close
+/// at once each takes the other for the last.
 async fn spawn<T: Send + 'static>(
     path: PathBuf,
     purpose: Purpose,
+    outlives: Option<JoinHandle<()>>,
     first: impl FnOnce(&mut Connection) -> Outcome<T> + Send + 'static,
-) -> Result<(mpsc::Sender<Job>, T)> {
+) -> Result<(mpsc::Sender<Job>, JoinHandle<()>, T)> {
     let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_MAX);
     let (ready, opened) = oneshot::channel();
     let body = move || {
@@ -308,15 +312,17 @@ async fn spawn<T: Send + 'static>(
                         job(&mut db);
                     }
                 }
+                // A thread that panicked has closed its connection too.
+                let _ = outlives.map(JoinHandle::join);
             }
         }
     };
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("vellum-catalog".to_owned())
         .spawn(body)
         .map_err(|error| Error::io("start a thread for the catalog", error))?;
     let value = opened.await.unwrap_or_else(|_| {
         Err(Error::new(ErrorKind::Io, "the catalog's thread ended while it opened the pool"))
     })?;
-    Ok((jobs, value))
+    Ok((jobs, thread, value))
 }

@@ -4,6 +4,7 @@ use libtest_mimic::Trial;
 use vellum_engine::{Catalog, ErrorKind, Head};
 use vellum_local::Mode;
 use vellum_testkit::mounted::{Kind, Mounted};
+use vellum_testkit::process::closed;
 
 use crate::fixture::{MIB, byte, image, kind, open, snapshot_of, write_blocks};
 use crate::on;
@@ -26,7 +27,8 @@ async fn a_pool_on_a_read_only_file_system_opens_for_reading(disk: Mounted) {
     write_blocks(&head, 0, 1, b'x').await;
     head.close().await.unwrap();
     let record = snapshot_of(&pool, &record, "s").await;
-    close(pool).await;
+    drop(pool);
+    closed(&path).unwrap();
     disk.remount("ro").unwrap();
     for mode in [Mode::CreateIfMissing, Mode::Existing, Mode::ReadOnly] {
         let looker = open(&path, mode).await.unwrap();
@@ -38,6 +40,7 @@ async fn a_pool_on_a_read_only_file_system_opens_for_reading(disk: Mounted) {
         assert_eq!(kind(looker.own(&record.id).await), ErrorKind::ReadOnly);
     }
     // As a copy made without the log and its index, for an image of a file system.
+    closed(&path).unwrap();
     disk.remount("rw").unwrap();
     for suffix in ["-wal", "-shm"] {
         std::fs::remove_file(path.join(format!("pool.sqlite{suffix}"))).unwrap();
@@ -47,6 +50,7 @@ async fn a_pool_on_a_read_only_file_system_opens_for_reading(disk: Mounted) {
     assert_eq!(looker.get(&record.id).await.unwrap(), record);
     // And one whose log was copied, but not the index.
     drop(looker);
+    closed(&path).unwrap();
     disk.remount("rw").unwrap();
     std::fs::write(path.join("pool.sqlite-wal"), [0; 4096]).unwrap();
     disk.remount("ro").unwrap();
@@ -57,10 +61,4 @@ async fn a_pool_on_a_read_only_file_system_opens_for_reading(disk: Mounted) {
     disk.remount("ro").unwrap();
     let looker = open(&path, Mode::Existing).await.unwrap();
     looker.read_head(&record.id).await.unwrap();
-}
-
-/// Closes a pool and waits until its connections are gone, so that its file system can be remounted.
-async fn close(pool: crate::fixture::Pool) {
-    drop(pool);
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
 }
