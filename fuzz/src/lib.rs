@@ -49,7 +49,11 @@ const KIB: usize = 1 << 10;
 
 /// All targets.
 pub const TARGETS: &[Target] = &[
-    Target { name: "nbd_negotiation", body: nbd_negotiation::look_at, memory_max: 1024 * KIB },
+    Target {
+        name: "nbd_negotiation",
+        body: nbd_negotiation::look_at,
+        memory_max: nbd_negotiation::MEMORY_MAX,
+    },
     Target { name: "nbd_transmission", body: nbd_transmission::look_at, memory_max: 8192 * KIB },
     Target { name: "layer_bytes", body: layer_bytes::look_at, memory_max: 64 * KIB },
     Target { name: "layer", body: layer::look_at, memory_max: 8192 * KIB },

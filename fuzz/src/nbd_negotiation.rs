@@ -10,6 +10,22 @@ use crate::nbd::wire::Wire;
 use crate::nbd::{answers_to, server};
 use crate::run::on_runtime;
 
+/// Bytes that either side says ahead of the other.
+const AHEAD: usize = 16 << 10;
+/// The most that a server says to an input.
+const HEARD_MAX: usize = 384 << 10;
+/// The most that a client says. Each query of a good client is one byte of an input, and up to 25 of what it says.
+const SAID_MAX: usize = 25 * crate::INPUT_MAX;
+
+/// The most that is allocated at once, in bytes: what the target itself keeps, and what a server may take for a connection.
+pub(crate) const MEMORY_MAX: usize = {
+    let here = SIZE as usize + HEARD_MAX + 2 * AHEAD + 2 * SAID_MAX;
+    let option = vellum_nbd::proto::option::OPTION_MAX as usize;
+    let requests_read_at_once = 256 << 10;
+    let everything_else = 64 << 10;
+    here + option + requests_read_at_once + everything_else
+};
+
 const EXPORT_NAME: u32 = 1;
 const ABORT: u32 = 2;
 const LIST: u32 = 3;
@@ -51,9 +67,14 @@ pub fn look_at(data: &[u8]) {
     while !input.is_empty() {
         steps.push(step(&mut input));
     }
-    let mut said = flags.to_be_bytes().to_vec();
+    let mut said = Vec::with_capacity(4 + steps.iter().map(Said::len).sum::<usize>());
+    said.extend(flags.to_be_bytes());
     steps.iter().for_each(|step| step.write(&mut said));
-    let heard = on_runtime(async { answers_to(&server(Behaviour::default()), &said).await });
+    let heard = on_runtime(async {
+        let heard = Vec::with_capacity(HEARD_MAX);
+        answers_to(&server(Behaviour::default()), &said, AHEAD, heard).await
+    });
+    assert_eq!(heard.capacity(), HEARD_MAX, "{} bytes say too much", data.len());
     check(flags, &steps, &heard);
 }
 
@@ -112,11 +133,21 @@ fn push_text(data: &mut Vec<u8>, text: &str) {
     data.extend(text.as_bytes());
 }
 
+/// Bytes of what [`header`] makes.
+const OPTION_HEADER: usize = 16;
+
 fn header(option: u32, length: u32) -> Vec<u8> {
     [&b"IHAVEOPT"[..], &option.to_be_bytes(), &length.to_be_bytes()].concat()
 }
 
 impl Said {
+    fn len(&self) -> usize {
+        match self {
+            Said::Option { data, .. } => OPTION_HEADER + data.len(),
+            Said::Bytes(bytes) => bytes.len(),
+        }
+    }
+
     fn write(&self, out: &mut Vec<u8>) {
         match self {
             Said::Option { option, data } => {

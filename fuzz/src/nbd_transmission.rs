@@ -17,6 +17,9 @@ use crate::nbd::wire::{Content, Reply, Style, Wire};
 use crate::nbd::{answers_to, server};
 use crate::run::on_runtime;
 
+/// Bytes that either side says ahead of the other.
+const AHEAD: usize = 1 << 18;
+
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 const DISCONNECT: u16 = 2;
@@ -132,7 +135,7 @@ impl<'a> Story<'a> {
         let mut said = self.greeting();
         self.requests.iter().for_each(|asked| asked.write(self.style, &mut said));
         said.extend(self.last_words);
-        let heard = answers_to(&server(self.behaviour), &said).await;
+        let heard = answers_to(&server(self.behaviour), &said, AHEAD, Vec::new()).await;
         let mut wire = Wire::new(&heard);
         self.check_greeting(&mut wire);
         // By cookie: whether the last piece of an answer has come.

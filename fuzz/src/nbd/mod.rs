@@ -12,21 +12,23 @@ use vellum_nbd::{Limits, Server};
 
 use disk::{Behaviour, Disks};
 
-/// Bytes that either side says ahead of the other.
-const AHEAD: usize = 1 << 18;
-
 /// A server of one disk, as an input wants it to behave. It never looks for requests longer than it must.
 pub(crate) fn server(behaviour: Behaviour) -> Server<Disks> {
     let limits = Limits { poll_max: Duration::ZERO, ..Limits::default() };
     Server::new(Disks::new(behaviour), limits, BufferPool::default())
 }
 
-/// Everything that a server says to a client that says all this at once and no more.
-pub(crate) async fn answers_to(server: &Server<Disks>, said: &[u8]) -> Vec<u8> {
-    let (client, other) = tokio::io::duplex(AHEAD);
+/// Everything that a server says to a client that says all this at once and no more, put into `heard`. Either side may be so
+/// many bytes ahead of the other.
+pub(crate) async fn answers_to(
+    server: &Server<Disks>,
+    said: &[u8],
+    ahead: usize,
+    mut heard: Vec<u8>,
+) -> Vec<u8> {
+    let (client, other) = tokio::io::duplex(ahead);
     let (reader, writer) = tokio::io::split(other);
     let (mut hears, mut says) = tokio::io::split(client);
-    let mut heard = Vec::new();
     let saying = async {
         // A server that has had enough hangs up.
         let _ = tokio::io::AsyncWriteExt::write_all(&mut says, said).await;

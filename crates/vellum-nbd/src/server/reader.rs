@@ -110,7 +110,7 @@ impl<R: AsyncRead + Unpin> Input<R> {
                 self.buffer.advance(Request::header_length(extended));
                 return Ok(Some(request));
             }
-            self.buffer.reserve(READ_AT_ONCE);
+            self.make_room();
             let read = self.reader.read_buf(&mut self.buffer);
             if self.polling.wait(read, &is_idle).await? == 0 {
                 return if self.buffer.is_empty() {
@@ -120,6 +120,11 @@ impl<R: AsyncRead + Unpin> Input<R> {
                 };
             }
         }
+    }
+
+    /// Moves the beginning of a request, if there is one, to the front of the buffer, which never grows.
+    fn make_room(&mut self) {
+        self.buffer.reserve(READ_AT_ONCE - self.buffer.len());
     }
 
     /// Fills a payload: first from what is here already, then straight from the socket.
@@ -145,7 +150,7 @@ impl<R: AsyncRead + Unpin> Input<R> {
             if length == 0 {
                 return Ok(());
             }
-            self.buffer.reserve(READ_AT_ONCE);
+            self.make_room();
             if self.reader.read_buf(&mut self.buffer).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -324,4 +329,38 @@ async fn block_status<X: Export>(
         status.push((*context, descriptors));
     }
     Ok(reply::block_status(agreed, request, &status))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::proto::request::HEADER;
+    use crate::server::polling::Lookouts;
+
+    #[tokio::test]
+    async fn requests_in_pieces_of_any_length_do_not_grow_the_buffer() {
+        let mut header = vec![0; HEADER];
+        header[..4].copy_from_slice(&0x2560_9513u32.to_be_bytes());
+        for piece in 1..=2 * HEADER {
+            let (mut client, reader) = tokio::io::duplex(piece);
+            let polling = Polling::new(Lookouts::new(), Duration::ZERO);
+            let buffer = BytesMut::with_capacity(READ_AT_ONCE);
+            let mut input = Input { reader, buffer, polling };
+            let said = header.repeat(100);
+            let saying = async move { client.write_all(&said).await.unwrap() };
+            let hearing = async {
+                for _ in 0..100 {
+                    input.request(false, || true).await.unwrap().unwrap();
+                }
+                assert!(input.request(false, || true).await.unwrap().is_none());
+            };
+            tokio::join!(saying, hearing);
+            input.make_room();
+            assert_eq!(input.buffer.capacity(), READ_AT_ONCE, "pieces of {piece} bytes");
+        }
+    }
 }
