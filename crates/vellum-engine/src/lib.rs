@@ -8,9 +8,9 @@
 //! - [`Layer`], what one revision of an image itself defines. Reads only, cheap to clone and share.
 //! - [`Head`], the one writer of an image. Exists only while the image is owned.
 //!
-//! Beside the contract live the in-memory reference engine ([`memory`]), wrappers that inject faults ([`fault`]), count
-//! operations ([`count`]) and let others run in between ([`paced`]), and [`RunToEnd`], with which an engine keeps the rule that a mutation once submitted runs to
-//! its end. There is no file, no socket and no layering rule here.
+//! Beside the contract live the in-memory reference engine ([`memory`]); a wrapper of engines ([`around`]) that injects faults
+//! ([`fault`]), counts operations ([`count`]) or lets others run in between ([`paced`]); and [`RunToEnd`], with which an engine
+//! keeps the rule that a mutation once submitted runs to its end. There is no file, no socket and no layering rule here.
 //!
 //! # Rules for every call
 //!
@@ -22,6 +22,7 @@
 //!   "may have happened" the units touched hold their old or their new content, each 512-byte sector by itself.
 //! - **Order.** Mutations whose extents overlap take effect one after the other; the rest may run side by side.
 
+pub mod around;
 pub mod catalog;
 pub mod check;
 pub mod count;

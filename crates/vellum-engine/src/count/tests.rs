@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use vellum_core::{Buffer, Extent, Geometry, Runs};
 
-use super::{CountCatalog, CountHead, Counts, Operation};
+use super::{CountCatalog, Counts, Operation};
+use crate::around::AroundHead;
 use crate::memory::{MemoryHead, MemoryStore};
 use crate::{
     Catalog, Content, Durability, Fill, Guard, Guarded, Head, HeadChange, Layer, Layering,
@@ -12,7 +13,7 @@ use crate::{
 
 const UNIT: u64 = 4096;
 
-async fn own_new(counts: &Counts) -> CountHead<MemoryHead> {
+async fn own_new(counts: &Counts) -> AroundHead<MemoryHead, Counts> {
     let catalog = CountCatalog::new(MemoryStore::default().catalog(), counts.clone());
     let new = NewImage {
         name: "image".parse().unwrap(),
@@ -88,5 +89,5 @@ async fn the_successor_of_a_snapshot_goes_on_counting() {
     let successor = head.prepare(change).await.unwrap().commit().await.unwrap().successor.unwrap();
     assert_eq!(successor.write(block(0)).await.unwrap(), Guarded::Done);
     assert_eq!(counts.calls(Operation::Write), 1);
-    assert!(format!("{successor:?}").starts_with("CountHead(MemoryHead("));
+    assert!(format!("{successor:?}").starts_with("Count(MemoryHead("));
 }

@@ -1,6 +1,5 @@
 //! [`Faults`]: what happens to which call. Knows no engine.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -8,7 +7,7 @@ use tokio::sync::{Notify, Semaphore};
 
 #[cfg(doc)]
 use crate::{Catalog, Head, Layer, Prepared};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind};
 
 /// Where something can be made to happen.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -120,25 +119,6 @@ impl Faults {
             return None;
         }
         Some(faults.remove(index).what)
-    }
-
-    pub(super) async fn around<T: Send>(
-        &self,
-        operation: Operation,
-        call: impl Future<Output = Result<T>> + Send,
-    ) -> Result<T> {
-        match self.next(operation) {
-            None => call.await,
-            Some(What::Pause(pause)) => {
-                pause.wait().await;
-                call.await
-            }
-            Some(What::Fail(kind, When::Instead)) => Err(injected(kind)),
-            Some(What::Fail(kind, When::Afterwards)) => {
-                call.await?;
-                Err(injected(kind).maybe_done())
-            }
-        }
     }
 }
 

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use futures::poll;
 use vellum_core::{Buffer, Extent, Geometry, Runs, State};
 
-use super::{FaultCatalog, FaultHead, Faults, Operation, When};
+use super::{FaultCatalog, Faults, Operation, When};
+use crate::around::AroundHead;
 use crate::memory::{MemoryCatalog, MemoryHead, MemoryStore};
 use crate::{
     Catalog, Durability, Error, ErrorKind, Guard, Guarded, Happened, Head, HeadChange, ImageRecord,
@@ -17,7 +18,7 @@ struct Scene {
     faults: Faults,
     catalog: FaultCatalog<MemoryCatalog>,
     record: ImageRecord,
-    head: FaultHead<MemoryHead>,
+    head: AroundHead<MemoryHead, Faults>,
 }
 
 impl Scene {
@@ -148,5 +149,5 @@ async fn a_create_that_may_have_happened_has() {
 async fn a_fault_catalog_says_what_it_wraps() {
     let scene = Scene::new().await;
     let pool = scene.catalog.pool();
-    assert_eq!(format!("{:?}", scene.catalog), format!("FaultCatalog(MemoryCatalog({pool}))"));
+    assert_eq!(format!("{:?}", scene.catalog), format!("Fault(MemoryCatalog({pool}))"));
 }
