@@ -1,11 +1,12 @@
 //! Everything this repository automates: `cargo xtask COMMAND`.
 //!
 //! [`check`], [`full_run`] and [`slow`] are lists of [`steps`]; what a step does is a module each: [`packages`],
-//! [`guest_kernel`], [`tidy`] with [`promises`], [`direction`], [`fuzz`].
+//! [`guest_kernel`], [`coverage`], [`tidy`] with [`promises`], [`direction`], [`fuzz`].
 //! There is no check that only runs elsewhere: `.ci/run` is `cargo xtask test`.
 
 mod cargo;
 mod check;
+mod coverage;
 mod demo;
 mod dependencies;
 mod direction;
@@ -26,13 +27,14 @@ use anyhow::{Context, Result, bail};
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  demo    build vellum and show its main job on a real file system image
-  test    install the Debian packages that tests need, run every check, build everything, run every test,
-          and fuzz each target for some seconds
-  slow    the tests that take too long for that: hundreds of kills, tens of power cuts, half an hour
-  check   format, tidy, direction of dependencies, clippy, documentation
-  fuzz    [TARGET] [--seconds N]: build the fuzz targets with coverage and run one or all of them, for 60 s each
-  tidy    only what this repository asks of its files, in a second or two";
+  demo      build vellum and show its main job on a real file system image
+  test      install the Debian packages that tests need, run every check, build everything, run every test,
+            and fuzz each target for some seconds
+  slow      the tests that take too long for that: hundreds of kills, tens of power cuts, half an hour
+  check     format, tidy, direction of dependencies, clippy, documentation
+  fuzz      [TARGET] [--seconds N]: build the fuzz targets with coverage and run one or all of them, for 60 s each
+  coverage  run the tests of layering, engine and protocol, and say which lines and branches they did not reach
+  tidy      only what this repository asks of its files, in a second or two";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -53,6 +55,7 @@ fn command(arguments: &[String]) -> Result<()> {
         ["test"] => full_run::run(),
         ["slow"] => slow::run(),
         ["check"] => check::run(),
+        ["coverage"] => coverage::run_tests(),
         ["fuzz", ref rest @ ..] => fuzz::run(&fuzz::Options::parse(rest)?),
         ["tidy"] => tidy::run(),
         ["help" | "--help" | "-h"] => {

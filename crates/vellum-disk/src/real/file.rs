@@ -333,3 +333,37 @@ fn next_data(file: &fs::File, offset: u64) -> io::Result<Option<Extent>> {
     let end = seek(file, SeekFrom::Hole(start))?;
     Ok(Some(Extent::between(start, end)))
 }
+
+/// What is done where the file system lacks a call. Those of the tests have all of them.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_written_where_no_hole_can_be_punched_and_the_file_stays_as_long() {
+        let file = tempfile::tempfile().unwrap();
+        let length = 2 * COPY_STEP + 1000;
+        file.write_all_at(&vec![7; length], 0).unwrap();
+        write_zeros(&file, Extent::new(10, COPY_STEP as u64 + 5)).unwrap();
+        write_zeros(&file, Extent::new(length as u64 - 3, 1 << 30)).unwrap();
+        let mut expected = vec![7; length];
+        expected[10..COPY_STEP + 15].fill(0);
+        expected[length - 3..].fill(0);
+        let mut found = vec![0; length];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == expected && file.metadata().unwrap().len() == length as u64);
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_copy_goes_through_memory() {
+        let (source, file) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let bytes: Vec<u8> = (0..2 * COPY_STEP + 77).map(|n| (n % 251) as u8).collect();
+        source.write_all_at(&bytes, 0).unwrap();
+        copy_through_memory(&source, 5, &file, 3, bytes.len() as u64 - 5).unwrap();
+        let mut found = vec![0; bytes.len() - 5];
+        file.read_exact_at(&mut found, 3).unwrap();
+        assert!(found == bytes[5..]);
+        let beyond = copy_through_memory(&source, 6, &file, 3, bytes.len() as u64 - 5);
+        assert_eq!(beyond.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    }
+}

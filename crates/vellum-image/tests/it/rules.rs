@@ -313,6 +313,49 @@ async fn a_chain_deeper_than_the_limit_is_refused() {
     assert!(error.chain().contains("flatten"), "{error:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_flatten_takes_as_long_as_its_limit_wants_and_can_be_stopped_meanwhile() {
+    let fixture = Fixture::new().await;
+    let (content, child) = fixture.child(4 * SIZE, Layering::Sparse).await;
+    let limited = FlattenOptions { bytes_per_second: Some(SIZE / 4), ..Default::default() };
+    let job = Job::default();
+    job.stop();
+    assert_eq!(child.flatten(limited, &job).await.unwrap_err().kind(), ErrorKind::Stopped);
+    let began = tokio::time::Instant::now();
+    child.flatten(limited, &Job::default()).await.unwrap();
+    // The first step of 1 MiB does not wait.
+    assert!(began.elapsed() >= std::time::Duration::from_secs(12), "{:?}", began.elapsed());
+    assert!(child.record().parent().is_none() && read_all(&child).await == content);
+}
+
+#[tokio::test]
+async fn pieces_of_a_read_tile_it_and_zeros_are_none() {
+    let fixture = Fixture::new().await;
+    let (mut content, child) = fixture.child(SIZE, Layering::Sparse).await;
+    let zeros = [Extent::new(8192, 4096), Extent::new(OBJECT, 2 * OBJECT)];
+    for at in zeros {
+        child.write_zeroes(at, ZeroOptions::default()).await.unwrap();
+        content[at.offset() as usize..at.end() as usize].fill(0);
+    }
+    for at in [Extent::new(0, SIZE), Extent::new(9000, 5 * OBJECT), Extent::new(OBJECT, OBJECT)] {
+        let mut end = at.offset();
+        for piece in child.read_pieces(at).await.unwrap() {
+            assert!(piece.at.offset() == end && !piece.at.is_empty(), "{piece:?} of {at}");
+            end = piece.at.end();
+            let expected = &content[piece.at.offset() as usize..end as usize];
+            match piece.data {
+                Some(data) => assert!(data == expected, "{}", piece.at),
+                None => assert!(expected.iter().all(|byte| *byte == 0), "{}", piece.at),
+            }
+        }
+        assert_eq!(end, at.end());
+    }
+    let pieces = child.read_pieces(Extent::new(0, SIZE)).await.unwrap();
+    let holes: Vec<Extent> =
+        pieces.iter().filter(|piece| piece.data.is_none()).map(|piece| piece.at).collect();
+    assert_eq!(holes, zeros);
+}
+
 #[tokio::test]
 async fn flatten_makes_an_image_and_all_its_snapshots_independent() {
     for layering in [Layering::Sparse, Layering::CopyUp] {

@@ -122,6 +122,23 @@ async fn space_under_units_that_are_not_data_is_a_leak_and_can_be_freed() {
 }
 
 #[tokio::test]
+async fn a_layer_that_is_remembered_as_removed_and_is_there_stays_and_is_forgotten() {
+    let home = Home::new();
+    let pool = home.pool().await;
+    let record = written(&pool, "image").await;
+    let mistake = "INSERT INTO removed SELECT id FROM layers";
+    assert_eq!(database(&home).execute(mistake, []).unwrap(), 1);
+    let findings = check(&pool).await;
+    assert_eq!(severities(&findings), [Severity::Stale], "{findings:?}");
+    let repaired = pool.check(None, Repair::Safe).await.unwrap();
+    assert!(repaired.len() == 1 && !repaired[0].stands(), "{repaired:?}");
+    assert!(check(&pool).await.is_empty());
+    drop(pool);
+    let head = home.pool().await.own(&record.id).await.unwrap();
+    assert_eq!(byte(head.layer(), 0).await, b'x');
+}
+
+#[tokio::test]
 async fn what_is_in_use_is_not_known_and_goes_on_undisturbed() {
     let home = Home::new();
     let pool = home.pool().await;

@@ -6,6 +6,8 @@ mod depth;
 mod failures;
 #[path = "../fixture.rs"]
 mod fixture;
+#[path = "../links.rs"]
+mod links;
 #[path = "../others.rs"]
 mod others;
 #[path = "../overlaps.rs"]
