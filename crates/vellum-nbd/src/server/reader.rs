@@ -343,7 +343,7 @@ mod tests {
 
     #[tokio::test]
     async fn requests_in_pieces_of_any_length_do_not_grow_the_buffer() {
-        let mut header = vec![0; HEADER];
+        let mut header = [0; HEADER];
         header[..4].copy_from_slice(&0x2560_9513u32.to_be_bytes());
         for piece in 1..=2 * HEADER {
             let (mut client, reader) = tokio::io::duplex(piece);
