@@ -90,7 +90,8 @@ pub(crate) async fn open<D: Disk>(
     match (directory.look().await?, create) {
         (Found::Nothing, false) => return Err(no_pool(directory.path())),
         (_, true) => directory.make().await?,
-        (Found::Pool, false) => {}
+        (Found::Pool { lacks_live: true }, false) if !look_only => directory.make_live().await?,
+        (Found::Pool { .. }, false) => {}
     }
     let lock_file = directory.open_lock(look_only).await?;
     let inode = lock_file.as_ref().map(|file| file.identity());
