@@ -9,7 +9,7 @@ use vellum_engine::{Error, ErrorKind, PoolId, Result};
 
 use crate::canary::Canary;
 use crate::catalog::registry::{self, Place, PoolRow};
-use crate::catalog::{Database, Outcome, connection};
+use crate::catalog::{DECISION_WAIT, Database, Outcome, connection};
 use crate::lock::LockFile;
 use crate::pool::{Found, PoolDirectory};
 use crate::store::StoreOptions;
@@ -19,7 +19,7 @@ const CREATION_WAIT: Duration = Duration::from_secs(10);
 const CREATION_POLL: Duration = Duration::from_millis(20);
 
 /// How a pool is opened.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// What may be done with it, and whether it must exist.
     pub mode: Mode,
@@ -27,6 +27,21 @@ pub struct OpenOptions {
     pub copies: Copies,
     /// How its layers are kept.
     pub store: StoreOptions,
+    /// How long a change that is prepared may keep everybody else from changing the pool. After that it is undone, and who
+    /// prepared it is told so when it is to be committed.
+    pub decision_wait: Duration,
+}
+
+impl Default for OpenOptions {
+    /// A pool that must exist and is no copy; 30 s for what is prepared.
+    fn default() -> Self {
+        Self {
+            mode: Mode::default(),
+            copies: Copies::default(),
+            store: StoreOptions::default(),
+            decision_wait: DECISION_WAIT,
+        }
+    }
 }
 
 /// What may be done with a pool that is opened, and whether it must exist. A pool on a read-only file system opens for
@@ -75,7 +90,8 @@ pub(crate) async fn open<D: Disk>(
     match (directory.look().await?, create) {
         (Found::Nothing, false) => return Err(no_pool(directory.path())),
         (_, true) => directory.make().await?,
-        (Found::Pool, false) => {}
+        (Found::Pool { lacks_live: true }, false) if !look_only => directory.make_live().await?,
+        (Found::Pool { .. }, false) => {}
     }
     let lock_file = directory.open_lock(look_only).await?;
     let inode = lock_file.as_ref().map(|file| file.identity());
@@ -97,6 +113,7 @@ pub(crate) async fn open<D: Disk>(
         locks.unlock_pool()?;
     }
     let (database, row) = opened?;
+    let database = database.with_decision_wait(options.decision_wait);
     let look_only = look_only || row.look_only;
     let id = settle_place(&disk, &database, &row, place, look_only, options.copies).await?;
     Ok(Opened { directory, id, database, locks, look_only })

@@ -50,7 +50,10 @@ pub(crate) enum Found {
     /// No such directory, or one with nothing in it.
     Nothing,
     /// A pool, or the beginning of one that a crash left.
-    Pool,
+    Pool {
+        /// Whether it has a catalog, and no directory for live logs.
+        lacks_live: bool,
+    },
 }
 
 impl<D: Disk> PoolDirectory<D> {
@@ -87,7 +90,8 @@ impl<D: Disk> PoolDirectory<D> {
         self.layers().join(layer.to_string())
     }
 
-    /// Looks what is there. `Invalid` for a directory that holds something else, `Corrupt` for a pool without its catalog.
+    /// Looks what is there. `Invalid` for a directory that holds something else, `Corrupt` for a pool without its catalog, or
+    /// without the directory of its layers: all of them would look like layers that were never written.
     pub(crate) async fn look(&self) -> Result<Found> {
         let entries = match self.disk.list_dir(&self.path).await {
             Ok(entries) => entries,
@@ -96,7 +100,11 @@ impl<D: Disk> PoolDirectory<D> {
         };
         let has = |path: &Path| entries.iter().any(|entry| entry == path);
         if has(&self.catalog()) {
-            return Ok(Found::Pool);
+            // Whoever creates a pool makes it before the catalog, but perhaps after this was listed.
+            if !has(&self.layers()) && !self.has_layers_directory().await? {
+                return Err(self.no_layers());
+            }
+            return Ok(Found::Pool { lacks_live: !has(&self.live()) });
         }
         if self.has_layers().await? {
             return Err(self.no_catalog("missing"));
@@ -106,7 +114,7 @@ impl<D: Disk> PoolDirectory<D> {
             .iter()
             .find(|entry| !ours.contains(entry) && entry.file_name() != Some(HARMLESS.as_ref()));
         match stranger {
-            None if has(&self.lock()) => Ok(Found::Pool),
+            None if has(&self.lock()) => Ok(Found::Pool { lacks_live: false }),
             None => Ok(Found::Nothing),
             Some(stranger) => Err(Error::new(
                 ErrorKind::Invalid,
@@ -121,9 +129,18 @@ impl<D: Disk> PoolDirectory<D> {
 
     /// Whether a layer has files here.
     pub(crate) async fn has_layers(&self) -> Result<bool> {
-        match self.disk.list_dir(&self.layers()).await {
-            Ok(entries) => Ok(!entries.is_empty()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Ok(self.list(&self.layers()).await?.is_some_and(|entries| !entries.is_empty()))
+    }
+
+    async fn has_layers_directory(&self) -> Result<bool> {
+        Ok(self.list(&self.layers()).await?.is_some())
+    }
+
+    /// What is in a directory of the pool; `None` if it is not there.
+    async fn list(&self, directory: &Path) -> Result<Option<Vec<PathBuf>>> {
+        match self.disk.list_dir(directory).await {
+            Ok(entries) => Ok(Some(entries)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.failed("look into", error)),
         }
     }
@@ -132,6 +149,15 @@ impl<D: Disk> PoolDirectory<D> {
     pub(crate) fn no_catalog(&self, how: &str) -> Error {
         Error::corrupt(format!(
             "{} holds layers, and the catalog that says what they are is {how}; restore pool.sqlite from a backup",
+            self.path.display()
+        ))
+    }
+
+    /// That the directory of the layers is gone, and what images hold with it.
+    fn no_layers(&self) -> Error {
+        Error::corrupt(format!(
+            "{} has a catalog and no directory `layers`, where what its images hold would be; bring it back from a backup, or make \
+             an empty one if no image ever held anything",
             self.path.display()
         ))
     }
@@ -147,6 +173,11 @@ impl<D: Disk> PoolDirectory<D> {
         self.make_dir(&self.layers()).await?;
         self.make_dir(&self.live()).await?;
         self.disk.sync_dir(&self.path).await.map_err(failed)
+    }
+
+    /// Makes the directory of the live logs if it is missing: a pool that was brought back from a backup needs nothing in it.
+    pub(crate) async fn make_live(&self) -> Result<()> {
+        self.make_dir(&self.live()).await.map(|_| ())
     }
 
     async fn make_dir(&self, path: &Path) -> Result<bool> {
@@ -315,8 +346,7 @@ impl<D: Disk> PoolDirectory<D> {
     pub(crate) async fn layers_on_disk(&self) -> Result<Vec<LayerId>> {
         let mut found = Vec::new();
         for directory in [self.layers(), self.live()] {
-            let entries = self.disk.list_dir(&directory).await;
-            let entries = entries.map_err(|error| self.failed("look into", error))?;
+            let entries = self.list(&directory).await?.unwrap_or_default();
             found.extend(entries.iter().filter_map(|path| layer_of_path(path)));
         }
         found.sort_unstable();

@@ -3,6 +3,7 @@
 //! | what is found | what happened | what is done |
 //! |---|---|---|
 //! | no map, or a header of zeros | nothing was ever acknowledged | the layer defines nothing |
+//! | the same beside data, or a log of this boot | files were lost | the layer is corrupt |
 //! | a map, no log that counts | closed; or a power cut | the map is the truth |
 //! | a map, logs of this boot, file and epoch | the process died | data is synced, then the logs are replayed |
 //! | a map with the mark of a failed sync | the storage failed | logs are dropped, caches too; a warning says since when |
@@ -119,6 +120,7 @@ impl<D: Disk> LocalLayer<D> {
     async fn recover(&self, present: &[u64], access: Access) -> Result<()> {
         let inner = &self.0;
         let Some(map) = inner.map.get() else {
+            inner.check_was_never_written().await?;
             inner.role.fillable.store(access == Access::Fill, Ordering::Release);
             return Ok(());
         };
@@ -218,6 +220,23 @@ impl<D: Disk> Inner<D> {
             }
         }
         Ok(logs)
+    }
+
+    /// Fails if a log says of a layer without a map that it was written: none begins before the map is durable, and none stays
+    /// when the map is removed. A log of another boot says nothing: a power cut may have undone either.
+    async fn check_was_never_written(&self) -> Result<()> {
+        let Some(boot) = self.shared.boot else { return Ok(()) };
+        let logs = self.read_logs().await?;
+        if logs.iter().all(|(log, records)| log.boot != Some(boot) || records.is_empty()) {
+            return Ok(());
+        }
+        let (layer, image) = (self.facts.id, &self.facts.image_name);
+        Err(Error::corrupt(format!(
+            "{} is missing or empty, and a live log says that layer {layer} of image {image} was written since the machine was \
+             started: its files were lost, or are those of an earlier moment; bring them back, or remove live/{layer}.0 and \
+             live/{layer}.1 to do without what was written",
+            self.map_name()
+        )))
     }
 
     /// Applies records in memory. Each sets states absolutely, so that replaying them over a map that has some of them

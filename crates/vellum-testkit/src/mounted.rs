@@ -1,14 +1,18 @@
-//! File systems for tests to put a pool on: small, empty, and gone with the test.
+//! File systems for tests to put a pool on: small, empty, and gone with the test. One on a loop device can be taken back to an
+//! earlier moment, as a volume is that is rolled back in place, and be made to stop as one does whose device fails it.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::tools;
 
 /// How long a file system may take to give back the space of a removed file.
 const GIVEN_BACK_MAX: Duration = Duration::from_secs(10);
+
+/// How often a device is copied until it stands still meanwhile.
+const KEEP_ATTEMPTS: usize = 100;
 
 /// Which file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,14 +74,16 @@ impl Kind {
 /// A mounted file system, until it is dropped.
 #[derive(Debug)]
 pub struct Mounted {
+    kind: Kind,
+    /// The loop device that it is on, if it is on one. It stays the same when the file system is mounted again.
+    device: Option<String>,
     directory: tempfile::TempDir,
 }
 
 impl Mounted {
     /// Makes and mounts one of this many bytes. Fails where [`Kind::unavailable`] says why.
     pub fn new(kind: Kind, size: u64) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let this = Self { directory };
+        let mut this = Self { kind, device: None, directory: tempfile::tempdir()? };
         std::fs::create_dir(this.path())?;
         let path = this.path();
         let point = path.to_str().context("a temporary path is UTF-8")?;
@@ -87,14 +93,82 @@ impl Mounted {
                 tools::ok("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", point])?;
             }
             Some((mkfs, arguments)) => {
-                let disk = this.directory.path().join("disk");
+                let disk = this.disk();
                 std::fs::File::create(&disk)?.set_len(size)?;
                 let disk = disk.to_str().context("a temporary path is UTF-8")?;
                 tools::ok(mkfs, &[arguments, &[disk]].concat())?;
-                tools::ok("mount", &["-t", kind.name(), "-o", "loop", disk, point])?;
+                let device = tools::ok("losetup", &["--find", "--show", disk])?;
+                this.device = Some(device.trim().to_owned());
+                this.mount()?;
             }
         }
         Ok(this)
+    }
+
+    fn device(&self) -> Result<&str> {
+        self.device.as_deref().context("it is on no device")
+    }
+
+    /// What the loop device reads and writes.
+    fn disk(&self) -> PathBuf {
+        self.directory.path().join("disk")
+    }
+
+    /// What [`keep`](Self::keep) kept.
+    fn kept(&self) -> PathBuf {
+        self.directory.path().join("kept")
+    }
+
+    fn mount(&self) -> Result<()> {
+        let path = self.path();
+        let point = path.to_str().context("a temporary path is UTF-8")?;
+        tools::ok("mount", &["-t", self.kind.name(), self.device()?, point]).map(|_| ())
+    }
+
+    fn unmount(&self) -> Result<()> {
+        tools::ok("umount", &[self.path()]).map(|_| ())
+    }
+
+    /// Keeps what is on the device at one moment, as a snapshot of a volume does; what the file system has not written yet is
+    /// not in it.
+    pub fn keep(&self) -> Result<()> {
+        let (disk, kept) = (self.disk(), self.kept());
+        for _ in 0..KEEP_ATTEMPTS {
+            copy(&disk, &kept)?;
+            // What reads the same again did not change in between, so all of it was there at the moment between.
+            if is_same(&disk, &kept)? {
+                return Ok(());
+            }
+        }
+        bail!("{} never stood still while it was copied", disk.display())
+    }
+
+    /// The same, while the file system is frozen: then all of it is on the device.
+    pub fn keep_frozen(&self) -> Result<()> {
+        tools::ok("fsfreeze", &[Path::new("--freeze"), &self.path()])?;
+        let kept = self.keep();
+        tools::ok("fsfreeze", &[Path::new("--unfreeze"), &self.path()])?;
+        kept
+    }
+
+    /// Takes the device back to what was kept, and mounts it again. Nobody may have a file open there.
+    pub fn go_back(&self) -> Result<()> {
+        self.unmount()?;
+        copy(&self.kept(), &self.disk())?;
+        // Whoever looked at the device meanwhile may have left what it was in the cache.
+        tools::ok("blockdev", &["--flushbufs", self.device()?])?;
+        self.mount()
+    }
+
+    /// Lets the file system shut itself down, as it does when its device fails it: what it has not written by then is lost. Then
+    /// mounts it again. `leave` makes everybody close what they have open there.
+    pub fn shut_down(&self, leave: impl FnOnce() -> Result<()>) -> Result<()> {
+        let point = self.path();
+        let point = point.to_str().context("a temporary path is UTF-8")?;
+        tools::ok("xfs_io", &["-x", "-c", "shutdown", point])?;
+        leave()?;
+        self.unmount()?;
+        self.mount()
     }
 
     /// Its root.
@@ -155,5 +229,23 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         // Lazily: whoever still has a file open keeps it until then.
         let _ = tools::run("umount", &[Path::new("-l"), &self.path()]);
+        if let Some(device) = &self.device {
+            // So does the device.
+            let _ = tools::run("losetup", &["--detach", device]);
+        }
+    }
+}
+
+/// Copies what one file holds into another, which stays the same file.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    tools::ok("cp", &[Path::new("--sparse=always"), from, to]).map(|_| ())
+}
+
+fn is_same(one: &Path, other: &Path) -> Result<bool> {
+    let compared = tools::run("cmp", &[Path::new("--silent"), one, other])?;
+    match compared.status.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => bail!("cmp: {}", String::from_utf8_lossy(&compared.stderr)),
     }
 }

@@ -204,7 +204,7 @@ impl Vellum {
             after: after_stop()?,
             ..StoreOptions::default()
         };
-        let options = OpenOptions { mode, copies, store };
+        let options = OpenOptions { mode, copies, store, ..OpenOptions::default() };
         // Threads of its own: a disk that does not answer holds up nobody who waits for another one.
         let catalog = LocalCatalog::open(RealDisk::default(), path, options).await?;
         self.0.pools.add(catalog.clone());

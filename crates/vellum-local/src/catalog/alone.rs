@@ -1,6 +1,7 @@
 //! [`Alone`]: connections that are used on the thread of whoever needs them, where SQLite's calls do not wait (see
 //! [`Disk::sqlite_vfs`](vellum_disk::Disk::sqlite_vfs)). What happens on them happens in the order in which it was asked for, so that
-//! a simulation can be repeated; before each, others may run, as they do while a thread is asked.
+//! a simulation can be repeated; before each, others may run, as they do while a thread is asked. No clock undoes what was
+//! prepared: it waits for as long as whoever prepared it keeps it.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -23,7 +23,7 @@ pub(crate) mod snapshots;
 pub(crate) mod worker;
 
 pub(crate) use failure::{Failure, Outcome};
-pub(crate) use worker::{Database, Undecided};
+pub(crate) use worker::{DECISION_WAIT, Database, Undecided};
 
 #[cfg(test)]
 mod tests;

@@ -405,6 +405,31 @@ async fn a_prepared_change_keeps_writers_out_and_readers_in_until_it_is_committe
 }
 
 #[tokio::test]
+async fn a_prepared_change_that_is_not_decided_in_time_is_undone_and_others_change_the_catalog() {
+    let fixture = Fixture::new().await;
+    let image = fixture.image("a", None).await.unwrap();
+    let number = number(&image);
+    let prepare = |wait| {
+        let database = fixture.database.clone().with_decision_wait(wait);
+        let rename = move |db: &Connection| images::rename(db, number, &"late".parse().unwrap());
+        async move { database.prepare("rename an image", rename).await.unwrap().1 }
+    };
+    let undecided = prepare(Duration::from_millis(100)).await;
+    // Neither on another connection, as another process has one, nor on this one is it waited for longer.
+    let (other, ()) = Database::open(&fixture.path, None, |_| Ok(())).await.unwrap();
+    other.settle().await.unwrap();
+    fixture.image("b", None).await.unwrap();
+    let error = undecided.commit(move |db| layers::record_change(db, number)).await.unwrap_err();
+    assert_eq!((error.kind(), error.happened()), (ErrorKind::Busy, Happened::NotDone));
+    assert!(error.to_string().contains("100ms"), "{error}");
+    assert_eq!(fixture.load(&image).await.unwrap(), image);
+    // Whoever decides in time is heard, as before.
+    let undecided = prepare(Duration::from_secs(600)).await;
+    undecided.commit(|_| Ok(())).await.unwrap();
+    assert_eq!(fixture.load(&image).await.unwrap().name.as_str(), "late");
+}
+
+#[tokio::test]
 async fn a_catalog_that_another_process_keeps_is_busy_and_unchanged() {
     let fixture = Fixture::new().await;
     let other = Connection::open(&fixture.path).unwrap();

@@ -27,8 +27,8 @@ use super::{Failure, Outcome};
 /// How many closures may wait for a thread; more callers wait for room.
 const QUEUE_MAX: usize = 64;
 
-/// How long a prepared change may keep the catalog from everybody else.
-const DECISION_WAIT: Duration = Duration::from_secs(30);
+/// How long a prepared change may keep the catalog from everybody else, unless something else is said.
+pub(crate) const DECISION_WAIT: Duration = Duration::from_secs(30);
 
 pub(crate) type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
@@ -41,6 +41,8 @@ pub(crate) enum Database {
         writer: Option<mpsc::Sender<Job>>,
         /// Looks only.
         reader: mpsc::Sender<Job>,
+        /// How long a prepared change waits for its caller.
+        decision_wait: Duration,
     },
     /// On whatever thread needs it.
     Alone(Alone),
@@ -60,7 +62,7 @@ impl Database {
         let (writer, ended, value) = spawn(path.to_owned(), Purpose::Write, None, first).await?;
         let last = Some(ended);
         let (reader, _, ()) = spawn(path.to_owned(), Purpose::Read, last, |_| Ok(())).await?;
-        Ok((Self::Threads { writer: Some(writer), reader }, value))
+        Ok((Self::Threads { writer: Some(writer), reader, decision_wait: DECISION_WAIT }, value))
     }
 
     /// Opens a catalog for looking only.
@@ -73,7 +75,16 @@ impl Database {
             return open_alone(path, &vfs, Purpose::ReadOnly, first);
         }
         let (reader, _, value) = spawn(path.to_owned(), Purpose::ReadOnly, None, first).await?;
-        Ok((Self::Threads { writer: None, reader }, value))
+        Ok((Self::Threads { writer: None, reader, decision_wait: DECISION_WAIT }, value))
+    }
+
+    /// Lets prepared changes wait this long for their callers.
+    pub(crate) fn with_decision_wait(self, decision_wait: Duration) -> Self {
+        match self {
+            Self::Threads { writer, reader, .. } => Self::Threads { writer, reader, decision_wait },
+            // Whoever prepares there decides, or drops it.
+            Self::Alone(_) => self,
+        }
     }
 
     /// Runs a closure that looks only, on one consistent state.
@@ -116,14 +127,14 @@ impl Database {
     }
 
     /// Begins a transaction, runs a closure in it, and leaves the rest to the caller. Until that is decided, nobody else
-    /// changes this pool's catalog.
+    /// changes this pool's catalog; so a caller who takes too long finds it undone.
     pub(crate) async fn prepare<T: Send + 'static>(
         &self,
         doing: &'static str,
         check: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
     ) -> Result<(T, Undecided)> {
-        let writer = match self {
-            Self::Threads { writer, .. } => writable(writer)?,
+        let (writer, wait) = match self {
+            Self::Threads { writer, decision_wait, .. } => (writable(writer)?, *decision_wait),
             Self::Alone(alone) => {
                 let (value, begun) = alone.prepare(doing, check).await?;
                 return Ok((value, Undecided::Alone(begun)));
@@ -140,7 +151,7 @@ impl Database {
                 Err(error) => drop(send.send(Err(error))),
                 Ok((transaction, value)) => {
                     if send.send(Ok(value)).is_ok()
-                        && let Ok(decision) = decided.recv_timeout(DECISION_WAIT)
+                        && let Ok(decision) = decided.recv_timeout(wait)
                     {
                         decision(transaction);
                     }
@@ -148,7 +159,7 @@ impl Database {
             }
         });
         let value = hand_over(writer, job, answer).await?;
-        Ok((value, Undecided::OnThread { decide, doing }))
+        Ok((value, Undecided::OnThread { decide, doing, wait }))
     }
 
     /// Makes certain that a commit which failed without saying how can no longer come true: what is written now takes its
@@ -180,6 +191,8 @@ pub(crate) enum Undecided {
         decide: decision::Sender<Decision>,
         /// For errors.
         doing: &'static str,
+        /// How long it waits.
+        wait: Duration,
     },
     /// Nobody waits.
     Alone(Begun),
@@ -191,9 +204,9 @@ impl Undecided {
         self,
         change: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
     ) -> Result<T> {
-        let (decide, doing) = match self {
+        let (decide, doing, wait) = match self {
             Self::Alone(begun) => return begun.commit(change),
-            Self::OnThread { decide, doing } => (decide, doing),
+            Self::OnThread { decide, doing, wait } => (decide, doing, wait),
         };
         let (send, answer) = oneshot::channel();
         let decision: Decision = Box::new(move |transaction| {
@@ -207,10 +220,7 @@ impl Undecided {
         answer.await.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::Busy,
-                format!(
-                    "{doing}: prepared more than {} s ago and undone since; try again",
-                    DECISION_WAIT.as_secs()
-                ),
+                format!("{doing}: prepared more than {wait:?} ago and undone since; try again"),
             ))
         })
     }

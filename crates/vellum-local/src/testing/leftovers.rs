@@ -316,6 +316,40 @@ async fn a_map_that_is_missing_or_empty_beside_data_is_corrupt() {
     }
 }
 
+/// The directory of the layer goes, and the logs stay.
+async fn lose_files(lab: &Lab) {
+    for file in [MAP, DATA] {
+        lab.disk.remove_file(Path::new(file)).await.unwrap();
+    }
+    lab.disk.remove_dir(Path::new(MAP).parent().unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_layer_that_its_log_knows_to_be_written_and_that_has_no_files_is_corrupt() {
+    for access in [Access::Read, Access::Own, Access::Fill] {
+        let lab = dead().await;
+        lose_files(&lab).await;
+        let error = lab.open(access).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        for named in [super::ID, "image test", MAP] {
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_log_of_another_boot_or_without_records_says_nothing_of_files_that_are_missing() {
+    let lab = dead().await;
+    rebind(&lab, |header| LogHeader { boot: Some(BootId([9; 16])), ..header }).await;
+    lose_files(&lab).await;
+    assert_eq!(seen(&lab.own().await, 0, 4).await, b"????");
+    let lab = dead().await;
+    let log = contents(&lab.disk, LOG).await;
+    replace(&lab.disk, LOG, log[..SECTOR].to_vec()).await;
+    lose_files(&lab).await;
+    assert_eq!(seen(&lab.own().await, 0, 4).await, b"????");
+}
+
 #[tokio::test]
 async fn a_log_without_records_does_not_ask_what_happened() {
     let lab = Lab::new(64 * BLOCK).await;

@@ -1,5 +1,5 @@
 //! The embedded engine on file systems that are made for a test: ext4, XFS, btrfs and tmpfs. The conformance suite on each, disks
-//! that are full or can only be read, and what belongs to whom. Needs root; what a machine cannot run shows as ignored, with its
+//! that are full or can only be read, volumes that go back to an earlier moment, and what belongs to whom. Needs root; what a machine cannot run shows as ignored, with its
 //! reason.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -10,6 +10,7 @@ mod fixture;
 mod full;
 mod owner;
 mod read_only;
+mod rolled_back;
 mod suite;
 
 use std::future::Future;
@@ -24,6 +25,7 @@ fn main() {
     all.extend(extents::trials());
     all.extend(read_only::trials());
     all.extend(owner::trials());
+    all.extend(rolled_back::trials());
     libtest_mimic::run(&Arguments::from_args(), all).exit();
 }
 

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 use vellum_core::Extent;
 use vellum_engine::{
-    Catalog, ChildRef, Finding, Head, ImageId, ImageRecord, PoolId, Repair, Severity,
+    Catalog, ChildRef, ErrorKind, Finding, Head, ImageId, ImageRecord, PoolId, Repair, Severity,
 };
 
-use crate::fixture::{Home, Pool, byte, clone, image, read, snapshot, snapshot_of, write_blocks};
+use crate::fixture::{
+    Home, Pool, byte, clone, image, kind, read, snapshot, snapshot_of, write_blocks,
+};
 
 const BLOCK: u64 = 4096;
 
@@ -96,6 +98,28 @@ async fn lost_and_damaged_files_are_damage_that_names_image_and_place() {
             assert_eq!(finding.image.as_ref().map(|name| name.as_str()), Some("harmed"), "{what}");
             assert!(finding.stands() && finding.what.contains(named), "{what}: {finding:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn lost_files_of_an_image_whose_log_is_there_are_damage_that_names_it() {
+    for repair in [Repair::No, Repair::Safe] {
+        let home = Home::new();
+        let pool = home.pool().await;
+        let record = image(&pool, "lost").await;
+        let head = pool.own(&record.id).await.unwrap();
+        write_blocks(&head, 0, 4, b'x').await;
+        head.sync().await.unwrap();
+        write_blocks(&head, 4, 1, b'y').await;
+        // Its process dies, and somebody takes the files away.
+        drop(head);
+        fs::remove_dir_all(layer_dir(&pool, &record)).unwrap();
+        let pool = home.pool().await;
+        let findings = pool.check(None, repair).await.unwrap();
+        assert_eq!(severities(&findings), [Severity::Damage], "{findings:?}");
+        assert_eq!(findings[0].image.as_ref(), Some(&record.name));
+        assert_eq!(kind(pool.own(&record.id).await), ErrorKind::Corrupt);
+        assert_eq!(kind(pool.read_head(&record.id).await), ErrorKind::Corrupt);
     }
 }
 

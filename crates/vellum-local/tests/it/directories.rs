@@ -4,10 +4,10 @@ use std::path::Path;
 use std::process::Command;
 
 use vellum_disk::RealDisk;
-use vellum_engine::{Catalog, ErrorKind};
+use vellum_engine::{Catalog, ErrorKind, Head};
 use vellum_local::{Copies, LocalCatalog, Mode, OpenOptions};
 
-use crate::fixture::{Home, clone, image, kind, open, snapshot_of};
+use crate::fixture::{Home, clone, image, kind, open, snapshot_of, write_blocks};
 
 #[tokio::test]
 async fn a_pool_is_created_once_and_found_again() {
@@ -59,6 +59,35 @@ async fn layers_without_a_catalog_are_not_made_into_a_new_pool() {
     std::fs::remove_file(path.join("pool.sqlite")).unwrap();
     for mode in [Mode::CreateIfMissing, Mode::Existing] {
         assert_eq!(kind(open(&path, mode).await), ErrorKind::Corrupt);
+    }
+}
+
+#[tokio::test]
+async fn a_catalog_without_the_directory_of_its_layers_is_corrupt_and_none_is_made() {
+    let home = Home::new();
+    let path = home.path("pool");
+    image(&home.pool().await, "a").await;
+    std::fs::remove_dir(path.join("layers")).unwrap();
+    for mode in [Mode::ReadOnly, Mode::Existing, Mode::CreateIfMissing, Mode::ReadOnly] {
+        assert_eq!(kind(open(&path, mode).await), ErrorKind::Corrupt, "{mode:?}");
+    }
+    std::fs::create_dir(path.join("layers")).unwrap();
+    open(&path, Mode::Existing).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pool_that_was_brought_back_without_its_live_directory_goes_on() {
+    for mode in [Mode::Existing, Mode::CreateIfMissing] {
+        let home = Home::new();
+        let path = home.path("pool");
+        let record = image(&home.pool().await, "a").await;
+        std::fs::remove_dir_all(path.join("live")).unwrap();
+        let looker = open(&path, Mode::ReadOnly).await.unwrap();
+        looker.read_head(&record.id).await.unwrap();
+        assert!(!path.join("live").exists(), "looking makes nothing");
+        let head = open(&path, mode).await.unwrap().own(&record.id).await.unwrap();
+        write_blocks(&head, 0, 1, b'x').await;
+        head.close().await.unwrap();
     }
 }
 

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use vellum_core::Extent;
-use vellum_engine::{Catalog, Change, ErrorKind, Guarded, Head, HeadChange, Ownership, Prepared};
+use vellum_disk::RealDisk;
+use vellum_engine::{
+    Catalog, Change, ErrorKind, Guarded, Happened, Head, HeadChange, Ownership, Prepared,
+};
+use vellum_local::{LocalCatalog, Mode, OpenOptions};
 
 use crate::fixture::{
     Home, byte, child, clone, image, kind, read, snapshot, snapshot_of, write, write_blocks,
@@ -131,6 +135,32 @@ async fn a_busy_catalog_fails_the_snapshot_and_not_the_writes() {
     assert_eq!(kind(preparing.await.unwrap()), ErrorKind::Busy);
     other.execute_batch("ROLLBACK").unwrap();
     snapshot(head, "s", false).await;
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_decided_too_late_is_busy_and_others_went_on_meanwhile() {
+    let home = Home::new();
+    let options = OpenOptions {
+        mode: Mode::CreateIfMissing,
+        decision_wait: Duration::from_millis(100),
+        ..OpenOptions::default()
+    };
+    let pool = LocalCatalog::open(RealDisk::default(), home.path("pool"), options).await.unwrap();
+    let record = image(&pool, "a").await;
+    let head = pool.own(&record.id).await.unwrap();
+    write_blocks(&head, 0, 1, b'1').await;
+    let late = head.prepare(named("s")).await.unwrap();
+    // Another process waits until the catalog is free, and has to wait no longer than that.
+    image(&home.pool().await, "b").await;
+    let error = late.commit().await.unwrap_err();
+    assert_eq!((error.kind(), error.happened()), (ErrorKind::Busy, Happened::NotDone));
+    assert_eq!(pool.get(&record.id).await.unwrap(), record);
+    assert_eq!(head.ownership(), Ownership::Held);
+    write_blocks(&head, 0, 1, b'2').await;
+    head.close().await.unwrap();
+    let record = snapshot_of(&home.pool().await, &record, "s").await;
+    let sealed = pool.layer(&record.id, &record.snapshots[0].revision).await.unwrap();
+    assert_eq!((record.snapshots.len(), byte(&sealed, 0).await), (1, b'2'));
 }
 
 #[tokio::test]

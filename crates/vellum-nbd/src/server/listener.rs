@@ -15,6 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::export::Exports;
 use crate::server::Server;
+use crate::server::hangup::Hangup;
 
 /// How long to wait after the system refused a connection, for want of descriptors, say.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
@@ -100,7 +101,7 @@ fn is_dead_socket(path: &Path) -> bool {
 }
 
 /// A connection that was accepted, on no runtime yet.
-pub(super) trait Socket: Send + 'static {
+pub(super) trait Socket: AsFd + Send + 'static {
     type Reader: AsyncRead + Unpin + Send;
     type Writer: AsyncWrite + Unpin + Send + 'static;
 
@@ -161,8 +162,9 @@ fn start<E: Exports>(
         (server.0.on_thread)();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let serve = async {
+            let hangup = Hangup::of(&socket)?;
             let (reader, writer) = socket.halves()?;
-            server.serve(reader, writer).await;
+            server.serve_until(reader, writer, Some(hangup)).await;
             Ok(())
         };
         if let Err(error) = runtime.and_then(|runtime| runtime.block_on(serve)) {

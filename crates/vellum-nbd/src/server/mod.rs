@@ -3,11 +3,13 @@
 //! A connection has a thread, with a runtime of its own: handing each request to another thread costs more than most requests
 //! do, and a request that waits in the kernel holds up its own client alone. On it, one task reads and one writes. Requests
 //! run side by side in tasks of their own, and are answered in whatever order they end; a read that need not wait is answered
-//! where it was parsed. What was started is never cancelled because its connection died.
+//! where it was parsed. What was started is never cancelled because its connection died; what was not, never is once the
+//! client is known to have hung up.
 //!
 //! Exports are opened on the runtime that the server was made on, so that what they leave running outlives the connection.
 
 mod handshake;
+mod hangup;
 mod listener;
 mod polling;
 mod reader;
@@ -29,7 +31,9 @@ use tokio_util::task::TaskTracker;
 use vellum_core::BufferPool;
 
 use crate::export::Exports;
+use crate::server::hangup::Hangup;
 use crate::server::polling::Lookouts;
+use crate::server::reader::Client;
 use crate::server::room::ServerRoom;
 
 /// What clients can drive, and how far.
@@ -168,11 +172,22 @@ impl<E: Exports> Server<E> {
         Ok(address)
     }
 
-    /// Serves one connection to its end, on the runtime of the caller.
+    /// Serves one connection to its end, on the runtime of the caller. That the client has hung up is seen where what it sent
+    /// before has been read.
     pub async fn serve(
+        &self,
+        reader: impl AsyncRead + Unpin + Send,
+        writer: impl AsyncWrite + Unpin + Send + 'static,
+    ) {
+        self.serve_until(reader, writer, None).await;
+    }
+
+    /// The same, where a hangup is seen as soon as it comes.
+    async fn serve_until(
         &self,
         mut reader: impl AsyncRead + Unpin + Send,
         mut writer: impl AsyncWrite + Unpin + Send + 'static,
+        hangup: Option<Hangup>,
     ) {
         let negotiate = handshake::negotiate(&self.0, &mut reader, &mut writer);
         let negotiated = tokio::select! {
@@ -181,7 +196,8 @@ impl<E: Exports> Server<E> {
         };
         match negotiated {
             Ok(Ok(Some((export, agreed)))) => {
-                reader::transmit(&self.0, export, agreed, reader, writer).await;
+                let client = Client { agreed, hangup };
+                reader::transmit(&self.0, export, client, reader, writer).await;
             }
             Ok(Ok(None)) => {}
             Ok(Err(error)) => tracing::debug!(%error, "a negotiation broke off"),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
@@ -17,6 +18,7 @@ use crate::proto::reply::{self, Pieces};
 use crate::proto::request::{Command, Request, flag};
 use crate::proto::validate::validate;
 use crate::server::Shared;
+use crate::server::hangup::Hangup;
 use crate::server::polling::Polling;
 use crate::server::room::{Room, Watch};
 use crate::server::under_way::UnderWay;
@@ -27,10 +29,20 @@ const READ_AT_ONCE: usize = 256 << 10;
 /// A read is answered where it was parsed only up to this size, lest a large one delays what comes behind it.
 const INLINE_MAX: u64 = 128 << 10;
 
+/// Who is at the other end of a connection.
+pub(super) struct Client {
+    pub(super) agreed: Agreed,
+    /// `None` where nobody can tell.
+    pub(super) hangup: Option<Hangup>,
+}
+
 /// A connection that uses an export.
 struct Connection<X> {
     export: Arc<X>,
     agreed: Arc<Agreed>,
+    hangup: Option<Hangup>,
+    /// The client has said goodbye: it wants all that it asked for before, wherever it is by then.
+    goodbye: AtomicBool,
     size: u64,
     read_only: bool,
     descriptors_max: usize,
@@ -44,7 +56,7 @@ struct Connection<X> {
 pub(super) async fn transmit<E: Exports>(
     server: &Shared<E>,
     export: Arc<E::Export>,
-    agreed: Agreed,
+    client: Client,
     reader: impl AsyncRead + Unpin,
     writer: impl AsyncWrite + Unpin + Send + 'static,
 ) {
@@ -56,7 +68,9 @@ pub(super) async fn transmit<E: Exports>(
     let writing = server.tasks.spawn(write_replies(writer, queue, room.clone(), gone.clone()));
     let connection = Connection {
         export,
-        agreed: Arc::new(agreed),
+        agreed: Arc::new(client.agreed),
+        hangup: client.hangup,
+        goodbye: AtomicBool::new(false),
         size: info.size,
         read_only: info.read_only,
         descriptors_max: limits.descriptors_max,
@@ -172,6 +186,7 @@ impl<X: Export> Connection<X> {
                 return Ok(());
             };
             if request.command == Command::Disconnect {
+                self.goodbye.store(true, Ordering::Relaxed);
                 return Ok(());
             }
             let mut holds = Holds { request: Some(permit), bytes: None };
@@ -211,9 +226,15 @@ impl<X: Export> Connection<X> {
         read.then(|| reply::data(&self.agreed, request, buffer.freeze()))
     }
 
-    /// Carries a request out and answers it.
+    /// Carries a request out and answers it, unless it would change something for a client that has given it up.
     async fn serve(&self, taken: Taken) {
         let Taken { request, at, data, mut holds } = taken;
+        let changes =
+            matches!(request.command, Command::Write | Command::Trim | Command::WriteZeroes);
+        if changes && self.is_given_up() {
+            tracing::debug!(?at, "a change was not begun, for its client has hung up");
+            return;
+        }
         let pieces = match self.carry_out(&request, at, data).await {
             Ok(pieces) => pieces,
             Err(error) => reply::failed(&self.agreed, &request, &error),
@@ -223,6 +244,11 @@ impl<X: Export> Connection<X> {
             holds.bytes = None;
         }
         self.answer(pieces, holds);
+    }
+
+    /// Whether the client may have sent over another connection, again, what was not begun yet.
+    fn is_given_up(&self) -> bool {
+        !self.goodbye.load(Ordering::Relaxed) && self.hangup.as_ref().is_some_and(Hangup::has_come)
     }
 
     fn answer(&self, pieces: Pieces, holds: Holds) {
@@ -343,7 +369,7 @@ mod tests {
 
     #[tokio::test]
     async fn requests_in_pieces_of_any_length_do_not_grow_the_buffer() {
-        let mut header = vec![0; HEADER];
+        let mut header = [0; HEADER];
         header[..4].copy_from_slice(&0x2560_9513u32.to_be_bytes());
         for piece in 1..=2 * HEADER {
             let (mut client, reader) = tokio::io::duplex(piece);

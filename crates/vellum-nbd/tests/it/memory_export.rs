@@ -1,6 +1,7 @@
 //! [`Memory`]: exports over bytes in memory, which note what is asked of them, wait and fail as they are told.
 
 use std::sync::Arc;
+use std::sync::mpsc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -36,6 +37,7 @@ pub(crate) struct Disk {
     calls: Mutex<Vec<Call>>,
     fails: Mutex<Option<Errno>>,
     held: watch::Sender<bool>,
+    wakes: Mutex<Option<mpsc::Receiver<()>>>,
 }
 
 /// The disk, as one export shows it.
@@ -51,6 +53,7 @@ pub(crate) fn server(limits: Limits) -> (Server<Memory>, Arc<Disk>) {
         calls: Mutex::default(),
         fails: Mutex::default(),
         held: watch::Sender::new(false),
+        wakes: Mutex::default(),
     });
     (Server::new(Memory(disk.clone()), limits, BufferPool::default()), disk)
 }
@@ -69,6 +72,13 @@ impl Disk {
     /// Lets whatever changes something wait from now on, or go on.
     pub(crate) fn hold(&self, held: bool) {
         self.held.send_replace(held);
+    }
+
+    /// Lets the next change put the thread that makes it to sleep, as a kernel does, until what is returned is dropped.
+    pub(crate) fn sleep_over_the_next(&self) -> mpsc::Sender<()> {
+        let (sleeps, wakes) = mpsc::channel();
+        *self.wakes.lock() = Some(wakes);
+        sleeps
     }
 
     /// Waits until so many calls were made.
@@ -90,6 +100,10 @@ impl Disk {
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), NbdError> {
         self.call(call)?;
+        let wakes = self.wakes.lock().take();
+        if let Some(wakes) = wakes {
+            wakes.recv().unwrap_err();
+        }
         self.held.subscribe().wait_for(|held| !held).await.unwrap();
         fill(&mut self.bytes.lock()[at.offset() as usize..at.end() as usize]);
         Ok(())

@@ -4,12 +4,13 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use vellum_nbd::Limits;
 
 use crate::in_time;
-use crate::memory_export::server;
-use crate::peer::{Peer, Style};
+use crate::memory_export::{Disk, server};
+use crate::peer::{Peer, Style, command};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_unix_socket_is_for_its_owner_alone() {
@@ -149,4 +150,71 @@ async fn connections_share_what_is_written() {
     for peer in &mut peers {
         assert_eq!(in_time(peer.read(0, 4)).await, b"abcd");
     }
+}
+
+/// Two connections at once.
+fn two() -> Limits {
+    Limits { connections_max: 2, ..Limits::default() }
+}
+
+/// A peer that uses the disk.
+async fn user<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> Peer<S> {
+    let mut peer = Peer::new(stream);
+    peer.hello(3).await;
+    peer.use_export(Style::Simple, "disk").await;
+    peer
+}
+
+/// Lets a client send a second change while the thread of its connection sleeps over the first one, and hang up; another
+/// connection writes something newer before that thread goes on. What is there in the end.
+///
+/// The server must take two connections and no more.
+async fn after_a_hangup<S: AsyncRead + AsyncWrite + Unpin>(
+    disk: &Disk,
+    connect: impl AsyncFn() -> S,
+    goodbye: bool,
+) -> Vec<u8> {
+    let (mut first, mut second) = (user(connect().await).await, user(connect().await).await);
+    let sleep = disk.sleep_over_the_next();
+    first.write(0, 0, b"begun").await;
+    in_time(disk.called(1)).await;
+    first.write(0, 4096, b"old").await;
+    if goodbye {
+        first.request(command::DISCONNECT, 0, 0, 0).await;
+    }
+    drop(first);
+    // The client would send again what was not answered; it goes on when that is.
+    for data in [b"old", b"new"] {
+        second.write(0, 4096, data).await;
+        assert_eq!(in_time(second.outcome(false)).await, 0);
+    }
+    drop(sleep);
+    // There is room for another one when the first connection has ended.
+    in_time(user(connect().await)).await;
+    let bytes = disk.bytes.lock();
+    assert_eq!(bytes[..5], *b"begun");
+    bytes[4096..4099].to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_begun_when_its_client_hung_up_never_is() {
+    let (listening, disk) = server(two());
+    let address = listening.listen_tcp(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let connect = async move || TcpStream::connect(address).await.unwrap();
+    assert_eq!(after_a_hangup(&disk, connect, false).await, b"new");
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nbd");
+    let (listening, disk) = server(two());
+    listening.listen_unix(&path).unwrap();
+    let connect = async move || UnixStream::connect(&path).await.unwrap();
+    assert_eq!(after_a_hangup(&disk, connect, false).await, b"new");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_asked_for_before_it_said_goodbye_is_done() {
+    let (listening, disk) = server(two());
+    let address = listening.listen_tcp(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let connect = async move || TcpStream::connect(address).await.unwrap();
+    assert_eq!(after_a_hangup(&disk, connect, true).await, b"old");
 }
