@@ -122,6 +122,9 @@ impl Exports for Memory {
             name: name.to_owned(),
             description: description.to_owned(),
         };
+        if self.0.fails.lock().is_some() {
+            return Err(OpenError::Refused("as it was told".to_owned()));
+        }
         Ok(vec![listed("disk", "some bytes"), listed("sealed", ""), listed("taken", "")])
     }
 

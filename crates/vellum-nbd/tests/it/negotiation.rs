@@ -1,6 +1,6 @@
 //! Options, as a client sends them before it uses an export.
 
-use vellum_nbd::Limits;
+use vellum_nbd::{Errno, Limits};
 
 use crate::in_time;
 use crate::memory_export::{SIZE, server};
@@ -109,6 +109,17 @@ async fn the_list_has_names_and_descriptions_and_may_be_cut_short() {
         assert_eq!(answers[1], (answer::SERVER, text("sealed")));
         assert_eq!(peer.ask_one(option::LIST, b"x").await, answer::INVALID);
     }
+}
+
+#[tokio::test]
+async fn a_list_that_cannot_be_had_is_refused_and_the_next_option_is_answered() {
+    let (server, disk) = server(Limits::default());
+    let (mut peer, _) = connect(&server, 4096);
+    peer.hello(3).await;
+    disk.fail(Some(Errno::Io));
+    assert_eq!(peer.ask_one(option::LIST, &[]).await, answer::POLICY);
+    disk.fail(None);
+    assert_eq!(in_time(peer.ask(option::LIST, &[])).await.len(), 4);
 }
 
 #[tokio::test]

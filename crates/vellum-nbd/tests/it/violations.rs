@@ -53,6 +53,25 @@ async fn a_client_that_hangs_up_anywhere_leaves_nothing_behind() {
     }
 }
 
+#[tokio::test]
+async fn a_client_that_hangs_up_in_the_middle_of_a_write_has_written_nothing() {
+    for style in [Style::Simple, Style::Structured, Style::Extended] {
+        for length in [0, 1, 4095] {
+            let (server, disk) = server(Limits::default());
+            let (mut peer, serving) = connect(&server, 1 << 16);
+            peer.hello(3).await;
+            peer.use_export(style, "disk").await;
+            let says = if style == Style::Extended { flag::PAYLOAD_LEN } else { 0 };
+            peer.request(command::WRITE, says, 0, 4096).await;
+            peer.send(&vec![7; length]).await;
+            drop(peer);
+            in_time(serving).await.unwrap();
+            assert_eq!(disk.take_calls(), [], "after {length} bytes, {style:?}");
+            assert!(in_time(server.shutdown(Duration::from_secs(5))).await);
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_negotiation_has_so_much_time_and_so_many_options() {
     let (server, _) = server(Limits { options_max: 10, ..Limits::default() });
