@@ -85,14 +85,18 @@ pub trait Watch: Clone + Send + Sync + 'static {
     }
 }
 
-async fn around<W: Watch, T: Send>(
+/// Boxed, since a future that holds another one has room for it twice.
+fn around<W: Watch, T: Send>(
     watch: &W,
     of: &W::Of,
     call: Call,
     go: impl Future<Output = Result<T>> + Send,
-) -> Result<T> {
-    let during = watch.before(of, call).await?;
-    watch.after(of, call, during, go.await)
+) -> impl Future<Output = Result<T>> + Send {
+    let go = Box::pin(go);
+    async move {
+        let during = watch.before(of, call).await?;
+        watch.after(of, call, during, go.await)
+    }
 }
 
 /// A catalog that is watched.
@@ -347,7 +351,7 @@ impl<L: Layer, W: Watch> Layer for AroundLayer<L, W> {
         match self.watch.before(&self.of, call).await {
             Err(error) => (buffer, Err(error)),
             Ok(during) => {
-                let (buffer, answer) = self.inner.read(at, buffer, into).await;
+                let (buffer, answer) = Box::pin(self.inner.read(at, buffer, into)).await;
                 (buffer, self.watch.after(&self.of, call, during, answer))
             }
         }
