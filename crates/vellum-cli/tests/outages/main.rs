@@ -60,6 +60,10 @@ fn main() -> std::process::ExitCode {
             two_connections::cut,
         )),
         unless(guest::kernel::without_client(), slow(
+            "a_load_goes_on_over_the_connection_that_is_left",
+            || two_connections::cut_under_load(3),
+        )),
+        unless(guest::kernel::without_client(), slow(
             "a_file_system_on_a_clone_in_its_own_kernel_outlives_want_of_memory_and_a_power_cut",
             kernel_client::story,
         )),

@@ -4,6 +4,8 @@
 //! The server may still have the first copy, and must not carry it out once its client has gone on to write something else.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use vellum_core::Extent;
@@ -13,8 +15,10 @@ use vellum_testkit::nbd::{Client, Command};
 use crate::content::{SECTOR, filled, stamp_of};
 use crate::guest::disk::{Pace, Served, VolatileDisk};
 use crate::guest::{FileSystem, Guest, Parts, Server};
-use crate::machine::{check, ok};
-use crate::story::until;
+use crate::load::{self, Shared};
+use crate::machine::{check, look, ok};
+use crate::record::Outage;
+use crate::story::{self, until};
 
 const IMAGE: &str = "work";
 /// How many seconds without an answer the kernel takes for the end of a connection, whose requests it then sends again.
@@ -31,6 +35,16 @@ fn blocks() -> impl Iterator<Item = Extent> {
 
 /// Cuts a connection whose server sleeps over one request and has not begun the next ones.
 pub fn cut() -> Result<()> {
+    in_a_guest(tell)
+}
+
+/// So many times, cuts a connection in the middle of a load.
+pub fn cut_under_load(rounds: u32) -> Result<()> {
+    in_a_guest(|guest, disk| tell_of_load(guest, disk, story::rounds(rounds)?))
+}
+
+/// Does something in a guest whose kernel has an NBD client.
+fn in_a_guest(tell: impl FnOnce(&Guest, &VolatileDisk) -> Result<()>) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("vellum-outage-").tempdir()?;
     let vellum = Path::new(env!("CARGO_BIN_EXE_vellum"));
     let parts = Parts::gather_with(dir.path(), vellum, &["nbd-client", "qemu-nbd"])?;
@@ -39,16 +53,15 @@ pub fn cut() -> Result<()> {
     let disk = VolatileDisk::open(&file, FileSystem::Ext4.unit())?;
     let disk = Served::start(disk, &dir.path().join("disk.sock"))?;
     let guest = Guest::power_on(&parts, &disk, FileSystem::Ext4, 10)?;
-    let told = tell(&guest, &disk.disk);
+    let told = guest.wait_until_up().and_then(|()| tell(&guest, &disk.disk));
     disk.disk.set_pace(Pace::Quick);
     told.with_context(|| format!("the guest printed: {}", guest.printed()))
 }
 
 fn tell(guest: &Guest, disk: &VolatileDisk) -> Result<()> {
-    guest.wait_until_up()?;
     guest.serve()?;
     ok(guest, &["create", IMAGE, "--size", "2T"])?;
-    attach(guest)?;
+    attach(guest, IMAGE)?;
     let mut writer = Writer::new(guest.connect_to(Server::Other, "")?);
     // All of the cold block, so that the server has it on its disk and not in memory.
     let warm = writer.ask(COLD.align_out(4096))?;
@@ -70,27 +83,75 @@ fn tell(guest: &Guest, disk: &VolatileDisk) -> Result<()> {
     disk.set_pace(Pace::Quick);
     writer.hear(vec![cold])?;
 
-    // A server that ends carries out what it has begun.
-    guest.shell("killall qemu-nbd; nbd-client -d /dev/nbd0")?;
-    guest.shell("killall vellum; while pidof vellum >/dev/null; do usleep 10000; done")?;
-    check(guest)?;
-    guest.serve()?;
+    detach(guest)?;
     writer.judge(guest.connect_to(Server::One, IMAGE)?)
+}
+
+fn tell_of_load(guest: &Guest, disk: &VolatileDisk, rounds: u32) -> Result<()> {
+    let (seed, shared) = (story::seed()?, Shared::default());
+    guest.serve()?;
+    story::begin(guest, &shared)?;
+    for round in 0..rounds {
+        for (image, seed) in [("thin0", seed), ("classic0", !seed)] {
+            cut_a_load(guest, disk, &shared, (image, seed ^ u64::from(round)))
+                .with_context(|| format!("{image} in round {round} of seed {seed}"))?;
+        }
+    }
+    eprintln!("cuts of a connection, seed {seed}: {}", shared.record().tally);
+    Ok(())
+}
+
+/// Cuts a connection under a load that goes on over the other one, and looks at everything afterwards.
+fn cut_a_load(
+    guest: &Guest,
+    disk: &VolatileDisk,
+    shared: &Shared,
+    (image, seed): (&str, u64),
+) -> Result<()> {
+    let answered = || shared.record().tally.requests.values().sum::<u64>();
+    attach(guest, image)?;
+    guest.shell("sync; echo 3 >/proc/sys/vm/drop_caches")?;
+    disk.set_pace(Pace::Slow(Duration::from_millis(2)));
+    shared.over.store(false, Ordering::SeqCst);
+    let client = guest.connect_to(Server::Other, "")?;
+    let writer = load::Writer::new(shared, image, client, seed);
+    let (before, enough) = (answered() + 50 + seed % 100, 300);
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| writer.run_to_the_end());
+        let cut = until("the load has begun", || Ok(answered() >= before))
+            .and_then(|()| cut_first(guest))
+            .and_then(|()| until("it goes on", || Ok(answered() >= before + enough)));
+        // Also if that failed: the load must come to an end.
+        shared.over.store(true, Ordering::SeqCst);
+        writing.join().expect("it does not panic").and(cut)
+    })?;
+    disk.set_pace(Pace::Quick);
+    shared.record().tally.outages += 1;
+    detach(guest)?;
+    look(guest, &mut shared.record(), Outage::Death)
 }
 
 /// Connects the kernel to the image, twice, each time through a process that can be killed, and offers its device.
 ///
 /// On one processor all requests go over the first connection.
-fn attach(guest: &Guest) -> Result<()> {
+fn attach(guest: &Guest, image: &str) -> Result<()> {
     guest.shell("(nc -ll -p 10900 -e nc 127.0.0.1 10809 </dev/null >/dev/null 2>&1 &)")?;
     guest.shell(&format!(
-        "nbd-client -C 2 127.0.0.1 10900 /dev/nbd0 -N {IMAGE} -t {SILENCE} >/dev/null"
+        "nbd-client -C 2 127.0.0.1 10900 /dev/nbd0 -N {image} -t {SILENCE} >/dev/null"
     ))?;
     guest.shell(&format!(
-        "taskset 1 qemu-nbd --fork -t -f raw --cache=none --aio=threads -p {} /dev/nbd0",
+        "taskset 1 qemu-nbd --fork -t -f raw --cache=none --discard=unmap --aio=threads -p {} /dev/nbd0",
         Server::Other.port()
     ))?;
     Ok(())
+}
+
+/// Ends all connections, and the server once it has carried out what it has begun; starts a new one.
+fn detach(guest: &Guest) -> Result<()> {
+    guest.shell("killall qemu-nbd; nbd-client -d /dev/nbd0")?;
+    guest.shell("killall vellum; while pidof vellum >/dev/null; do usleep 10000; done")?;
+    check(guest)?;
+    guest.serve()
 }
 
 /// Ends the process that is the first connection.
