@@ -28,10 +28,8 @@ pub const FOR_TESTS: &[Wanted] = &[
     ("busybox", "busybox-static"),
     ("depmod", "kmod"),
     ("c++", "g++"),
+    ("nbd-client", "nbd-client"),
 ];
-
-/// What the slow tests run beside them.
-pub const FOR_SLOW: &[Wanted] = &[("nbd-client", "nbd-client")];
 
 /// Installs, in one go, the packages whose program is not found. An error names what is missing; whether one can do without is
 /// for the caller to say.

@@ -9,7 +9,7 @@ use crate::{full_run, packages};
 /// Runs all of it, about half an hour. An error if any of it failed.
 pub fn run() -> Result<()> {
     let mut steps = Steps::default();
-    full_run::add_packages(&mut steps, &[packages::FOR_TESTS, packages::FOR_SLOW].concat());
+    full_run::add_packages(&mut steps, packages::FOR_TESTS);
     steps.run("outages", || {
         // One at a time: each of them is a load, and keeps a machine busy.
         cargo::run(&mut cargo(&[

@@ -20,7 +20,8 @@ const FILES: u32 = 6;
 /// Writes more than the memory holds to a file system on a clone, in both modes, and goes on until the power is cut.
 pub fn story() -> Result<()> {
     let dir = tempfile::Builder::new().prefix("vellum-outage-").tempdir()?;
-    let parts = Parts::gather(dir.path(), Path::new(env!("CARGO_BIN_EXE_vellum")))?;
+    let vellum = Path::new(env!("CARGO_BIN_EXE_vellum"));
+    let parts = Parts::gather_with(dir.path(), vellum, &["nbd-client", "mkfs.ext4"])?;
     let mut chance = StdRng::seed_from_u64(story::seed()?);
     for (layering, file_system) in [("sparse", FileSystem::Xfs), ("copy-up", FileSystem::Ext4)] {
         let file = dir.path().join("disk");

@@ -71,6 +71,18 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Goes on until it is over, and hears all answers. An error is anything that goes wrong.
+    pub fn run_to_the_end(mut self) -> Result<()> {
+        while !self.shared.is_over() {
+            self.step()?;
+        }
+        while !self.waiting.is_empty() {
+            let reply = self.client.receive()?;
+            self.hear(&reply)?;
+        }
+        Ok(())
+    }
+
     /// One answer.
     fn step(&mut self) -> Result<()> {
         while self.waiting.len() < DEPTH {

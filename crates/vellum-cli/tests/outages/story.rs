@@ -1,8 +1,9 @@
 //! What both kinds of outages share: how a story begins, and the load between a look and the next outage.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -13,6 +14,9 @@ use crate::load::{Shared, Writer};
 use crate::machine::{Machine, SECOND_POOL, ok};
 use crate::operations::Operator;
 use crate::record::{FIRST, FIRST_SNAPSHOT, OBJECTS, SIZE};
+
+/// How long something may take that has to happen.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 const WRITERS: usize = 3;
 const OPERATORS: u64 = 3;
@@ -106,5 +110,15 @@ pub fn live(
     let mut record = shared.record();
     record.detach_all();
     record.tally.outages += 1;
+    Ok(())
+}
+
+/// Waits for what has to happen.
+pub fn until(what: &str, happened: impl Fn() -> Result<bool>) -> Result<()> {
+    let began = Instant::now();
+    while !happened()? {
+        ensure!(began.elapsed() < PATIENCE, "it never happens that {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     Ok(())
 }

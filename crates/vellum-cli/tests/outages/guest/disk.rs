@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 use vellum_core::{BufferPool, Extent};
 use vellum_nbd::{
     Context, Errno, Export, ExportInfo, Exports, Limits, Listed, NbdError, OpenError, ReadPiece,
@@ -55,9 +56,27 @@ impl Cut {
     }
 }
 
+/// How long requests take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pace {
+    /// No longer than they must.
+    Quick,
+    /// So long, each of them, one after the other.
+    Slow(Duration),
+    /// Until the disk has another pace.
+    Still,
+    /// The same for reads alone.
+    NoReads,
+}
+
 /// The disk. Clones are the same.
 #[derive(Clone)]
-pub struct VolatileDisk(Arc<Mutex<State>>);
+pub struct VolatileDisk {
+    state: Arc<Mutex<State>>,
+    pace: watch::Sender<Pace>,
+    /// Of a slow disk, the request that is its turn.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
 
 struct State {
     path: PathBuf,
@@ -76,7 +95,7 @@ struct State {
 
 impl fmt::Debug for VolatileDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.0.lock();
+        let state = self.state.lock();
         write!(f, "VolatileDisk({} bytes, life {})", state.size, state.life)
     }
 }
@@ -88,7 +107,7 @@ impl VolatileDisk {
     pub fn open(path: &Path, unit: u64) -> Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let size = file.metadata()?.len();
-        Ok(Self(Arc::new(Mutex::new(State {
+        let state = State {
             path: path.to_owned(),
             file,
             size,
@@ -97,22 +116,48 @@ impl VolatileDisk {
             requests: 0,
             life: 0,
             lies: false,
-        }))))
+        };
+        let pace = watch::Sender::new(Pace::Quick);
+        Ok(Self { state: Arc::new(Mutex::new(state)), pace, turn: Arc::default() })
+    }
+
+    /// From now on requests take so long, those that wait included.
+    pub fn set_pace(&self, pace: Pace) {
+        self.pace.send_replace(pace);
+    }
+
+    fn is_quick(&self) -> bool {
+        *self.pace.borrow() == Pace::Quick
+    }
+
+    /// Waits as long as a request takes.
+    async fn wait(&self, reads: bool) {
+        let mut paces = self.pace.subscribe();
+        let is_quick = |pace: Pace| pace == Pace::Quick || (pace == Pace::NoReads && !reads);
+        if is_quick(*paces.borrow()) {
+            return;
+        }
+        let _turn = self.turn.lock().await;
+        let moves = |pace: &Pace| is_quick(*pace) || matches!(pace, Pace::Slow(_));
+        let pace = paces.wait_for(moves).await.map_or(Pace::Quick, |pace| *pace);
+        if let Pace::Slow(time) = pace {
+            tokio::time::sleep(time).await;
+        }
     }
 
     /// From now on flushes are answered, and nothing is durable any more.
     pub fn lie(&self) {
-        self.0.lock().lies = true;
+        self.state.lock().lies = true;
     }
 
     /// The file that keeps what is durable.
     pub fn path(&self) -> PathBuf {
-        self.0.lock().path.clone()
+        self.state.lock().path.clone()
     }
 
     /// Takes the power away. Says how many sectors were not flushed, and how many of them went back to an older content.
     pub fn cut(&self, cut: Cut, chance: &mut StdRng) -> Result<(usize, usize)> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.life += 1;
         let versions = std::mem::take(&mut state.versions);
         let mut requests: Vec<u64> =
@@ -224,7 +269,7 @@ pub struct Plug {
 
 impl Plug {
     fn with<T>(&self, work: impl FnOnce(&mut State) -> Result<T, NbdError>) -> Result<T, NbdError> {
-        let mut state = self.disk.0.lock();
+        let mut state = self.disk.state.lock();
         if state.life != self.life {
             return Err(NbdError::new(Errno::Shutdown, "the power was cut"));
         }
@@ -260,7 +305,7 @@ impl Exports for VolatileDisk {
     }
 
     async fn open(&self, _: &str) -> Result<Arc<Plug>, OpenError> {
-        let life = self.0.lock().life;
+        let life = self.state.lock().life;
         Ok(Arc::new(Plug { disk: self.clone(), life }))
     }
 }
@@ -268,7 +313,7 @@ impl Exports for VolatileDisk {
 impl Export for Plug {
     fn info(&self) -> ExportInfo {
         ExportInfo {
-            size: self.disk.0.lock().size,
+            size: self.disk.state.lock().size,
             read_only: false,
             description: String::new(),
             preferred_block: 4096,
@@ -276,11 +321,15 @@ impl Export for Plug {
     }
 
     fn try_read(&self, at: Extent, buffer: &mut [u8]) -> bool {
+        if !self.disk.is_quick() {
+            return false;
+        }
         let read = self.with(|state| state.read(at).map_err(failed));
         read.map(|bytes| buffer.copy_from_slice(&bytes)).is_ok()
     }
 
     async fn read(&self, at: Extent) -> Result<Vec<ReadPiece>, NbdError> {
+        self.disk.wait(true).await;
         let bytes = self.with(|state| state.read(at).map_err(failed))?;
         Ok(vec![ReadPiece { at, data: Some(Bytes::from(bytes)) }])
     }
@@ -291,18 +340,22 @@ impl Export for Plug {
             sector.copy_from_slice(&data[at as usize..(at + SECTOR) as usize]);
             sector
         };
+        self.disk.wait(false).await;
         self.change(Extent::new(offset, data.len() as u64), fua, sector)
     }
 
     async fn flush(&self) -> Result<(), NbdError> {
+        self.disk.wait(false).await;
         self.with(|state| state.flush(Extent::new(0, state.size)).map_err(failed))
     }
 
     async fn trim(&self, at: Extent, fua: bool) -> Result<(), NbdError> {
+        self.disk.wait(false).await;
         self.change(at, fua, |_| Box::new([0; SECTOR as usize]))
     }
 
     async fn write_zeroes(&self, at: Extent, flags: ZeroFlags) -> Result<(), NbdError> {
+        self.disk.wait(false).await;
         self.change(at, flags.fua, |_| Box::new([0; SECTOR as usize]))
     }
 

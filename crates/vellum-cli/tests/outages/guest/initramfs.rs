@@ -12,9 +12,6 @@ use super::kernel::Kernel;
 /// Drivers of the guest's disk and network, a file system, and the kernel's NBD client.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_net", "xfs", "nbd"];
 
-/// What one of the tests runs in a guest, where it is to be had.
-const PROGRAMS: [&str; 2] = ["nbd-client", "mkfs.ext4"];
-
 /// What the guest does: it mounts the disk, and gives a shell to whoever connects.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -39,18 +36,17 @@ while true; do sleep 1000; done
 "#;
 
 /// Writes the archive that a kernel is started with.
-pub fn build(dir: &Path, kernel: &Kernel, vellum: &Path) -> Result<PathBuf> {
+pub fn build(dir: &Path, kernel: &Kernel, vellum: &Path, programs: &[&str]) -> Result<PathBuf> {
     let root = dir.join("root");
     for name in ["bin", "modules", "proc", "sys", "dev", "tmp", "disk", "mnt"] {
         std::fs::create_dir_all(root.join(name))?;
     }
     let busybox = tools::find("busybox").context("busybox was found before")?;
     std::fs::copy(&busybox, root.join("bin/busybox"))?;
-    for name in PROGRAMS {
-        if let Some(program) = tools::find(name) {
-            std::fs::copy(&program, root.join("bin").join(name))?;
-            copy_libraries(&program, &root)?;
-        }
+    for name in programs {
+        let program = tools::find(name).with_context(|| format!("{name} is missing"))?;
+        std::fs::copy(&program, root.join("bin").join(name))?;
+        copy_libraries(&program, &root)?;
     }
     std::fs::copy(vellum, root.join("bin/vellum"))?;
     // What helps a debugger is most of it.

@@ -1,6 +1,6 @@
 //! [`Guest`]: a machine in QEMU whose power can be cut, with `vellum` in it and a [`disk`] that loses what was not flushed.
 //!
-//! Nothing of it needs the right to do anything on this machine: the network ends in QEMU, with two ports on loopback.
+//! Nothing of it needs the right to do anything on this machine: the network ends in QEMU, with three ports on loopback.
 
 pub mod disk;
 mod initramfs;
@@ -83,8 +83,13 @@ pub struct Parts {
 
 impl Parts {
     pub fn gather(dir: &Path, vellum: &Path) -> Result<Self> {
+        Self::gather_with(dir, vellum, &[])
+    }
+
+    /// The same, with more programs of this machine.
+    pub fn gather_with(dir: &Path, vellum: &Path, programs: &[&str]) -> Result<Self> {
         let kernel = kernel::find().context("a kernel was found before")?;
-        let initramfs = initramfs::build(dir, &kernel, vellum)?;
+        let initramfs = initramfs::build(dir, &kernel, vellum, programs)?;
         Ok(Self { kernel, initramfs })
     }
 }
@@ -94,7 +99,8 @@ impl Parts {
 pub struct Guest {
     switch: Switch,
     shell: SocketAddr,
-    nbd: SocketAddr,
+    /// Of each server that there can be.
+    nbd: [SocketAddr; 2],
     console: Console,
     served: AtomicUsize,
 }
@@ -131,12 +137,13 @@ impl Guest {
         file_system: FileSystem,
         writeback: u32,
     ) -> Result<Self> {
-        let (shell, nbd) = two_ports()?;
+        let [shell, one, other] = free_ports()?;
         let forward = |from: SocketAddr, to: u16| format!("hostfwd=tcp:{from}-:{to}");
         let network = format!(
-            "user,id=net,restrict=on,{},{}",
+            "user,id=net,restrict=on,{},{},{}",
             forward(shell, SHELL_PORT),
-            forward(nbd, NBD_PORT)
+            forward(one, Server::One.port()),
+            forward(other, Server::Other.port())
         );
         // A kernel that measures time on a busy computer must not conclude that its timer or a processor is broken.
         let command_line = format!(
@@ -169,7 +176,7 @@ impl Guest {
         Ok(Self {
             switch: Switch(Arc::new(Mutex::new(qemu))),
             shell,
-            nbd,
+            nbd: [one, other],
             console,
             served: AtomicUsize::new(0),
         })
@@ -188,10 +195,17 @@ impl Guest {
 
     /// Starts a server.
     pub fn serve(&self) -> Result<()> {
-        self.type_in(
-            "(vellum --home /disk/home serve --listen 0.0.0.0:10809 --insecure \
-             </dev/null >/dev/ttyS0 2>&1 &)\n",
-        )?;
+        self.start(Server::One)
+    }
+
+    /// Starts one of two servers, which may run at the same time.
+    pub fn start(&self, server: Server) -> Result<()> {
+        self.type_in(&format!(
+            "(vellum --home /disk/home serve --listen 0.0.0.0:{} --insecure \
+             </dev/null >/dev/ttyS0 2>&1 & echo $! >{})\n",
+            server.port(),
+            server.number_file()
+        ))?;
         let times = self.served.fetch_add(1, Ordering::Relaxed) + 1;
         self.console.wait_for("ready: serving", times)
     }
@@ -200,6 +214,33 @@ impl Guest {
     pub fn kill_vellum(&self) -> Result<()> {
         self.shell("killall -9 vellum; while pidof vellum >/dev/null; do usleep 10000; done")
             .map(|_| ())
+    }
+
+    /// Kills one of the servers, which need not be gone then.
+    pub fn kill(&self, server: Server) -> Result<()> {
+        self.shell(&format!("kill -9 $(cat {})", server.number_file())).map(|_| ())
+    }
+
+    /// How many threads of a server are asleep in the kernel, where no signal reaches them.
+    pub fn asleep(&self, server: Server) -> Result<u64> {
+        let threads = format!("/proc/$(cat {})/task/*/status", server.number_file());
+        let said =
+            self.shell(&format!("cat {threads} 2>/dev/null | grep -c '^State:.D' || true"))?;
+        said.trim().parse().context("a number of threads")
+    }
+
+    /// Lets the kernel keep so many bytes that are not on the disk yet, and makes whoever writes more wait.
+    pub fn limit_unwritten(&self, bytes: u64) -> Result<()> {
+        let limits = [("dirty_background_bytes", bytes / 2), ("dirty_bytes", bytes)];
+        for (limit, bytes) in limits {
+            self.shell(&format!("echo {bytes} >/proc/sys/vm/{limit}"))?;
+        }
+        Ok(())
+    }
+
+    /// Connects to one of the servers.
+    pub fn connect_to(&self, server: Server, export: &str) -> Result<Client> {
+        Client::connect_tcp(self.nbd[server as usize], export)
     }
 
     /// Unmounts the disk, so that nothing is left to be lost.
@@ -258,7 +299,32 @@ impl Guest {
 }
 
 const SHELL_PORT: u16 = 7000;
-const NBD_PORT: u16 = 10809;
+
+/// A server of the guest's home.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Server {
+    One,
+    Other,
+}
+
+impl Server {
+    /// The one beside it.
+    pub fn other(self) -> Self {
+        match self {
+            Self::One => Self::Other,
+            Self::Other => Self::One,
+        }
+    }
+
+    pub fn port(self) -> u16 {
+        10809 + self as u16
+    }
+
+    /// Where its process id is written down.
+    fn number_file(self) -> String {
+        format!("/tmp/server{}", self as u8)
+    }
+}
 
 impl Machine for Guest {
     fn run(&self, arguments: &[&str]) -> Result<Answer> {
@@ -270,7 +336,7 @@ impl Machine for Guest {
     }
 
     fn connect(&self, export: &str) -> Result<Client> {
-        Client::connect_tcp(self.nbd, export)
+        self.connect_to(Server::One, export)
     }
 }
 
@@ -315,9 +381,13 @@ impl Console {
     }
 }
 
-/// Two addresses on loopback that nobody listens on.
-fn two_ports() -> Result<(SocketAddr, SocketAddr)> {
+/// Addresses on loopback that nobody listens on.
+fn free_ports<const COUNT: usize>() -> Result<[SocketAddr; COUNT]> {
     let any = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let (one, other) = (any()?, any()?);
-    Ok((one.local_addr()?, other.local_addr()?))
+    let listeners = (0..COUNT).map(|_| any()).collect::<std::io::Result<Vec<_>>>()?;
+    let mut addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); COUNT];
+    for (address, listener) in addresses.iter_mut().zip(&listeners) {
+        *address = listener.local_addr()?;
+    }
+    Ok(addresses)
 }
