@@ -1,10 +1,12 @@
 //! `vellum-bench`: the workloads that measure Vellum, against the peers a user would pick instead, in the same run.
 //!
 //! Every figure is a ratio of medians taken side by side, since machines differ and drift; absolute figures are printed only to
-//! be able to doubt the ratios. The client is fio with its NBD engine, for everybody over a Unix socket, with fixed
+//! be able to doubt the ratios. What something costs that goes on beside it is a ratio to the same thing without that, taken just
+//! before. The client is fio with its NBD engine, for everybody over a Unix socket, with fixed
 //! seeds. Peers are `qemu-nbd` on qcow2 (64 KiB clusters, and sub-clusters: `extended_l2=on,cluster_size=128k`) and
 //! `nbdkit file`. This crate measures processes from outside; it links nothing of Vellum.
 
+mod cache;
 mod fio;
 mod report;
 mod server;
@@ -16,8 +18,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Parser;
 
+use crate::fio::Sample;
 use crate::report::Report;
-use crate::target::Bench;
+use crate::target::{Bench, Target};
+use crate::workload::Workload;
 
 /// Measure Vellum and its peers in one run.
 #[derive(Parser, Debug)]
@@ -55,34 +59,50 @@ fn main() -> Result<()> {
     let dir = tempfile::Builder::new().prefix("vellum-bench-").tempdir_in(&parent)?;
     let bench = Bench::prepare(dir.path(), &vellum, arguments.size_mib << 20)?;
     let mut report = Report::default();
-    let wanted = |name: &str, filter: &Option<String>| {
-        filter.as_deref().is_none_or(|part| name.contains(part))
-    };
-    for workload in
-        workload::ALL.iter().filter(|workload| wanted(workload.name, &arguments.workload))
-    {
-        // Rounds outside, targets inside: what drifts, drifts for all of them.
-        for round in 0..arguments.rounds {
-            for target in
-                target::ALL.iter().filter(|target| wanted(target.name(), &arguments.target))
-            {
-                let sample = bench
-                    .measure(*target, workload, round)
-                    .with_context(|| format!("{} on {}", workload.name, target.name()))?;
-                eprintln!(
-                    "{:<18} {:<28} {:>9.0} requests/s",
-                    workload.name,
-                    target.name(),
-                    sample.iops
-                );
-                report.add(workload.name, target.name(), sample);
-            }
-        }
-    }
+    measure(&bench, &arguments, &mut report)?;
     print!("{}", report.to_markdown());
     if let Some(path) = arguments.json {
         std::fs::write(&path, serde_json::to_string_pretty(&report)?)
             .with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Rounds outside, targets inside: what drifts, drifts for all of them.
+fn measure(bench: &Bench, arguments: &Arguments, report: &mut Report) -> Result<()> {
+    let wanted = |name: &str, filter: &Option<String>| {
+        filter.as_deref().is_none_or(|part| name.contains(part))
+    };
+    let targets = || target::ALL.iter().filter(|target| wanted(target.name(), &arguments.target));
+    for workload in
+        workload::ALL.iter().filter(|workload| wanted(workload.name, &arguments.workload))
+    {
+        for round in 0..arguments.rounds {
+            for target in targets() {
+                report.add(workload.name, target.name(), sample(bench, target, workload, round)?);
+            }
+        }
+    }
+    for pair in
+        workload::PAIRS.iter().filter(|pair| wanted(pair.disturbed.name, &arguments.workload))
+    {
+        for round in 0..arguments.rounds {
+            for target in targets().filter(|target| pair.targets.contains(&target.name())) {
+                for workload in [&pair.alone, &pair.disturbed] {
+                    let sample = sample(bench, target, workload, round)?;
+                    report.add(workload.name, target.name(), sample);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn sample(bench: &Bench, target: &Target, workload: &Workload, round: usize) -> Result<Sample> {
+    let (name, of) = (target.name(), workload.name);
+    let sample =
+        bench.measure(*target, workload, round).with_context(|| format!("{of} on {name}"))?;
+    let Sample { iops, max_us, .. } = sample;
+    eprintln!("{of:<26} {name:<24} {iops:>9.0} requests/s, the slowest {max_us:>9.0} us");
+    Ok(sample)
 }

@@ -4,13 +4,18 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::fio::{self, Sample};
+use crate::cache;
+use crate::fio::{self, Sample, Writer};
 use crate::server::Server;
-use crate::workload::Workload;
+use crate::workload::{Before, Beside, SNAPSHOT_AFTER, Workload};
+
+/// How long a client that is to write meanwhile has to begin.
+const WRITER_BEGINS: Duration = Duration::from_millis(500);
 
 /// How many layers the deep chains have above the one that holds all the data.
 const DEEP: usize = 8;
@@ -109,12 +114,40 @@ impl Bench {
             }
             Who::NbdkitFile => self.serve_nbdkit(&name, workload, &socket)?,
         };
+        let uri = server.uri(&export);
+        if workload.before == Before::Alternating {
+            fio::alternate(&uri, self.size)?;
+        }
         // What others left to be written, and the freeing of what they removed, is nobody's to pay for now.
         run(&mut Command::new("sync"))?;
-        let sample = fio::run(&server.uri(&export), workload, self.size)?;
+        if workload.before != Before::Nothing {
+            cache::drop_files(&self.dir)?;
+        }
+        let sample = self.run(&uri, &export, workload)?;
         drop(server);
         self.remove(&name, target)?;
         Ok(sample)
+    }
+
+    /// Runs a workload, and what goes on beside it.
+    fn run(&self, uri: &str, export: &str, workload: &Workload) -> Result<Sample> {
+        match workload.beside {
+            Beside::Nothing => fio::run(uri, workload, self.size),
+            Beside::Writer => {
+                let mut writer = Writer::start(uri, self.size)?;
+                std::thread::sleep(WRITER_BEGINS);
+                let sample = fio::run(uri, workload, self.size)?;
+                writer.still_writes()?;
+                Ok(sample)
+            }
+            Beside::Snapshot => std::thread::scope(|scope| {
+                let measured = scope.spawn(|| fio::run(uri, workload, self.size));
+                std::thread::sleep(SNAPSHOT_AFTER);
+                self.vellum(&["snap", "create", &format!("{export}@s")])?;
+                ensure!(!measured.is_finished(), "the snapshot took longer than what it is beside");
+                measured.join().expect("it reports what goes wrong")
+            }),
+        }
     }
 
     fn serve_vellum(
@@ -126,7 +159,7 @@ impl Bench {
         socket: &Path,
     ) -> Result<(Server, String)> {
         let export = match shape {
-            Shape::Flat if !workload.writes() => "gold".to_owned(),
+            Shape::Flat if !workload.needs_own_image() => "gold".to_owned(),
             Shape::Flat => {
                 self.vellum(&["import", path(&self.raw())?, name])?;
                 name.to_owned()
@@ -159,7 +192,7 @@ impl Bench {
         socket: &Path,
     ) -> Result<(Server, String)> {
         let file = match shape {
-            Shape::Flat if !workload.writes() => self.qcow2("gold"),
+            Shape::Flat if !workload.needs_own_image() => self.qcow2("gold"),
             Shape::Flat => {
                 let file = self.qcow2(name);
                 run(Command::new("cp").arg("--sparse=never").arg(self.qcow2("gold")).arg(&file))?;
@@ -200,7 +233,7 @@ impl Bench {
         workload: &Workload,
         socket: &Path,
     ) -> Result<(Server, String)> {
-        let file = if workload.writes() {
+        let file = if workload.needs_own_image() {
             let file = self.dir.join(format!("{name}.raw"));
             run(Command::new("cp").arg("--sparse=never").arg(self.raw()).arg(&file))?;
             file
