@@ -165,11 +165,7 @@ impl Database {
     /// Makes certain that a commit which failed without saying how can no longer come true: what is written now takes its
     /// place in the log.
     pub(crate) async fn settle(&self) -> Result<()> {
-        self.write("settle what a failed commit left", |db| {
-            db.execute(SETTLE, [])?;
-            Ok(())
-        })
-        .await
+        self.write("settle what a failed commit left", change_nothing).await
     }
 }
 
@@ -248,18 +244,25 @@ pub(super) fn committed(result: rusqlite::Result<()>, doing: &str) -> Result<()>
     })
 }
 
-/// A change of nothing, which takes the place in the log of whatever a commit has left there.
-const SETTLE: &str = "UPDATE pool SET settled = settled + 1";
+/// A change of nothing, which takes the place in the log of whatever a commit has left there. That may be the catalog itself.
+fn change_nothing(db: &Connection) -> Outcome<()> {
+    if connection::is_blank(db)? {
+        db.pragma_update(None, "user_version", 0)?;
+    } else {
+        db.execute("UPDATE pool SET settled = settled + 1", [])?;
+    }
+    Ok(())
+}
 
 /// What a commit came to. Where that is not known it is settled at once: what the storage has not taken, and SQLite shows to
 /// nobody, would be shown to whoever opens the catalog after a crash. Where even that fails, who builds on it settles it first.
 pub(super) fn settled(db: &Connection, committed: Result<()>) -> Result<()> {
     if let Err(error) = &committed
         && error.happened() != Happened::NotDone
-        && let Err(again) = db.execute(SETTLE, [])
+        && let Err(again) = change_nothing(db)
     {
-        let (error, again) = (error.chain(), failed(again, "settle what a failed commit left"));
-        tracing::error!(error, again = %again.chain(), "the catalog failed, and failed again");
+        let again = again.into_error("settle what a failed commit left");
+        tracing::error!(error = %error.chain(), again = %again.chain(), "the catalog failed, and failed again");
     }
     committed
 }
