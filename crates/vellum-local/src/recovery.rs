@@ -51,7 +51,10 @@ impl<D: Disk> LocalLayer<D> {
         access: Access,
     ) -> Result<Self> {
         let units = Units { size: facts.size, block: u64::from(facts.block_size) };
-        let found = look(&shared, &facts, units, access).await?;
+        let found = match look(&shared, &facts, units, access).await? {
+            None => look_again(&shared, &facts, units, access).await?,
+            found => found,
+        };
         let (map, epoch, presence, present) = match found {
             Some(found) => (Some(found.map), found.epoch, found.presence, found.segments),
             None => (None, first_epoch(&shared.disk), Presence::default(), Vec::new()),
@@ -120,7 +123,6 @@ impl<D: Disk> LocalLayer<D> {
     async fn recover(&self, present: &[u64], access: Access) -> Result<()> {
         let inner = &self.0;
         let Some(map) = inner.map.get() else {
-            inner.check_was_never_written().await?;
             inner.role.fillable.store(access == Access::Fill, Ordering::Release);
             return Ok(());
         };
@@ -134,7 +136,7 @@ impl<D: Disk> LocalLayer<D> {
             // anything of it is believed, it goes.
             map.drop_cache().await;
         } else {
-            let logs = inner.read_logs().await?;
+            let logs = read_logs(&inner.shared, &inner.facts).await?;
             let counting = live::which_count(&logs, epoch.epoch, map.identity(), |boot| {
                 inner.shared.is_this_boot(boot)
             })?;
@@ -198,47 +200,6 @@ impl<D: Disk> LocalLayer<D> {
 }
 
 impl<D: Disk> Inner<D> {
-    /// Both logs, as far as they can be read.
-    async fn read_logs(&self) -> Result<Vec<(LogHeader, Vec<Record>)>> {
-        let mut logs = Vec::new();
-        for which in 0..2 {
-            let path = self.shared.log_path(self.facts.id, which);
-            let file = match self.shared.disk.open(&path, OpenMode::Read).await {
-                Ok(file) => file,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(Error::io(format!("open {}", path.display()), error)),
-            };
-            let failed = |error| Error::io(format!("read {}", path.display()), error);
-            let length = file.length().await.map_err(failed)?.min(LOG_SIZE) as usize;
-            let (bytes, result) =
-                file.read_at(Buffer::from_vec(vec![0; length]), 0..length, 0).await;
-            result.map_err(failed)?;
-            if let Some((sector, records)) = bytes.split_first_chunk::<SECTOR>()
-                && let Some(header) = LogHeader::decode(self.facts.id.number(), sector)
-            {
-                logs.push((header, header.records(records)));
-            }
-        }
-        Ok(logs)
-    }
-
-    /// Fails if a log says of a layer without a map that it was written: none begins before the map is durable, and none stays
-    /// when the map is removed. A log of another boot says nothing: a power cut may have undone either.
-    async fn check_was_never_written(&self) -> Result<()> {
-        let Some(boot) = self.shared.boot else { return Ok(()) };
-        let logs = self.read_logs().await?;
-        if logs.iter().all(|(log, records)| log.boot != Some(boot) || records.is_empty()) {
-            return Ok(());
-        }
-        let (layer, image) = (self.facts.id, &self.facts.image_name);
-        Err(Error::corrupt(format!(
-            "{} is missing or empty, and a live log says that layer {layer} of image {image} was written since the machine was \
-             started: its files were lost, or are those of an earlier moment; bring them back, or remove live/{layer}.0 and \
-             live/{layer}.1 to do without what was written",
-            self.map_name()
-        )))
-    }
-
     /// Applies records in memory. Each sets states absolutely, so that replaying them over a map that has some of them
     /// already ends in the same states.
     async fn replay(&self, records: &[Record]) -> Result<()> {
@@ -388,6 +349,58 @@ impl<D: Disk> Inner<D> {
     }
 }
 
+/// Looks again where a log says that a layer without a map was written: none begins before the map is durable, and none stays when
+/// the map is removed. So a filler has just made it, or it is lost. A log of another boot says nothing: a power cut may have undone
+/// either.
+async fn look_again<D: Disk>(
+    shared: &Shared<D>,
+    facts: &LayerFacts,
+    units: Units,
+    access: Access,
+) -> Result<Option<OnDisk<D::File>>> {
+    let Some(boot) = shared.boot else { return Ok(None) };
+    let logs = read_logs(shared, facts).await?;
+    if logs.iter().all(|(log, records)| log.boot != Some(boot) || records.is_empty()) {
+        return Ok(None);
+    }
+    let found = look(shared, facts, units, access).await?;
+    found.map(Some).ok_or_else(|| {
+        let (layer, image) = (facts.id, &facts.image_name);
+        Error::corrupt(format!(
+            "{} is missing or empty, and a live log says that layer {layer} of image {image} was written since the machine was \
+             started: its files were lost, or are those of an earlier moment; bring them back, or remove live/{layer}.0 and \
+             live/{layer}.1 to do without what was written",
+            shared.layer_dir(layer).join("map").display()
+        ))
+    })
+}
+
+/// Both logs, as far as they can be read.
+async fn read_logs<D: Disk>(
+    shared: &Shared<D>,
+    facts: &LayerFacts,
+) -> Result<Vec<(LogHeader, Vec<Record>)>> {
+    let mut logs = Vec::new();
+    for which in 0..2 {
+        let path = shared.log_path(facts.id, which);
+        let file = match shared.disk.open(&path, OpenMode::Read).await {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::io(format!("open {}", path.display()), error)),
+        };
+        let failed = |error| Error::io(format!("read {}", path.display()), error);
+        let length = file.length().await.map_err(failed)?.min(LOG_SIZE) as usize;
+        let (bytes, result) = file.read_at(Buffer::from_vec(vec![0; length]), 0..length, 0).await;
+        result.map_err(failed)?;
+        if let Some((sector, records)) = bytes.split_first_chunk::<SECTOR>()
+            && let Some(header) = LogHeader::decode(facts.id.number(), sector)
+        {
+            logs.push((header, header.records(records)));
+        }
+    }
+    Ok(logs)
+}
+
 /// Looks at the files of a layer; `None` if it has none that count.
 async fn look<D: Disk>(
     shared: &Shared<D>,
@@ -412,6 +425,8 @@ async fn look<D: Disk>(
     };
     let failed = |error| Error::io(format!("read {what}"), error);
     let length = map.length().await.map_err(failed)?;
+    // Before its first page is read, which is whole before any other is written: a filler may be making it.
+    let presence = presence(&map, units).await.map_err(failed)?;
     let (page, result) = match length {
         // A power cut in the middle of creating it.
         0..4096 => return no_map(),
@@ -419,7 +434,6 @@ async fn look<D: Disk>(
     };
     result.map_err(failed)?;
     let page: &[u8; PAGE] = page[..].try_into().expect("the buffer is as long as a page");
-    let presence = presence(&map, units).await.map_err(failed)?;
     // A power cut may leave either sector of a map that was being created; with pages behind it, it was damaged later.
     let is_zero = |sector: &[u8]| sector.iter().all(|byte| *byte == 0);
     if page.chunks(SECTOR).take(2).any(is_zero) && presence.next(0).is_none() {

@@ -1,7 +1,8 @@
 //! Single moments of two processes on the same pools, and of a catalog whose own files fail.
 
 use bytes::Bytes;
-use vellum_engine::{Catalog, ErrorKind, Happened, Result};
+use vellum_core::Extent;
+use vellum_engine::{Catalog, Content, ErrorKind, Fill, Guarded, Happened, Head, Part, Result};
 use vellum_image::image::Open;
 use vellum_image::{CloneOptions, CreateOptions, Image, ImageOptions, Pools, WriteOptions, admin};
 use vellum_local::{Canary, LocalCatalog, Mode, OpenOptions, StoreOptions};
@@ -270,5 +271,33 @@ async fn a_pool_whose_creation_failed_can_be_made_again_and_keeps_what_comes_the
             let again = again.unwrap_or_else(|error| panic!("{error:?}, sync {skip}, seed {seed}"));
             assert!(again.own("b").await.is_ok(), "b is lost, sync {skip}, seed {seed}");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_opens_a_layer_while_another_process_begins_to_fill_it_finds_it_whole() {
+    for seed in 0..300 {
+        let filling = Process::new(seed, None).await;
+        filling.create("a").await.unwrap();
+        let image = filling.own("a").await.unwrap();
+        image.snapshot("s".parse().unwrap(), false).await.unwrap();
+        let record = image.record();
+        image.close().await.unwrap();
+        let looking = filling.beside(None).await;
+        filling.disk.world().yields_max = 4;
+        let revision = &record.snapshots[0].revision;
+        let fill = async {
+            let head = filling.catalogs[0].filler(&record.id, revision).await.unwrap();
+            let data = Content::Data(Bytes::from_static(&[7; 4096]));
+            let parts = vec![Part { at: Extent::new(0, 4096), content: data }];
+            assert_eq!(head.fill(Fill { parts, then: None }).await.unwrap(), Guarded::Done);
+            head.close().await.unwrap();
+        };
+        let look = async {
+            for _ in 0..20 {
+                looking.catalogs[0].layer(&record.id, revision).await.unwrap();
+            }
+        };
+        tokio::join!(fill, look);
     }
 }

@@ -153,9 +153,9 @@ async fn a_layer_that_is_remembered_as_removed_and_is_there_stays_and_is_forgott
     let mistake = "INSERT INTO removed SELECT id FROM layers";
     assert_eq!(database(&home).execute(mistake, []).unwrap(), 1);
     let findings = check(&pool).await;
-    assert_eq!(severities(&findings), [Severity::Stale], "{findings:?}");
+    assert!(severities(&findings).contains(&Severity::Stale), "{findings:?}");
     let repaired = pool.check(None, Repair::Safe).await.unwrap();
-    assert!(repaired.len() == 1 && !repaired[0].stands(), "{repaired:?}");
+    assert!(repaired.iter().all(|finding| !finding.stands()), "{repaired:?}");
     assert!(check(&pool).await.is_empty());
     drop(pool);
     let head = home.pool().await.own(&record.id).await.unwrap();
