@@ -110,6 +110,10 @@ impl Ground {
     /// Ends the lives of all who stand on it.
     pub async fn give_up<T>(&self) -> T {
         self.heard.set(true);
+        self.end_lives().await
+    }
+
+    async fn end_lives<T>(&self) -> T {
         self.given_up.notify_one();
         std::future::pending().await
     }
@@ -129,7 +133,10 @@ pub async fn alive<T>(ground: &Ground, result: Result<T>) -> Result<T> {
         ground.unsettled.set(true);
     }
     if of_the_storage && (ground.trouble.get() || stopped) {
-        return ground.give_up().await;
+        // Who hears of a full disk has not heard of a sync that failed beside it, and may end before that leaves its mark.
+        let of_another =
+            error.kind() == ErrorKind::NoSpace && ground.disk.world().failed_at() > ground.began;
+        return if of_another { ground.end_lives().await } else { ground.give_up().await };
     }
     result
 }
