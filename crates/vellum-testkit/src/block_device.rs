@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::loop_device::LoopDevice;
 use crate::tools;
 
 /// Why no block device can be made here, if so.
@@ -24,7 +25,8 @@ pub fn unavailable() -> Option<String> {
 pub struct BlockDevice {
     nbdfuse: Child,
     file: PathBuf,
-    device: String,
+    /// None once it was taken apart.
+    device: Option<LoopDevice>,
 }
 
 impl BlockDevice {
@@ -45,21 +47,20 @@ impl BlockDevice {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
-        let path = file.to_str().context("a temporary path is UTF-8")?;
-        let device = tools::ok("losetup", &["--find", "--show", path])?.trim().to_owned();
+        let device = Some(LoopDevice::attach(&file)?);
         Ok(Self { nbdfuse, file, device })
     }
 
     /// The device's path.
     pub fn path(&self) -> &str {
-        &self.device
+        self.device.as_ref().map_or("", LoopDevice::path)
     }
 
     /// Mounts it, lets `work` use the directory, and unmounts it.
     pub fn with_mount(&self, point: &Path, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         std::fs::create_dir_all(point)?;
         let point_text = point.to_str().context("a temporary path is UTF-8")?;
-        tools::ok("mount", &[&self.device, point_text])?;
+        tools::ok("mount", &[self.path(), point_text])?;
         let worked = work(point);
         let unmounted = tools::ok("umount", &[point_text]);
         worked?;
@@ -68,8 +69,7 @@ impl BlockDevice {
 
     /// Takes it apart, and reports what goes wrong on the way.
     pub fn detach(mut self) -> Result<()> {
-        tools::ok("losetup", &["--detach", &self.device])?;
-        self.device.clear();
+        self.device.take().map_or(Ok(()), LoopDevice::detach)?;
         self.unmount_fuse()?;
         ensure!(self.nbdfuse.wait()?.success(), "nbdfuse failed");
         Ok(())
@@ -90,8 +90,8 @@ impl BlockDevice {
 
 impl Drop for BlockDevice {
     fn drop(&mut self) {
-        if !self.device.is_empty() {
-            let _ = tools::run("losetup", &["--detach", &self.device]);
+        if let Some(device) = self.device.take() {
+            drop(device);
             let _ = self.unmount_fuse();
             let _ = self.nbdfuse.kill();
             let _ = self.nbdfuse.wait();

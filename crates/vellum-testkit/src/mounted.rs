@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::loop_device::LoopDevice;
 use crate::tools;
 
 /// How long a file system may take to give back the space of a removed file.
@@ -76,7 +77,7 @@ impl Kind {
 pub struct Mounted {
     kind: Kind,
     /// The loop device that it is on, if it is on one. It stays the same when the file system is mounted again.
-    device: Option<String>,
+    device: Option<LoopDevice>,
     directory: tempfile::TempDir,
 }
 
@@ -97,8 +98,7 @@ impl Mounted {
                 std::fs::File::create(&disk)?.set_len(size)?;
                 let disk = disk.to_str().context("a temporary path is UTF-8")?;
                 tools::ok(mkfs, &[arguments, &[disk]].concat())?;
-                let device = tools::ok("losetup", &["--find", "--show", disk])?;
-                this.device = Some(device.trim().to_owned());
+                this.device = Some(LoopDevice::attach(&this.disk())?);
                 this.mount()?;
             }
         }
@@ -106,7 +106,7 @@ impl Mounted {
     }
 
     fn device(&self) -> Result<&str> {
-        self.device.as_deref().context("it is on no device")
+        self.device.as_ref().map(LoopDevice::path).context("it is on no device")
     }
 
     /// What the loop device reads and writes.
@@ -227,12 +227,8 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // Lazily: whoever still has a file open keeps it until then.
+        // Lazily: whoever still has a file open keeps it until then, and the device with it.
         let _ = tools::run("umount", &[Path::new("-l"), &self.path()]);
-        if let Some(device) = &self.device {
-            // So does the device.
-            let _ = tools::run("losetup", &["--detach", device]);
-        }
     }
 }
 

@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use vellum_convert::{ErrorKind, Format, SinkOptions, Source, SourceOptions, create};
 use vellum_core::Extent;
+use vellum_testkit::loop_device::LoopDevice;
 use vellum_testkit::tools;
 
 const SIZE: usize = 4 << 20;
@@ -27,9 +28,9 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
-/// A loop device over a file, until it is dropped.
+/// A loop device over a file of this content.
 struct Loop {
-    device: String,
+    device: LoopDevice,
     file: tempfile::NamedTempFile,
 }
 
@@ -37,8 +38,7 @@ impl Loop {
     fn new(content: &[u8]) -> Result<Self> {
         let file = tempfile::NamedTempFile::new()?;
         fs::write(file.path(), content)?;
-        let device = tools::ok("losetup", &["--find", "--show", &file.path().to_string_lossy()])?;
-        Ok(Self { device: device.trim().to_owned(), file })
+        Ok(Self { device: LoopDevice::attach(file.path())?, file })
     }
 
     fn content(&self) -> Result<Vec<u8>> {
@@ -46,18 +46,11 @@ impl Loop {
     }
 }
 
-impl Drop for Loop {
-    fn drop(&mut self) {
-        // Nothing can be done about it here, and the test has its result.
-        let _ = tools::run("losetup", &["--detach", &self.device]);
-    }
-}
-
 fn a_device_is_a_raw_disk() -> Result<()> {
     let mut disk = vec![0; SIZE];
     disk[1 << 20..2 << 20].fill(3);
     let device = Loop::new(&disk)?;
-    let source = Source::open(&device.device, SourceOptions::default())?;
+    let source = Source::open(device.device.path(), SourceOptions::default())?;
     ensure!((source.format(), source.size()) == (Format::Raw, SIZE as u64));
     let covered: u64 =
         source.extents().map(|run| run.map(|run| run.extent.length())).sum::<Result<_, _>>()?;
@@ -71,7 +64,7 @@ fn a_device_is_a_raw_disk() -> Result<()> {
 fn a_device_is_written_in_place() -> Result<()> {
     let device = Loop::new(&vec![0xff; SIZE])?;
     let kind = |size, format, overwrite| {
-        create(&device.device, size, SinkOptions { format, overwrite })
+        create(device.device.path(), size, SinkOptions { format, overwrite })
             .err()
             .map(|error| error.kind())
     };
@@ -82,7 +75,7 @@ fn a_device_is_written_in_place() -> Result<()> {
     // What was there shows through neither where zeros are written nor where nothing is, and stays past the end.
     let size = 3_000_001;
     let mut sink =
-        create(&device.device, size, SinkOptions { format: Format::Raw, overwrite: true })?;
+        create(device.device.path(), size, SinkOptions { format: Format::Raw, overwrite: true })?;
     sink.write(10_000, &[1; 5000])?;
     sink.zero(Extent::new(20_000, 1 << 20))?;
     sink.write(2_000_000, &[2; 70_000])?;
@@ -91,7 +84,7 @@ fn a_device_is_written_in_place() -> Result<()> {
     disk[10_000..15_000].fill(1);
     disk[2_000_000..2_070_000].fill(2);
     disk[size as usize..].fill(0xff);
-    tools::ok("blockdev", &["--flushbufs", &device.device])?;
+    tools::ok("blockdev", &["--flushbufs", device.device.path()])?;
     ensure!(device.content()? == disk);
     Ok(())
 }
