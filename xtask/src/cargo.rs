@@ -1,9 +1,12 @@
 //! Running cargo and other programs.
 
 use std::ffi::OsString;
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+
+use crate::failures::Failures;
 
 /// The cargo that runs us, so that both are of one toolchain.
 pub fn cargo(arguments: &[&str]) -> Command {
@@ -17,6 +20,23 @@ pub fn cargo(arguments: &[&str]) -> Command {
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("run {}", line(command)))?;
     ensure!(status.success(), "`{}` ended with {status}", line(command));
+    Ok(())
+}
+
+/// Runs tests, with our output for their own. The error says again what they say of those that failed.
+pub fn test(command: &mut Command) -> Result<()> {
+    let mut tests =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("run {}", line(command)))?;
+    let printed = BufReader::new(tests.stdout.take().context("it is piped")?);
+    let mut failures = Failures::default();
+    for printed in printed.split(b'\n') {
+        let printed = printed.with_context(|| format!("read what {} prints", line(command)))?;
+        let printed = String::from_utf8_lossy(&printed);
+        println!("{printed}");
+        failures.take(&printed);
+    }
+    let status = tests.wait().with_context(|| format!("wait for {}", line(command)))?;
+    ensure!(status.success(), "`{}` ended with {status}{}", line(command), failures.told());
     Ok(())
 }
 

@@ -16,7 +16,7 @@ pub fn run() -> Result<()> {
     add_packages(&mut steps, packages::FOR_TESTS);
     crate::check::add(&mut steps);
     steps.run("build", || cargo::run(&mut cargo(&["build", "--workspace", "--all-targets"])));
-    steps.run("test", || cargo::run(&mut cargo(&["test", "--workspace", "--no-fail-fast"])));
+    steps.run("test", || cargo::test(&mut cargo(&["test", "--workspace", "--no-fail-fast"])));
     steps.run("fuzz", || fuzz::run(&fuzz::Options { target: None, seconds: FUZZ_SECONDS }));
     steps.finish()
 }

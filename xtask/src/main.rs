@@ -10,6 +10,7 @@ mod coverage;
 mod demo;
 mod dependencies;
 mod direction;
+mod failures;
 mod full_run;
 mod fuzz;
 mod guest_kernel;

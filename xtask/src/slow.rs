@@ -12,7 +12,7 @@ pub fn run() -> Result<()> {
     full_run::add_packages(&mut steps, packages::FOR_TESTS);
     steps.run("outages", || {
         // One at a time: each of them is a load, and keeps a machine busy.
-        cargo::run(&mut cargo(&[
+        cargo::test(&mut cargo(&[
             "test",
             "-p",
             "vellum-cli",

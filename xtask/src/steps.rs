@@ -15,19 +15,24 @@ struct Step {
 }
 
 impl Steps {
-    /// Runs a step, and says at once if it failed.
+    /// Runs a step, and says at once if it failed, in a line.
     pub fn run(&mut self, name: &'static str, step: impl FnOnce() -> Result<()>) {
         eprintln!("\n== {name}");
         let started = Instant::now();
         let failure = step().err().map(|error| format!("{error:#}"));
         if let Some(failure) = &failure {
-            eprintln!("== {name} FAILED: {failure}");
+            eprintln!("== {name} FAILED: {}", failure.lines().next().unwrap_or_default());
         }
         self.0.push(Step { name, took: started.elapsed(), failure });
     }
 
-    /// Prints the table of steps. An error if one failed.
+    /// Says again what failed, after all that came since, and prints the table of steps. An error if one failed.
     pub fn finish(self) -> Result<()> {
+        for step in &self.0 {
+            if let Some(failure) = &step.failure {
+                println!("\n== {} FAILED: {failure}", step.name);
+            }
+        }
         println!("\n{}", self.table());
         let failed: Vec<&str> =
             self.0.iter().filter(|step| step.failure.is_some()).map(|step| step.name).collect();
