@@ -21,8 +21,9 @@ use crate::record::Outage;
 use crate::story::{self, until};
 
 const IMAGE: &str = "work";
-/// How many seconds without an answer the kernel takes for the end of a connection, whose requests it then sends again.
-const SILENCE: u32 = 6;
+/// How many seconds without an answer the kernel takes for the end of a connection, whose requests it then sends again. After
+/// twice that no connection is left, so all that happens meanwhile must fit, on a slow computer too.
+const SILENCE: u32 = 25;
 /// A part of a block that the server has to read first. It lies in a file of its own: a layer's files have 1 TiB.
 const COLD: Extent = Extent::new(1 << 40, SECTOR);
 /// How many blocks are written behind that one.
