@@ -9,8 +9,9 @@
 //! - [`Head`], the one writer of an image. Exists only while the image is owned.
 //!
 //! Beside the contract live the in-memory reference engine ([`memory`]); a wrapper of engines ([`around`]) that injects faults
-//! ([`fault`]), counts operations ([`count`]) or lets others run in between ([`paced`]); and [`RunToEnd`], with which an engine
-//! keeps the rule that a mutation once submitted runs to its end. There is no file, no socket and no layering rule here.
+//! ([`fault`]), counts operations ([`count`]) or lets others run in between ([`paced`]); and what keeps the rules below:
+//! [`RunToEnd`] for a mutation that was submitted, [`Ranges`] for those that overlap. There is no file, no socket and no
+//! layering rule here.
 //!
 //! # Rules for every call
 //!
@@ -32,6 +33,7 @@ pub mod head;
 pub mod layer;
 pub mod memory;
 pub mod paced;
+pub mod ranges;
 pub mod record;
 pub mod run_to_end;
 
@@ -45,6 +47,7 @@ pub use head::{
     Part, Prepared, SetTo, Write,
 };
 pub use layer::{Known, Layer, TryRead};
+pub use ranges::{RangeGuard, Ranges};
 pub use record::{
     Below, ChildRef, ImageId, ImageRecord, Layering, ParentLink, PoolId, Revision, RevisionId,
     SnapshotId, SnapshotRecord, Version,

@@ -1,7 +1,7 @@
-//! [`Ranges`]: which units mutations are working on.
+//! [`Ranges`]: which extents are being changed.
 //!
-//! Mutations whose units overlap wait for each other, in the order they came; others pass. A guard belongs to the operation,
-//! not to whoever waits for its answer: it lasts until the last byte has landed.
+//! Changes whose extents overlap wait for each other, in the order they came; others pass. Layering has one for the requests of
+//! an image, an engine one for the mutations of a layer.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use vellum_core::Extent;
 
-/// Extents held by mutations. Clones share them.
+/// Extents that are held. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Ranges(Arc<Mutex<State>>);
+pub struct Ranges(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -28,8 +28,9 @@ struct Waiter {
 }
 
 impl Ranges {
-    /// Waits until nobody else holds or, having come earlier, waits for a part of the extent.
-    pub(crate) async fn lock(&self, extent: Extent) -> RangeGuard {
+    /// Waits until nobody else holds or, having come earlier, waits for a part of the extent. Whoever stops waiting has never
+    /// come.
+    pub async fn lock(&self, extent: Extent) -> RangeGuard {
         let waiter = {
             let mut state = self.0.lock();
             if state.is_free(extent)
@@ -85,7 +86,7 @@ impl State {
 /// Holds an extent until it is dropped.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct RangeGuard {
+pub struct RangeGuard {
     ranges: Option<Ranges>,
     extent: Extent,
 }

@@ -22,14 +22,13 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use vellum_core::{Buffer, Extent, Runs, State};
 use vellum_disk::{Disk, File, OpenMode};
-use vellum_engine::{Error, ErrorKind, Known, Layer, Result, RevisionId, TryRead};
+use vellum_engine::{Error, ErrorKind, Known, Layer, Ranges, Result, RevisionId, TryRead};
 
 use crate::format::header::{self, Epoch};
 use crate::format::{PAGE, sector};
 use crate::map::Units;
 use crate::map::page::Page;
 use crate::map::pages::{Found, Pages};
-use crate::ranges::Ranges;
 use crate::segment::Segments;
 use crate::store::{LayerFacts, Shared};
 use crate::sync::{Live, Syncing};

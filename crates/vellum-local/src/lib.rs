@@ -7,8 +7,8 @@
 //!
 //! - **rows**: `catalog` (SQLite), `pool` (the directory), `lock` (who owns what), `opening`, `removal`;
 //! - **bytes**: [`store`] opens layers; `layer` is an open one, `recovery` how it is opened, `mutation` how it changes, `sync` how
-//!   changes become durable; below them `map` (states in memory), `segment` (data files), `log` (the live log), `ranges`
-//!   (which units are being changed), and `format` (bytes on disk, pure).
+//!   changes become durable; below them `map` (states in memory), `segment` (data files), `log` (the live log), and `format`
+//!   (bytes on disk, pure).
 //!
 //! What is on disk is written down in `docs/format.md`.
 #![forbid(unsafe_code)]
@@ -31,7 +31,6 @@ mod mutation;
 mod open_layer;
 mod opening;
 mod pool;
-mod ranges;
 mod recovery;
 mod removal;
 mod segment;

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use vellum_core::{Buffer, Extent, State};
 use vellum_disk::{Disk, Durability, File, OpenMode};
-use vellum_engine::{Error, ErrorKind, Result};
+use vellum_engine::{Error, ErrorKind, Ranges, Result};
 
 use crate::format::header::{self, Epoch, Header};
 use crate::format::live::{self, LogHeader, Record};
@@ -29,7 +29,6 @@ use crate::map::Units;
 use crate::map::page::Page;
 use crate::map::pages::Pages;
 use crate::map::presence::Presence;
-use crate::ranges::Ranges;
 use crate::segment::{self, Segments};
 use crate::store::{Access, LayerFacts, Shared};
 use crate::sync::{Live, Syncing};
