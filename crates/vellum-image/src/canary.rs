@@ -12,4 +12,6 @@ pub enum Canary {
     GiveBackBesideFlatten,
     /// A flatten cuts the link before it has copied anything.
     CutTooEarly,
+    /// Requests that overlap do not wait for each other.
+    RequestsSideBySide,
 }

@@ -8,8 +8,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 use vellum_core::{BufferPool, Extent, Geometry, SnapshotName};
 use vellum_engine::{
-    AtomicSpan, Catalog, Error, ErrorKind, Head, ImageId, ImageRecord, Layering, Ownership, Result,
-    Snapshots,
+    AtomicSpan, Catalog, Error, ErrorKind, Head, ImageId, ImageRecord, Layering, Ownership,
+    RangeGuard, Ranges, Result, Snapshots,
 };
 
 use crate::canary::Canary;
@@ -19,8 +19,12 @@ use crate::{MappedKind, Pools, ResolvedCache};
 
 /// An open image: its head for writing, its head for reading, or a snapshot. Clones share it.
 ///
-/// Reads and writes may come from any number of tasks at once. A mutation that was handed to the engine runs to its end
-/// whoever stops waiting for it; one that still waits for its parent's content when it is dropped never happens.
+/// Reads and writes may come from any number of tasks at once. Those that change something and overlap take effect one after
+/// the other, in the order in which they were polled first.
+///
+/// A request that is dropped before its end stops between two of its steps. The step that was handed to the engine still runs
+/// to its end, and what comes later to the same bytes lands on top of it; but that may be acknowledged first, where it finds
+/// nothing left to do.
 pub struct Image<C: Catalog>(pub(crate) Arc<Shared<C>>);
 
 impl<C: Catalog> Clone for Image<C> {
@@ -47,6 +51,9 @@ pub(crate) struct Shared<C: Catalog> {
     pub(crate) catalog: C,
     pub(crate) id: ImageId,
     pub(crate) view: ArcSwap<View<C>>,
+    /// What requests are changing: those that overlap are carried out one after the other, from their first step to their
+    /// last, in the order they came. So none undoes a later one, nor is acknowledged on the word of one that is not yet.
+    pub(crate) changes: Ranges,
     pub(crate) gate: Arc<Gate>,
     /// Held by whoever changes the image's record: snapshot, the cut at the end of a flatten, close.
     pub(crate) operations: Arc<tokio::sync::Mutex<()>>,
@@ -71,6 +78,14 @@ impl<C: Catalog> Shared<C> {
     #[cfg(not(any(test, feature = "canaries")))]
     pub(crate) fn makes(&self, _mistake: Canary) -> bool {
         false
+    }
+
+    /// Waits until no other request changes a part of the extent, nor will before this one, and keeps others from it.
+    pub(crate) async fn hold(&self, at: Extent) -> Option<RangeGuard> {
+        if self.makes(Canary::RequestsSideBySide) {
+            return None;
+        }
+        Some(self.changes.lock(at).await)
     }
 
     /// Waits until nobody is inside the gate, and keeps it closed.
@@ -186,6 +201,7 @@ impl<C: Catalog> Image<C> {
             catalog: catalog.clone(),
             id: id.clone(),
             view: ArcSwap::from_pointee(view),
+            changes: Ranges::default(),
             gate: Arc::default(),
             operations: Arc::default(),
             re_inherit: tokio::sync::RwLock::default(),

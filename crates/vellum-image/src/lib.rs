@@ -16,9 +16,9 @@
 //!
 //! # Order of locks
 //!
-//! Buffers, then the gate (shared), then whatever the engine locks. Nothing slow or remote happens inside the gate: a
-//! parent is read outside it, and what was read is applied guarded, after a look whether the view is still the same.
-//! I/O never touches the catalog.
+//! The extent that a request changes, then buffers, then the gate (shared), then whatever the engine locks. Nothing slow or
+//! remote happens inside the gate: a parent is read outside it, and what was read is applied guarded, after a look whether
+//! the view is still the same. I/O never touches the catalog. Operations hold no extents: a request may wait for one.
 #![forbid(unsafe_code)]
 
 pub mod admin;

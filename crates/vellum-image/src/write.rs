@@ -38,6 +38,17 @@ impl<C: Catalog> Image<C> {
         if at.is_empty() {
             return self.view().writer().map(|_| ());
         }
+        let _held = self.0.hold(at).await;
+        self.write_held(at, data, options).await
+    }
+
+    /// Writes what the caller holds.
+    pub(crate) async fn write_held(
+        &self,
+        at: Extent,
+        data: Bytes,
+        options: WriteOptions,
+    ) -> Result<()> {
         let view = self.view();
         for piece in self.pieces(&view, at) {
             let write = Write {

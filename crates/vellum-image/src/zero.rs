@@ -59,6 +59,7 @@ impl<C: Catalog> Image<C> {
         if options.no_hole && options.fast {
             return Err(slow("zeros that must be allocated are written out"));
         }
+        let held = self.0.hold(at).await;
         if options.no_hole {
             self.write_zero_bytes(at).await?;
         } else {
@@ -72,6 +73,7 @@ impl<C: Catalog> Image<C> {
                 self.on_a_view(|view| async move { self.zero_piece(&view, piece).await }).await?;
             }
         }
+        drop(held);
         if options.durable { self.sync().await } else { Ok(()) }
     }
 
@@ -82,7 +84,10 @@ impl<C: Catalog> Image<C> {
         let at = self.check_range(at)?;
         self.view().writer()?;
         match policy {
-            DiscardPolicy::Zero => self.discard_to_zero(at).await?,
+            DiscardPolicy::Zero => {
+                let _held = self.0.hold(at).await;
+                self.discard_to_zero(at).await?;
+            }
             DiscardPolicy::Inherit => self.discard_to_parent(at).await?,
         }
         if durable { self.sync().await } else { Ok(()) }
@@ -91,7 +96,7 @@ impl<C: Catalog> Image<C> {
     async fn write_zero_bytes(&self, at: Extent) -> Result<()> {
         for piece in at.chunks(WRITE_STEP) {
             let zeros = Bytes::from_static(&ZEROS[..piece.len_usize()]);
-            self.write(piece.offset(), zeros, WriteOptions::default()).await?;
+            self.write_held(piece, zeros, WriteOptions::default()).await?;
         }
         Ok(())
     }
@@ -158,8 +163,8 @@ impl<C: Catalog> Image<C> {
             // Pieces may end within a unit, where layers below have smaller ones.
             let end =
                 if reaches_end { survey.end } else { survey.end / view.block() * view.block() };
-            // What the head says is zero may be another request's doing, and not acknowledged yet: setting it again waits for
-            // that, and costs nothing else.
+            // What the head says is zero may be the doing of a request that was dropped, and not have landed yet: setting it
+            // again waits for that, and costs nothing else.
             let to_set = survey.pieces.iter().filter(|found| {
                 found.state == State::Data || (found.state == State::Zero && found.link == Some(0))
             });
@@ -246,8 +251,8 @@ impl<C: Catalog> Image<C> {
                 return Err(Error::new(ErrorKind::Busy, what));
             }
         };
-        let view = self.view();
-        for piece in zero_pieces(&view, at) {
+        let held = self.0.hold(at).await;
+        for piece in zero_pieces(&self.view(), at) {
             let view = self.view();
             if view.copies_objects() && !piece.covers_its_objects {
                 continue;
@@ -258,6 +263,7 @@ impl<C: Catalog> Image<C> {
                 self.on_a_view(|view| async move { self.inherit_units(&view, step).await }).await?;
             }
         }
+        drop(held);
         self.reclaim().await
     }
 
@@ -270,7 +276,8 @@ impl<C: Catalog> Image<C> {
         for extent in &free {
             self.copy_from_parent(view, covered.clip(extent.offset())).await?;
             covered = covered.split(extent.end()).1;
-            // All of it, also what is inherited by now: that may be another request's doing, and not acknowledged yet.
+            // All of it, also what is inherited by now: that may be the doing of a request that was dropped, and not have
+            // landed yet.
             if self.set_in(view, &[*extent], SetTo::Inherit).await? == Step::Again {
                 return Ok(Step::Again);
             }
@@ -286,7 +293,7 @@ impl<C: Catalog> Image<C> {
                 self.zero_units(piece).await?;
             } else {
                 let content = self.read_links(&view.chain, parent.clone(), piece).await?.freeze();
-                self.write(piece.offset(), content, WriteOptions::default()).await?;
+                self.write_held(piece, content, WriteOptions::default()).await?;
             }
         }
         Ok(())

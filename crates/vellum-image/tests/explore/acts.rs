@@ -1,6 +1,7 @@
 //! What is done to an image, and what it does to plain bytes.
 
 use vellum_core::Extent;
+use vellum_engine::Layering;
 use vellum_image::DiscardPolicy;
 
 /// Units of both images.
@@ -41,6 +42,21 @@ pub enum Atom {
 }
 
 impl Act {
+    /// What it asks to change. Where that overlaps, one is done before the other.
+    pub fn changes(self) -> Option<Extent> {
+        match self {
+            Act::Write { at, .. } | Act::Zero { at } | Act::Discard { at, .. } => Some(at),
+            Act::Read { .. } | Act::Snapshot | Act::Flatten | Act::Sync => None,
+        }
+    }
+
+    /// Whether it is a hint that may be taken for units or not: a discard of a part of an object, where objects are copied up
+    /// whole.
+    pub fn is_hint(self, layering: Layering) -> bool {
+        let whole = |at: Extent| at.align_in(OBJECT) == at;
+        matches!(self, Act::Discard { at, .. } if layering == Layering::CopyUp && !whole(at))
+    }
+
     /// Its atoms, which may happen in any order. A write within one object is one; what zeroes and discards do is one for each
     /// unit, since units may be found in different states.
     pub fn atoms(self) -> Vec<Atom> {

@@ -2,6 +2,9 @@
 
 use std::collections::HashSet;
 
+use vellum_core::Extent;
+use vellum_engine::Layering;
+
 use crate::acts::{Act, Atom, Plain};
 
 /// An act that was done: when, and what it saw.
@@ -13,6 +16,14 @@ pub struct Done {
     pub seen: Option<Vec<u8>>,
     /// Whether it was refused, and so changed nothing.
     pub refused: bool,
+}
+
+impl Placed {
+    /// Whether both cannot be under way at once.
+    fn excludes(&self, other: &Self) -> bool {
+        let overlap = self.changes.zip(other.changes);
+        self.act != other.act && overlap.is_some_and(|(one, other)| one.overlaps(&other))
+    }
 }
 
 /// Judges outcomes, each kind of them once.
@@ -31,13 +42,25 @@ struct Outcome {
 
 struct Placed {
     act: usize,
+    /// What the whole act changes.
+    changes: Option<Extent>,
+    /// Whether it need not happen.
+    is_hint: bool,
     atom: Atom,
 }
 
 impl Judge {
     /// # Panics
-    /// If no order of the acts that keeps who ended before whom began leads to what was seen.
-    pub fn judge(&mut self, start: &Plain, acts: &[Act], done: &[Done], last: &[u8]) {
+    /// If no order of the acts that keeps who ended before whom began, and has changes that overlap one after the other, leads
+    /// to what was seen.
+    pub fn judge(
+        &mut self,
+        layering: Layering,
+        start: &Plain,
+        acts: &[Act],
+        done: &[Done],
+        last: &[u8],
+    ) {
         let before: Vec<Vec<bool>> = done
             .iter()
             .map(|first| done.iter().map(|second| first.ended < second.began).collect())
@@ -49,7 +72,10 @@ impl Judge {
         }
         let atoms = acts.iter().enumerate().filter(|(act, _)| !done[*act].refused);
         let atoms: Vec<Placed> = atoms
-            .flat_map(|(act, it)| it.atoms().into_iter().map(move |atom| Placed { act, atom }))
+            .flat_map(|(act, it)| {
+                let (changes, is_hint) = (it.changes(), it.is_hint(layering));
+                it.atoms().into_iter().map(move |atom| Placed { act, changes, is_hint, atom })
+            })
             .collect();
         let mut left: Vec<bool> = vec![true; atoms.len()];
         assert!(
@@ -80,15 +106,20 @@ fn explains(
     for next in 0..atoms.len() {
         let waits_for =
             |other: usize| left[other] && outcome.before[atoms[other].act][atoms[next].act];
-        if !left[next] || (0..atoms.len()).any(waits_for) {
+        // Of what cannot be under way at once, either nothing is done yet or all of it.
+        let is_begun = |other: usize| {
+            let rest = |it: usize| left[it] && atoms[it].act == atoms[other].act;
+            !left[other] && atoms[other].excludes(&atoms[next]) && (0..atoms.len()).any(rest)
+        };
+        let must_wait = (0..atoms.len()).any(|other| waits_for(other) || is_begun(other));
+        if !left[next] || must_wait {
             continue;
         }
         let mut then = now.clone();
-        if !then.apply(atoms[next].atom, done[atoms[next].act].seen.as_deref()) {
-            continue;
-        }
+        let applies = then.apply(atoms[next].atom, done[atoms[next].act].seen.as_deref());
         left[next] = false;
-        let explained = explains(outcome, done, atoms, left, then);
+        let explained = applies && explains(outcome, done, atoms, left, then)
+            || atoms[next].is_hint && explains(outcome, done, atoms, left, now.clone());
         left[next] = true;
         if explained {
             return true;

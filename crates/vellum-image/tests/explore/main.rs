@@ -28,17 +28,26 @@ use world::Scene;
 
 const MODES: [Layering; 2] = [Sparse, CopyUp];
 
-/// Two parts of the first unit that overlap, so that both need a copy-up, and the last to write is seen.
+/// Two parts of the first unit, so that both need a copy-up, and neither waits for the other.
 const WRITE: Act = Act::Write { at: Extent::new(100, 200), byte: 1 };
-const OTHER: Act = Act::Write { at: Extent::new(200, 250), byte: 2 };
+const OTHER: Act = Act::Write { at: Extent::new(300, 250), byte: 2 };
+/// One that overlaps both.
+const ACROSS: Act = Act::Write { at: Extent::new(200, 200), byte: 4 };
 /// A whole unit and a part of the next.
 const WIDE: Act = Act::Write { at: Extent::new(0, UNIT + 100), byte: 3 };
 const READ: Act = Act::Read { at: Extent::new(0, OBJECT) };
 /// The end of one unit and the beginning of the next.
 const ZERO: Act = Act::Zero { at: Extent::new(250, UNIT) };
+/// The end of one unit, and the next: two steps.
+const ZERO_WIDE: Act = Act::Zero { at: Extent::new(250, OBJECT - 250) };
 const WHOLE: Extent = Extent::new(0, OBJECT);
 const DISCARD: Act = Act::Discard { at: WHOLE, policy: DiscardPolicy::Zero };
 const GIVE_BACK: Act = Act::Discard { at: WHOLE, policy: DiscardPolicy::Inherit };
+/// The second unit of the object whose first one is written to.
+const NEXT: Extent = Extent::new(UNIT, UNIT);
+const ZERO_NEXT: Act = Act::Zero { at: NEXT };
+const DISCARD_NEXT: Act = Act::Discard { at: NEXT, policy: DiscardPolicy::Zero };
+const GIVE_BACK_NEXT: Act = Act::Discard { at: NEXT, policy: DiscardPolicy::Inherit };
 
 fn explore(scene: &Scene, orders: Orders) -> Explored {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -74,9 +83,16 @@ fn pairs_of_requests_and_operations_in_every_order() {
     for layering in MODES {
         for pair in [
             [WRITE, OTHER],
+            [WRITE, ACROSS],
             [WRITE, ZERO],
+            [WRITE, ZERO_NEXT],
             [WRITE, DISCARD],
+            [WRITE, DISCARD_NEXT],
             [WRITE, GIVE_BACK],
+            [WRITE, GIVE_BACK_NEXT],
+            [DISCARD, GIVE_BACK],
+            [WIDE, ZERO_WIDE],
+            [WIDE, DISCARD],
             [WRITE, Act::Snapshot],
             [WRITE, Act::Sync],
             [WIDE, READ],
@@ -95,12 +111,18 @@ fn pairs_of_requests_and_operations_in_every_order() {
 fn triples_of_requests_and_operations_in_every_order_with_few_interruptions() {
     for layering in MODES {
         for triple in [
+            [WRITE, OTHER, ACROSS],
             [WRITE, OTHER, DISCARD],
+            [WRITE, OTHER, ZERO_NEXT],
+            [WRITE, OTHER, GIVE_BACK_NEXT],
             [WRITE, OTHER, Act::Snapshot],
+            [WRITE, ZERO_NEXT, Act::Snapshot],
             [WRITE, DISCARD, Act::Snapshot],
             [WRITE, GIVE_BACK, Act::Snapshot],
             [WRITE, READ, GIVE_BACK],
             [WRITE, OTHER, Act::Flatten],
+            [WRITE, ZERO_NEXT, Act::Flatten],
+            [WRITE, DISCARD_NEXT, Act::Flatten],
             [WRITE, DISCARD, Act::Flatten],
             [WRITE, GIVE_BACK, Act::Flatten],
             [WRITE, Act::Snapshot, Act::Flatten],
@@ -146,7 +168,9 @@ fn what_is_filled_first_where_snapshots_share_objects_in_every_order() {
         for pair in [
             [WRITE, OTHER],
             [WRITE, ZERO],
+            [WRITE, ZERO_NEXT],
             [WRITE, DISCARD],
+            [WRITE, DISCARD_NEXT],
             [DISCARD, READ],
             [WRITE, Act::Snapshot],
         ] {
@@ -189,4 +213,10 @@ fn what_is_given_back_to_the_parent_beside_a_flatten_is_found() {
     // Written before, so that there is something to give back; and read, so that it is known to have shown the parent.
     let scene = Scene::new(Sparse, &[&[WRITE, GIVE_BACK, READ], &[Act::Flatten]]);
     finds(Canary::GiveBackBesideFlatten, scene, up_to(3), "explains");
+}
+
+#[test]
+fn requests_that_overlap_and_are_carried_out_side_by_side_are_found() {
+    let scene = Scene::new(Sparse, &[&[WIDE], &[ZERO_WIDE]]);
+    finds(Canary::RequestsSideBySide, scene, EVERY, "explains");
 }

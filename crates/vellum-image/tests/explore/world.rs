@@ -91,7 +91,7 @@ impl Scene {
                 }
             }
             let last = world.content(&world.image).await;
-            judge.judge(&world.start, &acts, &done, &last);
+            judge.judge(self.layering, &world.start, &acts, &done, &last);
             let flattened =
                 acts.iter().zip(&done).any(|(act, done)| *act == Act::Flatten && !done.refused);
             world.look_again(flattened, &acts, &done, &last).await;

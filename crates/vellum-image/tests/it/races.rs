@@ -48,27 +48,133 @@ async fn two_writers_into_one_inherited_unit_both_land() {
     }
 }
 
-#[tokio::test]
-async fn a_discard_during_a_copy_up_is_ordered_before_or_after_the_write() {
-    let (content, child, _fixture) = with_a_writer_in_copy_up(Layering::Sparse, async |child| {
-        child.discard(Extent::new(0, 4096), DiscardPolicy::Zero, false).await.unwrap();
+/// How long a test looks whether something goes on that must wait.
+const MOMENT: Duration = Duration::from_millis(50);
+
+/// A writer in the middle of a copy-up, and what is asked for meanwhile, which must wait for it. Who asks first is first.
+async fn behind_a_writer_in_copy_up<F>(
+    layering: Layering,
+    change: impl FnOnce(TestImage) -> F,
+) -> (Vec<u8>, TestImage)
+where
+    F: Future<Output = vellum_engine::Result<()>> + Send + 'static,
+{
+    let mut waiting = None;
+    let (content, child, _fixture) = with_a_writer_in_copy_up(layering, async |child| {
+        let mut change = tokio::spawn(change(child));
+        let early = tokio::time::timeout(MOMENT, &mut change).await;
+        assert!(early.is_err(), "{layering:?}: it does not wait for the writer");
+        waiting = Some(change);
     })
     .await;
-    let mut after = vec![0; 4096];
-    after[100..150].fill(1);
-    assert!(read(&child, Extent::new(0, 4096)).await == after, "the write came after the discard");
-    assert!(read(&child, Extent::new(4096, 4096)).await == content[4096..8192]);
+    waiting.expect("it was asked for").await.unwrap().unwrap();
+    (content, child)
 }
 
 #[tokio::test]
-async fn zeroes_written_during_a_copy_up_do_not_bring_the_parent_back() {
-    let (_, child, _fixture) = with_a_writer_in_copy_up(Layering::CopyUp, async |child| {
-        child.write_zeroes(Extent::new(0, SIZE), ZeroOptions::default()).await.unwrap();
-    })
-    .await;
-    let mut after = vec![0; SIZE as usize];
-    after[100..150].fill(1);
-    assert!(read_all(&child).await == after);
+async fn a_discard_during_a_copy_up_comes_after_the_write() {
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        for (policy, asked) in [
+            (DiscardPolicy::Zero, Extent::new(0, 4096)),
+            (DiscardPolicy::Inherit, Extent::new(0, SIZE)),
+        ] {
+            let (content, child) = behind_a_writer_in_copy_up(layering, |child| async move {
+                child.discard(asked, policy, false).await
+            })
+            .await;
+            let first = read(&child, Extent::new(0, 4096)).await;
+            let discarded = match policy {
+                DiscardPolicy::Zero => first == [0; 4096],
+                DiscardPolicy::Inherit => first == content[..4096],
+            };
+            assert!(discarded, "{layering:?}, {policy:?}: the write is undone by the discard");
+            assert!(read(&child, Extent::new(4096, 4096)).await == content[4096..8192]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn zeroes_written_during_a_copy_up_come_after_the_write() {
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        for asked in [Extent::new(0, SIZE), Extent::new(120, 10)] {
+            let (mut content, child) = behind_a_writer_in_copy_up(layering, |child| async move {
+                child.write_zeroes(asked, ZeroOptions::default()).await
+            })
+            .await;
+            content[100..150].fill(1);
+            content[asked.offset() as usize..asked.end() as usize].fill(0);
+            assert!(read_all(&child).await == content, "{layering:?}, {asked}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_sent_again_during_a_copy_up_waits_for_the_first_and_what_follows_lands_on_top() {
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        // The same request over another connection, and one that follows it, as a client sends them that lost the first.
+        let (mut content, child) = behind_a_writer_in_copy_up(layering, |child| async move {
+            write(&child, 100, &[1; 50]).await?;
+            write(&child, 100, &[2; 50]).await
+        })
+        .await;
+        content[100..150].fill(2);
+        assert!(read_all(&child).await == content, "{layering:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_given_back_to_the_parent_is_relied_on_by_nobody_before_it_is() {
+    for policy in [DiscardPolicy::Zero, DiscardPolicy::Inherit] {
+        let fixture = Fixture::new().await;
+        let (content, child) = fixture.child(SIZE, Layering::Sparse).await;
+        let at = Extent::new(0, 4096);
+        write(&child, at.offset(), &[1; 4096]).await.unwrap();
+        let pause = fixture.faults.pause(Operation::Set);
+        let giving_back = tokio::spawn({
+            let child = child.clone();
+            async move { child.discard(at, DiscardPolicy::Inherit, false).await }
+        });
+        pause.reached().await;
+        let mut next = tokio::spawn({
+            let child = child.clone();
+            async move { child.discard(at, policy, false).await }
+        });
+        assert!(tokio::time::timeout(MOMENT, &mut next).await.is_err(), "it does not wait");
+        pause.release();
+        giving_back.await.unwrap().unwrap();
+        next.await.unwrap().unwrap();
+        let shown = read(&child, at).await;
+        match policy {
+            DiscardPolicy::Zero => assert!(shown == [0; 4096]),
+            DiscardPolicy::Inherit => assert!(shown == content[..4096]),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_write_of_several_objects_is_overtaken_between_none_of_them() {
+    let fixture = Fixture::new().await;
+    let (mut content, child) = fixture.child(SIZE, Layering::CopyUp).await;
+    // Whole objects need no copy-up, and the write is stopped at the second of them.
+    let object = child.geometry().object_size();
+    let (both, second) = (Extent::new(0, 2 * object), Extent::new(object, object));
+    let pause = fixture.faults.pause_after(Operation::Write, 1);
+    let first = tokio::spawn({
+        let child = child.clone();
+        async move { write(&child, both.offset(), &vec![1; both.len_usize()]).await }
+    });
+    pause.reached().await;
+    let mut next = tokio::spawn({
+        let child = child.clone();
+        async move { write(&child, second.offset(), &vec![2; second.len_usize()]).await }
+    });
+    assert!(tokio::time::timeout(MOMENT, &mut next).await.is_err(), "it does not wait");
+    pause.release();
+    first.await.unwrap().unwrap();
+    next.await.unwrap().unwrap();
+    content[..both.len_usize()].fill(1);
+    content[second.offset() as usize..second.end() as usize].fill(2);
+    assert!(read_all(&child).await == content);
 }
 
 #[tokio::test]
