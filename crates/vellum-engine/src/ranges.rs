@@ -11,6 +11,9 @@ use tokio::sync::oneshot;
 use vellum_core::Extent;
 
 /// Extents that are held. Clones share them.
+///
+/// To hold what nobody wants is a look into a tree; to wait, and to let go of what others wait for, costs a look at each who
+/// waits.
 #[derive(Clone, Debug, Default)]
 pub struct Ranges(Arc<Mutex<State>>);
 
@@ -18,31 +21,40 @@ pub struct Ranges(Arc<Mutex<State>>);
 struct State {
     /// Disjoint, by offset.
     held: BTreeMap<u64, Extent>,
+    /// In the order they came.
     waiting: VecDeque<Waiter>,
+    next_number: u64,
 }
 
 #[derive(Debug)]
 struct Waiter {
+    number: u64,
     extent: Extent,
+    /// How many of those that hold an extent, or came earlier, are in its way.
+    before: usize,
     granted: oneshot::Sender<RangeGuard>,
 }
 
 impl Ranges {
     /// Waits until nobody else holds or, having come earlier, waits for a part of the extent. Whoever stops waiting has never
-    /// come.
+    /// come. Nobody is in the way of an extent of no bytes, nor is it in anybody's way.
     pub async fn lock(&self, extent: Extent) -> RangeGuard {
-        let waiter = {
+        if extent.is_empty() {
+            return RangeGuard { ranges: None, extent };
+        }
+        let mut waiting = {
             let mut state = self.0.lock();
-            if state.is_free(extent)
-                && !state.waiting.iter().any(|waiter| waiter.extent.overlaps(&extent))
-            {
+            let before = state.before(extent);
+            if before == 0 {
                 return self.hold(&mut state, extent);
             }
             let (granted, waiter) = oneshot::channel();
-            state.waiting.push_back(Waiter { extent, granted });
-            waiter
+            let number = state.next_number;
+            state.next_number += 1;
+            state.waiting.push_back(Waiter { number, extent, before, granted });
+            Waiting { ranges: self, number, granted: waiter }
         };
-        waiter.await.expect("a waiter is granted its range, or is itself gone")
+        (&mut waiting.granted).await.expect("a waiter is granted its range, or is itself gone")
     }
 
     fn hold(&self, state: &mut State, extent: Extent) -> RangeGuard {
@@ -53,33 +65,51 @@ impl Ranges {
     fn release(&self, extent: Extent) {
         let mut state = self.0.lock();
         state.held.remove(&extent.offset());
-        let mut index = 0;
-        while index < state.waiting.len() {
-            let wanted = state.waiting[index].extent;
-            let earlier =
-                state.waiting.iter().take(index).any(|waiter| waiter.extent.overlaps(&wanted));
-            if earlier || !state.is_free(wanted) {
-                index += 1;
+        self.clear(&mut state, extent, 0);
+    }
+
+    /// Takes an extent out of the way of those that came after it, who wait from this place on.
+    fn clear(&self, state: &mut State, extent: Extent, from: usize) {
+        let mut place = from;
+        while let Some(waiter) = state.waiting.get_mut(place) {
+            waiter.before -= usize::from(waiter.extent.overlaps(&extent));
+            if waiter.before > 0 {
+                place += 1;
                 continue;
             }
-            let waiter = state.waiting.remove(index).expect("the index is within the queue");
-            let guard = self.hold(&mut state, wanted);
-            if let Err(mut refused) = waiter.granted.send(guard) {
-                // Whoever waited is gone. Its guard must not release what is released here, under the lock.
-                state.held.remove(&wanted.offset());
-                refused.ranges = None;
-            }
+            let waiter = state.waiting.remove(place).expect("it was just there");
+            let guard = self.hold(state, waiter.extent);
+            waiter.granted.send(guard).expect("who stops waiting leaves the queue first");
         }
     }
 }
 
 impl State {
-    fn is_free(&self, extent: Extent) -> bool {
-        // Those held are disjoint, so only the last that begins before the end can reach in.
-        self.held
-            .range(..extent.end())
-            .next_back()
-            .is_none_or(|(_, held)| held.end() <= extent.offset())
+    /// How many are in the way of an extent that comes now.
+    fn before(&self, extent: Extent) -> usize {
+        // Those held are disjoint, so from the last one that begins before the end, each one further ends earlier.
+        let held = self.held.range(..extent.end()).rev();
+        let held = held.take_while(|(_, held)| held.end() > extent.offset()).count();
+        held + self.waiting.iter().filter(|waiter| waiter.extent.overlaps(&extent)).count()
+    }
+}
+
+/// A place in the queue, which is given up when this is dropped.
+struct Waiting<'a> {
+    ranges: &'a Ranges,
+    number: u64,
+    granted: oneshot::Receiver<RangeGuard>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.ranges.0.lock();
+        // Not there any more if it was granted.
+        if let Ok(place) = state.waiting.binary_search_by_key(&self.number, |waiter| waiter.number)
+        {
+            let gone = state.waiting.remove(place).expect("it was just found");
+            self.ranges.clear(&mut state, gone.extent, place);
+        }
     }
 }
 
@@ -87,6 +117,7 @@ impl State {
 #[derive(Debug)]
 #[must_use]
 pub struct RangeGuard {
+    /// `None` for no bytes.
     ranges: Option<Ranges>,
     extent: Extent,
 }
@@ -138,10 +169,41 @@ mod tests {
         let mut second = Box::pin(ranges.lock(Extent::new(0, 10)));
         let mut third = Box::pin(ranges.lock(Extent::new(0, 10)));
         assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending());
+        let mut fourth = Box::pin(ranges.lock(Extent::new(5, 10)));
+        assert!(poll!(&mut fourth).is_pending());
         drop(second);
         drop(first);
         drop(third.await);
+        drop(fourth.await);
         assert!(ranges.0.lock().held.is_empty() && ranges.0.lock().waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn whoever_waited_behind_one_that_gave_up_waits_no_longer() {
+        let ranges = Ranges::default();
+        let _first = ranges.lock(Extent::new(0, 10)).await;
+        let mut second = Box::pin(ranges.lock(Extent::new(0, 20)));
+        let mut third = Box::pin(ranges.lock(Extent::new(15, 10)));
+        assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending());
+        drop(second);
+        assert!(poll!(&mut third).is_ready(), "only who gave up was in its way");
+        assert!(poll!(Box::pin(ranges.lock(Extent::new(30, 10)))).is_ready());
+    }
+
+    #[tokio::test]
+    async fn no_bytes_are_in_nobodys_way() {
+        let ranges = Ranges::default();
+        for offset in [0, 4, 10] {
+            let held = ranges.lock(Extent::new(0, 10)).await;
+            drop(ranges.lock(Extent::new(offset, 0)).await);
+            let mut next = Box::pin(ranges.lock(Extent::new(0, 4)));
+            assert!(poll!(&mut next).is_pending(), "an empty extent at {offset} lets it in");
+            drop(held);
+            let empty = ranges.lock(Extent::new(offset, 0)).await;
+            drop(next.await);
+            drop(empty);
+        }
+        assert!(ranges.0.lock().held.is_empty());
     }
 
     /// Takes a range, counts itself in and out, and lets others run in between.

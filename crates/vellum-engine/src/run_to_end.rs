@@ -38,13 +38,14 @@ where
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = &mut *self;
-        let future = this.future.as_mut().expect("not polled after it was ready");
+        // Taken out meanwhile: one that panics must not be polled again when it is dropped.
+        let mut future = self.future.take().expect("not polled after it was ready");
         let poll = future.as_mut().poll(cx);
-        match poll {
-            Poll::Ready(_) => this.future = None,
-            Poll::Pending if this.runtime.is_none() => this.runtime = Some(Handle::current()),
-            Poll::Pending => {}
+        if poll.is_pending() {
+            self.future = Some(future);
+            if self.runtime.is_none() {
+                self.runtime = Some(Handle::current());
+            }
         }
         poll
     }
