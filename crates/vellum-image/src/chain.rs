@@ -1,7 +1,8 @@
 //! [`Chain`]: the layers of an image, top to bottom, and which of them defines what.
 //!
-//! A chain is a flat list walked by a loop. Its layers are frozen but for the first, so what a chain says of the layers
-//! below the first may be computed outside the gate and used for as long as the chain is the image's chain.
+//! A chain is a flat list walked by a loop. What its layers read as is frozen but for the first, so what is read below the first
+//! may be read outside the gate and used for as long as the chain is the image's chain. A flatten fills a layer with what
+//! shows through it anyway.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -110,6 +111,23 @@ impl<L: Layer> Chain<L> {
     #[must_use]
     pub fn without_parent(&self) -> Self {
         Self::of(self.links[..self.own].to_vec(), self.own, &self.cache)
+    }
+
+    /// The chain without those of the image's own layers that a record of it does not know any more: they were taken out of the
+    /// image, since they defined nothing and no snapshot named them. The first always stays.
+    #[must_use]
+    pub fn as_of(&self, record: &ImageRecord) -> Self {
+        let is_gone = |(place, link): (usize, &Link<L>)| {
+            (1..self.own).contains(&place) && record.revision(link.layer.revision()).is_none()
+        };
+        let links = self.links.iter().enumerate();
+        let left: Vec<_> =
+            links.filter(|link| !is_gone(*link)).map(|(_, link)| link.clone()).collect();
+        if left.len() == self.links.len() {
+            return self.clone();
+        }
+        let own = self.own - (self.links.len() - left.len());
+        Self::of(left, own, &self.cache)
     }
 
     /// The chain with a new layer on top of the one that was.

@@ -11,6 +11,7 @@ use vellum_engine::{Catalog, Content, Fill, Guarded, Head, Missing, Part, Result
 use crate::Image;
 use crate::chain::{Extents, merged};
 use crate::image::View;
+use crate::steps::Step;
 
 /// Zeros are told from data in steps of this many bytes (or of a unit, if that is larger): finer steps would cut a copied
 /// object into slivers for little gain.
@@ -41,17 +42,18 @@ impl<C: Catalog> Image<C> {
     }
 
     /// Fills the whole objects that `piece` touches, under all revisions that share them, before anything else touches them.
-    pub(crate) async fn fill_objects(&self, view: &Arc<View<C>>, piece: Extent) -> Result<()> {
+    /// `Again`, and nothing was filled, if the image is not what it was any more.
+    pub(crate) async fn fill_objects(&self, view: &Arc<View<C>>, piece: Extent) -> Result<Step> {
         let units = self.parent_units_of_objects(view, piece, 0).await?;
         let _budget = self.copy_up_budget(&units).await?;
         let parts = self.content_of(view, &units).await?;
         let _pass = self.0.gate.enter().await;
         if self.view().epoch != view.epoch {
-            return Ok(());
+            return Ok(Step::Again);
         }
         match view.writer()?.fill(Fill { parts, then: None }).await? {
-            Guarded::Done | Guarded::Missing(_) => Ok(()),
-            Guarded::Sealed => self.expect_successor(view),
+            Guarded::Done | Guarded::Missing(_) => Ok(Step::Done(())),
+            Guarded::Sealed => self.expect_successor(view).map(|()| Step::Again),
         }
     }
 

@@ -16,8 +16,8 @@ use vellum_engine::{
 };
 
 use crate::canary::Canary;
-use crate::chain::{Chain, open_below};
-use crate::copy_up::split_zeros;
+use crate::chain::{Chain, Extents, open_below};
+use crate::copy_up::{merged_overlapping, split_zeros};
 use crate::image::View;
 use crate::job::Job;
 use crate::snapshot::sync_until_little_is_left;
@@ -146,23 +146,26 @@ impl<C: Catalog> Copier<'_, C> {
 
     /// Copies all that shows through now. Returns how many bytes that was.
     async fn pass(&self, job: &Job) -> Result<u64> {
+        let (unit, size) = (self.chain.top().unit(), self.chain.top().size());
         let mut copied = 0;
         for step in Extent::new(0, self.chain.parent_limit()).chunks(STEP) {
             job.check()?;
-            let mut pieces = Vec::new();
+            let mut units = Extents::new();
             for through in self.chain.undefined_in(0..1, step).await? {
                 let data = self.chain.data_in(1..self.chain.links().len(), through).await?;
-                let reach = data.iter().flat_map(|extent| self.image.reach(*extent));
-                pieces.extend(reach.flat_map(|extent| extent.chunks(COPY_STEP)));
+                // Layers below may have smaller units, several of which lie in one.
+                units.extend(data.iter().map(|data| data.align_out(unit).clip(size)));
             }
-            copied += self.copy(&pieces, job).await?;
+            let reach = merged_overlapping(units).into_iter().flat_map(|at| self.image.reach(at));
+            let pieces = reach.flat_map(|at| at.chunks(COPY_STEP.max(unit))).collect();
+            copied += self.copy(pieces, job).await?;
             job.set_done(step.end());
         }
         Ok(copied)
     }
 
-    async fn copy(&self, pieces: &[Extent], job: &Job) -> Result<u64> {
-        let mut copies = stream::iter(pieces.to_vec())
+    async fn copy(&self, pieces: Vec<Extent>, job: &Job) -> Result<u64> {
+        let mut copies = stream::iter(pieces)
             .map(|piece| self.copy_piece(piece, job))
             .buffer_unordered(self.options.copies.max(1));
         let mut copied = 0;
@@ -173,15 +176,14 @@ impl<C: Catalog> Copier<'_, C> {
         Ok(copied)
     }
 
-    async fn copy_piece(&self, piece: Extent, job: &Job) -> Result<u64> {
-        self.throttle(piece.length(), job).await?;
+    async fn copy_piece(&self, units: Extent, job: &Job) -> Result<u64> {
+        self.throttle(units.length(), job).await?;
         let layer = self.chain.top();
-        let units = piece.align_out(layer.unit()).clip(layer.size());
         let content = self.image.read_below(&self.chain, units).await?.freeze();
         let mut parts = Vec::new();
         split_zeros(units, content, layer.unit(), &mut parts);
         self.fill(parts).await?;
-        Ok(piece.length())
+        Ok(units.length())
     }
 
     /// Fills the lowest own layer: through the head while it is the head, else through a filler.

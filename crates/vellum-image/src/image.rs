@@ -22,9 +22,9 @@ use crate::{MappedKind, Pools, ResolvedCache};
 /// Reads and writes may come from any number of tasks at once. Those that change something and overlap take effect one after
 /// the other, in the order in which they were polled first.
 ///
-/// A request that is dropped before its end stops between two of its steps. The step that was handed to the engine still runs
-/// to its end, and what comes later to the same bytes lands on top of it; but that may be acknowledged first, where it finds
-/// nothing left to do.
+/// A request that is dropped before its end stops between two of its steps, and others no longer wait for it. The step that was
+/// handed to the engine still runs to its end, after which its blocks may read as before, or as it left them, whatever was
+/// asked for meanwhile; a flatten or a close is not safe before it. Whoever needs to know waits for the request.
 pub struct Image<C: Catalog>(pub(crate) Arc<Shared<C>>);
 
 impl<C: Catalog> Clone for Image<C> {
@@ -206,8 +206,9 @@ impl<C: Catalog> Image<C> {
             operations: Arc::default(),
             re_inherit: tokio::sync::RwLock::default(),
             buffers: options.buffers,
-            copy_up_bytes: Semaphore::new(options.copy_up_bytes_max as usize),
-            copy_up_bytes_max: options.copy_up_bytes_max,
+            // Of no bytes nobody could have a part: one copy-up at a time has all of one byte.
+            copy_up_bytes: Semaphore::new(options.copy_up_bytes_max.max(1) as usize),
+            copy_up_bytes_max: options.copy_up_bytes_max.max(1),
             copy_ups: AtomicUsize::new(0),
             #[cfg(any(test, feature = "canaries"))]
             canary: options.canary,
@@ -249,7 +250,8 @@ impl<C: Catalog> Image<C> {
         self.view().chain.links().len()
     }
 
-    /// How many copy-ups this handle has made, each of one block or one object.
+    /// How many copy-ups writes through this handle have begun: one for each write that found blocks missing, and one more
+    /// each time it had to start over.
     pub fn copy_ups(&self) -> usize {
         self.0.copy_ups.load(Ordering::Relaxed)
     }

@@ -11,14 +11,16 @@
 //! a petabyte, a bounded number of pieces at a time; `resolved` remembers it for the frozen part of a deep chain. [`gate`] lets
 //! I/O pass and operations close it. [`image`] ties them together; `steps` takes what is done on one view of an image again
 //! on the next; the verbs are a file each: `read`, `write`, `zero` (write
-//! zeroes and discard), `snapshot`, `flatten`, `status`. [`admin`] does what needs no open image: create, clone, remove; [`check`]
+//! zeroes and discard), `snapshot`, `flatten`, `status`; `copy_up` is what a write does first where a unit is missing, and
+//! `job` how whoever started a flatten watches and stops it. [`admin`] does what needs no open image: create, clone, remove; [`check`]
 //! looks at the links between images.
 //!
 //! # Order of locks
 //!
-//! The extent that a request changes, then buffers, then the gate (shared), then whatever the engine locks. Nothing slow or
-//! remote happens inside the gate: a parent is read outside it, and what was read is applied guarded, after a look whether
-//! the view is still the same. I/O never touches the catalog. Operations hold no extents: a request may wait for one.
+//! The extent that a request changes, then buffers, then the gate (shared), then whatever the engine locks. What lies
+//! in a parent is read outside the gate, and applied guarded, after a look whether the view is still the same; inside it, a
+//! request waits for nothing but the image's own storage. I/O asks the catalog only where a layer it reads has gone.
+//! Operations hold no extents: a request may wait for one.
 #![forbid(unsafe_code)]
 
 pub mod admin;

@@ -25,7 +25,11 @@ impl<C: Catalog> Image<C> {
         let view = self.view();
         let head = view.writer()?.clone();
         // The engine counts the layers in its own pool; the chain may go on in others, and must stay one that can be opened.
+        // What others took out of the image meanwhile does not count.
         if view.chain.links().len() >= DEPTH_MAX {
+            self.install_record(self.0.catalog.get(&self.0.id).await?);
+        }
+        if self.view().chain.links().len() >= DEPTH_MAX {
             return Err(too_deep(&view.record));
         }
         sync_until_little_is_left(&head).await?;
@@ -71,10 +75,11 @@ impl<C: Catalog> Image<C> {
     /// gone: the commit that cut it off was not heard of.
     pub(crate) fn install_record(&self, record: ImageRecord) {
         let view = self.view();
+        let chain = view.chain.as_of(&record);
         let (epoch, chain) = if record.parent().is_none() && view.record.parent().is_some() {
-            (view.epoch + 1, view.chain.without_parent())
+            (view.epoch + 1, chain.without_parent())
         } else {
-            (view.epoch, view.chain.clone())
+            (view.epoch, chain)
         };
         self.0.view.store(Arc::new(View { epoch, record, head: view.head.clone(), chain }));
     }
@@ -82,8 +87,9 @@ impl<C: Catalog> Image<C> {
 
 fn install<C: Catalog>(shared: &Shared<C>, committed: Committed<C::Head>) {
     let old = shared.view.load_full();
+    let chain = old.chain.as_of(&committed.record);
     let has_parent = committed.record.parent().is_some();
-    let chain = if has_parent { old.chain.clone() } else { old.chain.without_parent() };
+    let chain = if has_parent { chain } else { chain.without_parent() };
     let (head, chain) = match committed.successor {
         Some(head) => (Some(head.clone()), chain.with_top(head.layer().clone())),
         None => (old.head.clone(), chain),

@@ -90,7 +90,8 @@ impl<C: Catalog> Image<C> {
             let head = view.writer()?;
             if head.must_fill_first(piece) {
                 drop(pass);
-                Box::pin(self.fill_objects(&view, piece)).await?;
+                // Whether it was filled or the image has changed is seen at the next look.
+                let _ = Box::pin(self.fill_objects(&view, piece)).await?;
                 continue;
             }
             let guard = if view.copies_objects() && piece.offset() < view.chain.parent_limit() {

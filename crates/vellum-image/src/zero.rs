@@ -103,8 +103,10 @@ impl<C: Catalog> Image<C> {
 
     /// Fails, with nothing changed, if writing zeroes would have to copy something up.
     async fn refuse_what_is_slow(&self, view: &View<C>, at: Extent) -> Result<Step> {
+        let head = view.writer()?;
         for piece in zero_pieces(view, at) {
-            if self.copies_up_first(view, piece).await? {
+            let filled_first = self.reach(piece.at).any(|at| head.must_fill_first(at));
+            if filled_first || self.copies_up_first(view, piece).await? {
                 return Err(slow("a part of an inherited object would have to be copied up"));
             }
             for edge in subtract(piece.at, whole_units(piece.at, view.size(), view.block())) {
@@ -133,8 +135,10 @@ impl<C: Catalog> Image<C> {
 
     async fn zero_piece(&self, view: &Arc<View<C>>, piece: ZeroPiece) -> Result<Step> {
         let at = piece.at;
-        if self.copies_up_first(view, piece).await? {
-            self.fill_objects(view, at).await?;
+        if self.copies_up_first(view, piece).await?
+            && self.fill_objects(view, at).await? == Step::Again
+        {
+            return Ok(Step::Again);
         }
         let whole = whole_units(at, view.size(), view.block());
         for edge in subtract(at, whole) {
@@ -188,7 +192,8 @@ impl<C: Catalog> Image<C> {
                 let head = view.writer()?;
                 if head.must_fill_first(extent) {
                     drop(pass);
-                    Box::pin(self.fill_objects(view, extent)).await?;
+                    // Whether it was filled or the image has changed is seen at the next look.
+                    let _ = Box::pin(self.fill_objects(view, extent)).await?;
                     continue;
                 }
                 match head.set(extent, to, Durability::AtSync).await? {

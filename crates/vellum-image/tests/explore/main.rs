@@ -1,9 +1,9 @@
 //! The orders in which requests and operations on one object can go on, each judged: some order of what was done explains what
 //! was read and what is there, a snapshot holds one moment, nobody waits for ever, and no pass of the gate is kept.
 //!
-//! The code is the real one, on the memory engine; each call of the engine is a place where others come in between. Pairs, and
-//! triples without a flatten, are tried in every order; the rest in every order with few interruptions, and all together in
-//! random ones. An order that fails says its choices, and is told again by them:
+//! The code is the real one, on the memory engine; each call of the engine is a place where others come in between. Pairs are
+//! tried in every order; triples, and what stands beside a flatten, in every order with few interruptions; and all together
+//! in random ones. An order that fails says its choices, and is told again by them:
 //!
 //! ```text
 //! VELLUM_ORDERS=1000000 VELLUM_INTERRUPTIONS=4 cargo test --release -p vellum-image --test explore -- --nocapture

@@ -257,9 +257,12 @@ async fn a_flatten_whose_sync_fails_keeps_the_link() {
             let flattened = child.flatten(FlattenOptions::default(), &Job::default()).await;
             fixture.faults.clear();
             assert!(flattened.is_err() || (frozen && skip == 1), "{frozen} {skip}");
+            let is_cut = flattened.is_ok();
+            assert_eq!(child.record().parent().is_none(), is_cut, "{frozen} {skip}");
             assert!(read_all(&child).await == content);
             let _ = child.close().await;
             let child = fixture.open("child").await;
+            assert_eq!(child.record().parent().is_none(), is_cut, "{frozen} {skip}");
             child.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
             assert!(read_all(&child).await == content, "{frozen} {skip}");
         }

@@ -2,7 +2,9 @@
 
 use vellum_core::Extent;
 use vellum_engine::fault::{Operation, When};
-use vellum_engine::{Catalog, Content, ErrorKind, Fill, Head, Layering, Part};
+use vellum_engine::{
+    Catalog, Change, Content, ErrorKind, Fill, Head, Layering, Part, SnapshotRecord,
+};
 use vellum_image::chain::DEPTH_MAX;
 use vellum_image::image::Open;
 use vellum_image::{
@@ -283,4 +285,35 @@ async fn snapshots_stop_before_a_chain_through_several_pools_is_too_deep_to_be_o
     image.close().await.unwrap();
     let image = open().await.unwrap();
     image.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_image_whose_snapshots_come_and_go_is_as_deep_as_its_record_says() {
+    let fixture = Fixture::new().await;
+    let (content, child) = fixture.child(SIZE, Layering::Sparse).await;
+    let is_as_recorded = |what: &str| {
+        let below = 1;
+        assert_eq!(child.depth(), child.record().revisions.len() + below, "{what}");
+    };
+    is_as_recorded("at first");
+    for round in 0..5 {
+        let name = snapshot_name(&format!("s{round}"));
+        child.snapshot(name.clone(), false).await.unwrap();
+        is_as_recorded("after a snapshot");
+        child.remove_snapshot(&name).await.unwrap();
+        is_as_recorded("after its removal");
+    }
+    // Removed by another process, which this one hears of at its next snapshot.
+    let other = fixture.another_process().await;
+    for round in 0..5 {
+        let name = snapshot_name(&format!("t{round}"));
+        child.snapshot(name.clone(), false).await.unwrap();
+        is_as_recorded("after removals by others");
+        let removal = |snapshot: &SnapshotRecord| Change::RemoveSnapshot(snapshot.id.clone());
+        let (pools, catalog) = (&other.pools, &other.catalog);
+        admin::change_snapshot(pools, catalog, child.id(), &name, removal).await.unwrap();
+    }
+    assert!(read_all(&child).await == content);
+    child.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+    assert!(read_all(&child).await == content);
 }

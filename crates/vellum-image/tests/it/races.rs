@@ -192,8 +192,13 @@ async fn a_snapshot_during_a_copy_up_is_not_changed_by_it() {
 
 #[tokio::test]
 async fn a_read_during_a_copy_up_sees_the_old_or_the_new() {
+    let mut seen = Vec::new();
     let (mut content, child, _fixture) =
-        with_a_writer_in_copy_up(Layering::Sparse, async |_| {}).await;
+        with_a_writer_in_copy_up(Layering::Sparse, async |child| {
+            seen = read(&child, Extent::new(0, 4096)).await.to_vec();
+        })
+        .await;
+    assert!(seen == content[..4096], "nothing has landed yet");
     content[100..150].fill(1);
     assert!(read_all(&child).await == content);
 

@@ -221,7 +221,7 @@ async fn a_clone_in_another_pool_that_may_have_been_made_is_in_its_parents_list(
         image.snapshot("s".parse().unwrap(), false).await.unwrap();
         let id = image.id().clone();
         image.close().await.unwrap();
-        // The first sync is that of the parent's list, and the second that of the child.
+        // The parent's list is in another file, whose sync goes well; this is the child's.
         let file = "other/pool.sqlite-wal";
         process.disk.fail(Fault { call: Call::SyncData, file, error: EIO, times: 1, skip: 0 });
         let error = process.clone_into_the_other("c").await.unwrap_err();
