@@ -24,3 +24,15 @@ pub fn stamp_of(number: u64, sector: &[u8]) -> Option<u64> {
     let at = Extent::new(number * SECTOR, SECTOR);
     (stamp != 0 && sector == filled(stamp, at)).then_some(stamp)
 }
+
+/// Whether each part of a sector is of one of these stamps, though not all of the same.
+pub fn is_mixture(number: u64, sector: &[u8], stamps: &[u64]) -> bool {
+    let may_be = |(place, word): (usize, &[u8])| {
+        let word = u64::from_le_bytes(word.try_into().expect("it has eight bytes"));
+        match place % 2 {
+            0 => stamps.contains(&word),
+            _ => word == number || (word == 0 && stamps.contains(&0)),
+        }
+    };
+    stamps.len() > 1 && sector.chunks_exact(8).enumerate().all(may_be)
+}

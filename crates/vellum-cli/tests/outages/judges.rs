@@ -17,6 +17,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("what_a_client_was_told_is_held_against_what_is_there", a_lost_write),
         trial("a_sector_in_the_wrong_place_is_found", a_misplaced_sector),
+        trial("a_read_beside_a_write_may_have_parts_of_both_and_of_nothing_else", a_torn_read),
         trial("an_image_that_went_or_came_back_by_itself_is_found", a_lost_image),
         trial("a_clone_and_its_snapshot_must_agree", a_clone_of_another_moment),
         trial("a_disk_keeps_what_was_flushed_and_leaves_the_rest_to_chance", a_volatile_disk),
@@ -66,6 +67,28 @@ fn a_misplaced_sector() -> Result<()> {
     let mut torn = filled(second, AT);
     torn[700] ^= 1;
     ensure!(record.judge_image("a", AT, &torn, Outage::Death).is_err());
+    Ok(())
+}
+
+fn a_torn_read() -> Result<()> {
+    let (mut record, first, second) = written_twice();
+    let mixture = |one: u64, other: u64| {
+        let (mut one, other) = (filled(one, AT), filled(other, AT));
+        one[1000..1500].copy_from_slice(&other[1000..1500]);
+        one
+    };
+    let since = record.now("a");
+    let quiet = record.judge_read("a", since, AT, &mixture(first, second));
+    ensure!(quiet.is_err(), "nothing was under way");
+    let third = record.stamp();
+    let change = record.begin("a", AT, third);
+    record.judge_read("a", since, AT, &mixture(second, third))?;
+    ensure!(record.judge_read("a", since, AT, &mixture(first, third)).is_err(), "an old part");
+    record.end("a", AT, change, false);
+    record.judge_read("a", since, AT, &mixture(third, second))?;
+    let since = record.now("a");
+    let late = record.judge_read("a", since, AT, &mixture(second, third));
+    ensure!(late.is_err(), "asked for after the write had ended");
     Ok(())
 }
 

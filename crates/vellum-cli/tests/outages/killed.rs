@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use vellum_testkit::nbd::Client;
@@ -115,7 +115,13 @@ pub fn story(rounds: u32) -> Result<()> {
             .with_context(|| format!("in round {round} of seed {seed}"))?;
         }
     }
-    eprintln!("kill -9, seed {seed}: {}", shared.record().tally);
+    let record = shared.record();
+    eprintln!("kill -9, seed {seed}: {}", record.tally);
+    if rounds >= 50 {
+        for (what, (done, _)) in &record.tally.commands {
+            ensure!(*done > 0, "no {what} was ever done, of all that were tried");
+        }
+    }
     Ok(())
 }
 

@@ -68,8 +68,15 @@ fn main() -> std::process::ExitCode {
             kernel_client::story,
         )),
     ]);
+    if arguments.ignored || arguments.include_ignored {
+        // Who asks for what is ignored means what is slow, and not what cannot be run.
+        trials.retain(|trial| !trial.kind().starts_with(SKIPPED));
+    }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
+
+/// How the kind of a test begins that cannot be run here.
+const SKIPPED: &str = "skipped: ";
 
 /// A test by its name.
 fn trial(name: &str, test: fn() -> Result<()>) -> Trial {
@@ -84,7 +91,7 @@ fn slow(name: &str, test: fn() -> Result<()>) -> Trial {
 /// A test that a computer may be unable to run, and then why.
 fn unless(unavailable: Option<String>, trial: Trial) -> Trial {
     match unavailable {
-        Some(reason) => trial.with_kind(format!("skipped: {reason}")).with_ignored_flag(true),
+        Some(reason) => trial.with_kind(format!("{SKIPPED}{reason}")).with_ignored_flag(true),
         None => trial,
     }
 }

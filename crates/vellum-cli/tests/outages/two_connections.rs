@@ -3,6 +3,7 @@
 //!
 //! The server may still have the first copy, and must not carry it out once its client has gone on to write something else.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -73,9 +74,16 @@ fn tell(guest: &Guest, disk: &VolatileDisk) -> Result<()> {
 
     disk.set_pace(Pace::NoReads);
     let cold = writer.ask(COLD)?;
-    until("the server sleeps", || Ok(guest.asleep(Server::One)? > 0))?;
+    // Of both, since a thread may also sleep for a moment, over something else.
+    until("the server sleeps over a read", || {
+        Ok(disk.held() > 0 && guest.asleep(Server::One)? > 0)
+    })?;
     let second = writer.ask_all()?;
-    until("they wait in the server's socket", || Ok(unread(guest)? >= BLOCKS * 4096))?;
+    let seen = Cell::new(0);
+    until("some of them wait in the server's socket, and no more come", || {
+        let now = unread(guest)?;
+        Ok(now >= 4096 && seen.replace(now) == now)
+    })?;
     cut_first(guest)?;
     writer.hear(second)?;
     let third = writer.ask_all()?;

@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -76,6 +77,24 @@ pub struct VolatileDisk {
     pace: watch::Sender<Pace>,
     /// Of a slow disk, the request that is its turn.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// How many requests wait for it.
+    held: Arc<AtomicUsize>,
+}
+
+/// Counts a request for as long as it waits, or until its connection is gone.
+struct Held<'a>(&'a AtomicUsize);
+
+impl<'a> Held<'a> {
+    fn add(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 struct State {
@@ -118,12 +137,22 @@ impl VolatileDisk {
             lies: false,
         };
         let pace = watch::Sender::new(Pace::Quick);
-        Ok(Self { state: Arc::new(Mutex::new(state)), pace, turn: Arc::default() })
+        Ok(Self {
+            state: Arc::new(Mutex::new(state)),
+            pace,
+            turn: Arc::default(),
+            held: Arc::default(),
+        })
     }
 
     /// From now on requests take so long, those that wait included.
     pub fn set_pace(&self, pace: Pace) {
         self.pace.send_replace(pace);
+    }
+
+    /// How many requests wait for a disk that is slow or stands still.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::SeqCst)
     }
 
     fn is_quick(&self) -> bool {
@@ -137,6 +166,7 @@ impl VolatileDisk {
         if is_quick(*paces.borrow()) {
             return;
         }
+        let _held = Held::add(&self.held);
         let _turn = self.turn.lock().await;
         let moves = |pace: &Pace| is_quick(*pace) || matches!(pace, Pace::Slow(_));
         let pace = paces.wait_for(moves).await.map_or(Pace::Quick, |pace| *pace);
