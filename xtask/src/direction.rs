@@ -61,6 +61,7 @@ const RULES: &[Rule] = &[
             "vellum",
             "vellum-cli",
             "vellum-suite",
+            "vellum-sim",
             "vellum-testkit",
             "rusqlite",
             "rustix",
@@ -94,6 +95,7 @@ const RULES: &[Rule] = &[
             "vellum-convert",
             "vellum",
             "vellum-suite",
+            "vellum-sim",
             "clap",
         ],
     },
@@ -126,9 +128,16 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "vellum",
-        forbidden: &["vellum-cli", "vellum-convert", "vellum-suite", "vellum-testkit", "clap"],
+        forbidden: &[
+            "vellum-cli",
+            "vellum-convert",
+            "vellum-suite",
+            "vellum-sim",
+            "vellum-testkit",
+            "clap",
+        ],
     },
-    Rule { name: "vellum-cli", forbidden: &["vellum-suite", "vellum-testkit"] },
+    Rule { name: "vellum-cli", forbidden: &["vellum-suite", "vellum-sim", "vellum-testkit"] },
     // The suite knows the contract, and no engine it is run on.
     Rule {
         name: "vellum-suite",
