@@ -12,6 +12,15 @@ use crate::book::Shared;
 use crate::ground::{Engine, Ground, alive};
 use crate::known::{Known, SECTOR, SECTORS, SIZE, sectors};
 
+/// Whether a request covers all of the object that a sector lies in.
+fn covers_objects(image: &Image<Engine>, request: Extent, sector: Extent) -> bool {
+    let geometry = image.geometry();
+    geometry.objects(sector).all(|piece| {
+        let mut parts = geometry.object_image_extents(piece.object, SIZE);
+        parts.all(|part| request.contains(&part))
+    })
+}
+
 /// What each sector reads as; none may be torn.
 pub async fn values(image: &Image<Engine>) -> Vec<Value> {
     try_values(image).await.unwrap()
@@ -85,7 +94,8 @@ impl Worker<'_> {
         match zeroed {
             Ok(()) => history.end(at, change, options.durable),
             Err(error) => {
-                assert!(options.fast, "only fast zeroes may be refused: {error:?}");
+                let refused = options.fast && error.kind() == ErrorKind::Unsupported;
+                assert!(refused, "only fast zeroes may be refused: {error:?}");
                 history.refused(at, change);
             }
         }
@@ -112,16 +122,18 @@ impl Worker<'_> {
             })
             .collect();
         let discarded = alive(&self.ground, image.discard(at, policy, durable).await).await;
-        // A child that copies up gives whole objects back, and leaves the rest as it is.
-        let surely = !(has_parent && image.record().layering == Layering::CopyUp);
+        // A child that copies up gives whole objects back, and may leave the rest as it is.
+        let by_object = has_parent && image.record().layering == Layering::CopyUp;
+        let surely = |sector: Extent| !by_object || covers_objects(image, at, sector);
         let history = &mut known.borrow_mut().history;
-        match discarded {
-            Ok(()) if surely => {
-                changes.into_iter().for_each(|(at, change)| history.end(at, change, durable));
-            }
-            Ok(()) => {}
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+        if let Err(error) = &discarded {
+            assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+        }
+        for (sector, change) in changes {
+            match discarded {
+                Ok(()) if surely(sector) => history.end(sector, change, durable),
+                Ok(()) => {}
+                Err(_) => history.refused(sector, change),
             }
         }
     }
