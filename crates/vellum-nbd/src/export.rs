@@ -93,7 +93,7 @@ pub trait Export: Send + Sync + 'static {
         flags: ZeroFlags,
     ) -> impl Future<Output = Result<(), NbdError>> + Send;
 
-    /// Brings content closer, as far as that makes sense.
+    /// Brings content closer, as far as that makes sense, with at most 1 MiB of it in memory at once.
     fn cache(&self, at: Extent) -> impl Future<Output = Result<(), NbdError>> + Send;
 
     /// The status of a beginning of `at` in a context: at most `max` pieces, at least one.

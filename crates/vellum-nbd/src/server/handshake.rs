@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::export::{Export, Exports, OpenError};
 use crate::proto::option::{self, About, Agreed, Asked, Negotiation, OPTION_HEADER, OptionHeader};
@@ -33,12 +34,7 @@ pub(super) async fn negotiate<E: Exports>(
                 return Ok(None);
             }
             Asked::List => {
-                let answer = match server.exports.list().await {
-                    Ok(exports) => {
-                        option::list(&exports[..exports.len().min(server.limits.listed_max)])
-                    }
-                    Err(why) => option::refuse(About::List, &why),
-                };
+                let (answer, _room) = list(server).await?;
                 writer.write_all(&answer).await?;
             }
             Asked::Contexts { name, set, contexts } => {
@@ -80,6 +76,18 @@ pub(super) async fn negotiate<E: Exports>(
         }
     }
     Err(io::Error::other(format!("more than {} options", server.limits.options_max)))
+}
+
+/// The answer to a request for the list, with the room that it takes among what all clients have not taken yet.
+async fn list<E: Exports>(server: &Shared<E>) -> io::Result<(Vec<u8>, OwnedSemaphorePermit)> {
+    // A few at a time, since nobody knows how long one is before it is made.
+    let _making = server.lists.acquire().await.map_err(io::Error::other)?;
+    let answer = match server.exports.list().await {
+        Ok(exports) => option::list(&exports[..exports.len().min(server.limits.listed_max)]),
+        Err(why) => option::refuse(About::List, &why),
+    };
+    let room = server.room.for_answer(answer.len()).await?;
+    Ok((answer, room))
 }
 
 /// Opens an export on the server's runtime.

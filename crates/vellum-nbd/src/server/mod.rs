@@ -43,9 +43,9 @@ pub struct Limits {
     pub connections_max: usize,
     /// Requests of one connection that are under way or whose replies are not sent yet. At the limit no more are read.
     pub requests_max: usize,
-    /// Bytes of payload of one connection that are in memory at once.
+    /// Bytes of one connection that are in memory at once: payload, what is brought closer, and replies that tell of blocks.
     pub connection_bytes_max: usize,
-    /// Bytes of payload of all connections together.
+    /// The same of all connections together, with lists of exports.
     pub bytes_max: usize,
     /// How long a connection may hold room of `bytes_max` that others wait for, while it moves less than 1 MiB of the payload
     /// that it sends or of the replies that it is sent. Then it is closed. One that holds nothing, or that nobody waits for,
@@ -83,6 +83,9 @@ impl Default for Limits {
     }
 }
 
+/// How many lists of exports are made at once.
+const LISTS_MAX: usize = 4;
+
 /// A server of exports on any number of sockets. Clones are the same server.
 pub struct Server<E: Exports>(Arc<Shared<E>>);
 
@@ -104,6 +107,8 @@ struct Shared<E> {
     buffers: BufferPool,
     connections: Arc<Semaphore>,
     room: Arc<ServerRoom>,
+    /// Who makes a list of exports.
+    lists: Semaphore,
     lookouts: Arc<Lookouts>,
     ending: CancellationToken,
     tasks: TaskTracker,
@@ -129,6 +134,7 @@ impl<E: Exports> Server<E> {
             buffers,
             connections,
             room,
+            lists: Semaphore::new(LISTS_MAX),
             lookouts: Lookouts::new(),
             ending,
             tasks,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Buf, Bytes, BytesMut};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -28,6 +29,10 @@ use crate::server::writer::{Holds, Reply, write_replies};
 const READ_AT_ONCE: usize = 256 << 10;
 /// A read is answered where it was parsed only up to this size, lest a large one delays what comes behind it.
 const INLINE_MAX: u64 = 128 << 10;
+/// What an export may have in memory to bring content closer.
+const CACHE_ROOM: usize = 1 << 20;
+/// What a descriptor of block status takes while it is made, and in the reply.
+const DESCRIPTOR_ROOM: usize = 64;
 
 /// Who is at the other end of a connection.
 pub(super) struct Client {
@@ -43,6 +48,8 @@ struct Connection<X> {
     hangup: Option<Hangup>,
     /// The client has said goodbye: it wants all that it asked for before, wherever it is by then.
     goodbye: AtomicBool,
+    /// Changes that were not begun, for the client has hung up. It may have said goodbye before, which is not read yet.
+    postponed: Mutex<Vec<Taken>>,
     size: u64,
     read_only: bool,
     descriptors_max: usize,
@@ -71,6 +78,7 @@ pub(super) async fn transmit<E: Exports>(
         agreed: Arc::new(client.agreed),
         hangup: client.hangup,
         goodbye: AtomicBool::new(false),
+        postponed: Mutex::default(),
         size: info.size,
         read_only: info.read_only,
         descriptors_max: limits.descriptors_max,
@@ -187,6 +195,7 @@ impl<X: Export> Connection<X> {
             };
             if request.command == Command::Disconnect {
                 self.goodbye.store(true, Ordering::Relaxed);
+                std::mem::take(&mut *self.postponed.lock()).into_iter().for_each(start);
                 return Ok(());
             }
             let mut holds = Holds { request: Some(permit), bytes: None };
@@ -199,9 +208,9 @@ impl<X: Export> Connection<X> {
                     continue;
                 }
             };
-            // Only reads and writes move data, and both are at most 32 MiB by now.
-            if matches!(request.command, Command::Read | Command::Write) {
-                holds.bytes = Some(self.room.take(at.len_usize()).await?);
+            let needed = self.room_needed(&request, at);
+            if needed > 0 {
+                holds.bytes = Some(self.room.take(needed).await?);
             }
             let data = if request.command == Command::Write {
                 let mut buffer = self.buffers.take(at.len_usize());
@@ -217,6 +226,19 @@ impl<X: Export> Connection<X> {
         }
     }
 
+    /// How many bytes of a request, or of its answer, are in memory at once.
+    fn room_needed(&self, request: &Request, at: Extent) -> usize {
+        match request.command {
+            // At most 32 MiB by now.
+            Command::Read | Command::Write => at.len_usize(),
+            Command::Cache => CACHE_ROOM,
+            Command::BlockStatus => {
+                self.descriptors_max * self.agreed.contexts.len() * DESCRIPTOR_ROOM
+            }
+            _ => 0,
+        }
+    }
+
     fn read_at_once(&self, request: &Request, at: Extent) -> Option<Pieces> {
         if request.command != Command::Read || at.length() > INLINE_MAX {
             return None;
@@ -226,15 +248,17 @@ impl<X: Export> Connection<X> {
         read.then(|| reply::data(&self.agreed, request, buffer.freeze()))
     }
 
-    /// Carries a request out and answers it, unless it would change something for a client that has given it up.
+    /// Carries a request out and answers it; one that would change something for a client that has given it up is postponed.
     async fn serve(&self, taken: Taken) {
-        let Taken { request, at, data, mut holds } = taken;
-        let changes =
-            matches!(request.command, Command::Write | Command::Trim | Command::WriteZeroes);
+        let command = taken.request.command;
+        let changes = matches!(command, Command::Write | Command::Trim | Command::WriteZeroes);
         if changes && self.is_given_up() {
-            tracing::debug!(?at, "a change was not begun, for its client has hung up");
+            tracing::debug!(at = ?taken.at, "a change was not begun, for its client has hung up");
+            // It holds up nothing: what such a client has sent lies in the socket, has an end, and must be read to it.
+            self.postponed.lock().push(Taken { holds: Holds::default(), ..taken });
             return;
         }
+        let Taken { request, at, data, mut holds } = taken;
         let pieces = match self.carry_out(&request, at, data).await {
             Ok(pieces) => pieces,
             Err(error) => reply::failed(&self.agreed, &request, &error),

@@ -29,14 +29,22 @@ const LOOKS: u32 = 8;
 #[derive(Debug)]
 pub(super) struct ServerRoom {
     units: Arc<Semaphore>,
+    /// All there is.
+    units_max: usize,
     /// How many wait for it.
     waiting: AtomicUsize,
 }
 
 impl ServerRoom {
     pub(super) fn new(limits: &Limits) -> Self {
-        let units = Arc::new(Semaphore::new(limits.bytes_max / UNIT));
-        Self { units, waiting: AtomicUsize::new(0) }
+        let units_max = limits.bytes_max / UNIT;
+        Self { units: Arc::new(Semaphore::new(units_max)), units_max, waiting: AtomicUsize::new(0) }
+    }
+
+    /// Waits for room for what is said before an export is used, which has its own deadline.
+    pub(super) async fn for_answer(&self, length: usize) -> io::Result<OwnedSemaphorePermit> {
+        let units = length.div_ceil(UNIT).min(self.units_max) as u32;
+        self.take(units, &AtomicUsize::new(0)).await
     }
 
     async fn take(&self, units: u32, own: &AtomicUsize) -> io::Result<OwnedSemaphorePermit> {

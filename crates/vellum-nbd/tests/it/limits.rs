@@ -98,6 +98,41 @@ async fn a_client_that_takes_no_replies_is_closed_once_others_have_waited_for_it
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_tells_of_blocks_or_is_brought_closer_takes_room_as_payload_does() {
+    for command in [command::BLOCK_STATUS, command::CACHE] {
+        let (server, _) = server(crowded());
+        // An answer has more than the bytes that are taken ahead.
+        let (mut deaf, _) = connect(&server, 8);
+        deaf.hello(3).await;
+        deaf.use_export(Style::Structured, "disk").await;
+        deaf.request(command, 0, 0, 4096).await;
+        let mut other = client(&server, Style::Simple, "disk").await;
+        let began = tokio::time::Instant::now();
+        assert_eq!(other.read(0, 4096).await, [0; 4096]);
+        let waited = began.elapsed();
+        assert!(waited > Duration::ZERO && waited <= STALL * 2, "{command}: {waited:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_nobody_takes_has_room_until_its_negotiation_is_over() {
+    let limits = Limits { handshake_max: STALL, ..crowded() };
+    let (server, _) = server(limits);
+    let (mut deaf, _) = connect(&server, 64);
+    deaf.hello(3).await;
+    deaf.send_option(option::LIST, &[]).await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let mut other = client(&server, Style::Simple, "disk").await;
+    let began = tokio::time::Instant::now();
+    // All there is, of which the list has a part.
+    other.request(command::READ, 0, 0, 64 << 10).await;
+    other.simple().await;
+    other.take(64 << 10).await;
+    let waited = began.elapsed();
+    assert!(waited > Duration::ZERO && waited <= STALL * 2, "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_stops_for_an_hour_goes_on_if_nobody_waits_for_it() {
     let (server, _) = server(crowded());
     let mut paused = client(&server, Style::Simple, "disk").await;

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use vellum_nbd::Limits;
 
@@ -219,4 +219,28 @@ async fn what_a_client_asked_for_before_it_said_goodbye_is_done() {
     let address = listening.listen_tcp(([127, 0, 0, 1], 0).into()).await.unwrap();
     let connect = async move || TcpStream::connect(address).await.unwrap();
     assert_eq!(after_a_hangup(&disk, connect, true).await, b"old");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_in_the_socket_when_a_client_says_goodbye_is_done_and_answered() {
+    let (listening, disk) = server(two());
+    let address = listening.listen_tcp(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let mut peer = user(TcpStream::connect(address).await.unwrap()).await;
+    let sleep = disk.sleep_over_the_next();
+    peer.write(0, 0, b"begun").await;
+    in_time(disk.called(1)).await;
+    // More than may be under way, so that some are begun before the goodbye is read, though it has come.
+    const WRITES: u64 = 200;
+    for number in 1..=WRITES {
+        peer.write(0, number * 4096, &[number as u8; 16]).await;
+    }
+    peer.request(command::DISCONNECT, 0, 0, 0).await;
+    peer.stream.shutdown().await.unwrap();
+    std::thread::sleep(Duration::from_millis(1));
+    drop(sleep);
+    assert_eq!(in_time(peer.rest()).await.len() as u64, 16 * (WRITES + 1), "answers");
+    let bytes = disk.bytes.lock();
+    for number in 1..=WRITES {
+        assert_eq!(bytes[number as usize * 4096], number as u8, "write {number}");
+    }
 }
