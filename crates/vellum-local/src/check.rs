@@ -3,19 +3,23 @@
 //! What a check finds is said in [`Finding`]s. Three things are repaired, and only where nobody is using the layer: lists
 //! and notes of the catalog that do not agree with what the layers say; files of layers that were removed; and space under
 //! units that are not data. Files of layers that the catalog never knew may be newer than a catalog that was brought back from
-//! a backup, and go only if that is asked for. Damage is told and left alone: whatever there is to save, is better saved from what is there.
+//! a backup, and space whose states the map does not have may be data of a map that was damaged: both go only if that is asked
+//! for. Damage is told and left alone: whatever there is to save, is better saved from what is there.
 
 use std::collections::BTreeMap;
 
 use vellum_core::{Extent, State};
-use vellum_disk::{Disk, LockKind};
+use vellum_disk::{Disk, File, LockKind};
 use vellum_engine::catalog::FINDINGS_MAX;
-use vellum_engine::{Catalog, ErrorKind, Finding, ImageRecord, Repair, Result, Revision, Severity};
+use vellum_engine::{
+    Catalog, Error, ErrorKind, Finding, ImageRecord, Repair, Result, Revision, Severity,
+};
 
 use crate::LayerId;
 use crate::catalog::consistency;
 use crate::catalog::record::ImageNo;
 use crate::engine::{LocalCatalog, facts};
+use crate::format::{PAGE, sector};
 use crate::layer::LocalLayer;
 use crate::recovery::present_segments;
 use crate::removal::Why;
@@ -112,7 +116,10 @@ impl<D: Disk> LocalCatalog<D> {
             record => record?,
         };
         for revision in &record.revisions {
-            self.check_revision(image, &record, revision, repair, findings).await?;
+            let checked = self.check_revision(image, &record, revision, repair, findings).await;
+            if let Err(error) = checked {
+                findings.push(Finding::new(Severity::Unknown, error.chain()).of(&record.name));
+            }
         }
         Ok(())
     }
@@ -158,10 +165,8 @@ impl<D: Disk> LocalCatalog<D> {
             Err(error) => {
                 let severity = match error.kind() {
                     ErrorKind::Corrupt => Severity::Damage,
-                    ErrorKind::Busy | ErrorKind::InUse | ErrorKind::Unsupported => {
-                        Severity::Unknown
-                    }
-                    _ => return Err(error),
+                    // It could not be looked at, and what comes behind it can.
+                    _ => Severity::Unknown,
                 };
                 findings.push(Finding::new(severity, error.chain()).of(&record.name));
             }
@@ -200,6 +205,46 @@ impl Extents {
         let more = if more { " and more" } else { "" };
         let what = format!("{what}: {} bytes, at {}{more}", self.bytes, named.join(", "));
         Some(Finding::new(severity, what))
+    }
+}
+
+/// Space under units that are not data.
+#[derive(Default)]
+struct Space {
+    /// Of units that the map says are something else.
+    given_up: Extents,
+    /// Of units whose states the map does not have. A power cut leaves them, of writes that were never synced; but a map that
+    /// lost them looks the same, and then they are data.
+    unsaid: Extents,
+}
+
+impl Space {
+    /// Notes some, and says which repair may free it.
+    fn add(&mut self, at: Extent, is_said: bool) -> Repair {
+        if is_said {
+            self.given_up.add(at);
+            Repair::Safe
+        } else {
+            self.unsaid.add(at);
+            Repair::WithUnknownFiles
+        }
+    }
+
+    fn findings(&self, layer: LayerId, repair: Repair) -> Vec<Finding> {
+        let given_up = format!("layer {layer}: space under units that are not data");
+        let unsaid = format!(
+            "layer {layer}: space under units whose states were never written, left by a power cut, or all that is left of data \
+             if the map has lost a part"
+        );
+        let kinds = [
+            (self.given_up.finding(Severity::Leak, &given_up), Repair::Safe),
+            (self.unsaid.finding(Severity::Leak, &unsaid), Repair::WithUnknownFiles),
+        ];
+        let found = kinds.into_iter().filter_map(|(finding, freed_by)| {
+            let is_freed = repair >= freed_by;
+            finding.map(|it| if is_freed { it.repaired("freed it") } else { it })
+        });
+        found.collect()
     }
 }
 
@@ -277,33 +322,56 @@ impl<D: Disk> LocalLayer<D> {
         &self,
         lengths: &BTreeMap<u64, u64>,
         repair: Repair,
-    ) -> Result<Option<Finding>> {
+    ) -> Result<Vec<Finding>> {
         let inner = &self.0;
-        let mut leaked = Extents::default();
+        let mut space = Space::default();
         for number in lengths.keys() {
             let mut at = number * segment::SEGMENT;
             while let Some(occupied) = inner.segments.next_data(*number, at).await? {
                 at = occupied.end();
-                for piece in inner.units.by_page(occupied.clip(inner.facts.size)) {
-                    for run in &inner.states_of(piece.1).await? {
-                        let whole = run.extent.align_in(FILE_SYSTEM_BLOCK);
-                        if run.state == State::Data || whole.is_empty() {
-                            continue;
-                        }
-                        leaked.add(whole);
-                        if repair.is_wanted() {
-                            inner.segments.punch(whole).await?;
-                        }
-                    }
+                for (page, piece) in inner.units.by_page(occupied.clip(inner.facts.size)) {
+                    self.check_space_of_page(page, piece, repair, &mut space).await?;
                 }
             }
         }
-        let what = format!("layer {}: space under units that are not data", inner.facts.id);
-        let finding = leaked.finding(Severity::Leak, &what);
-        Ok(finding.map(|finding| match repair {
-            Repair::No => finding,
-            Repair::Safe | Repair::WithUnknownFiles => finding.repaired("freed it"),
-        }))
+        Ok(space.findings(inner.facts.id, repair))
+    }
+
+    async fn check_space_of_page(
+        &self,
+        page: u64,
+        occupied: Extent,
+        repair: Repair,
+        space: &mut Space,
+    ) -> Result<()> {
+        let inner = &self.0;
+        let never_written = self.never_written(page).await?;
+        let runs = inner.states_of(occupied).await?;
+        for run in runs.iter().filter(|run| run.state != State::Data) {
+            for (sector, part) in inner.units.by_sector(run.extent) {
+                let whole = part.align_in(FILE_SYSTEM_BLOCK);
+                let is_said = run.state == State::Zero || never_written & 1 << sector == 0;
+                if !whole.is_empty() && space.add(whole, is_said) <= repair {
+                    inner.segments.punch(whole).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Which sectors of a page the map has never had.
+    async fn never_written(&self, page: u64) -> Result<u8> {
+        let map = self.0.map.get();
+        let length = match map {
+            Some(map) => map.length().await.map_err(|error| {
+                Error::io(format!("ask how long {} is", self.0.map_name()), error)
+            })?,
+            None => 0,
+        };
+        if length < (page + 2) * PAGE as u64 {
+            return Ok(u8::MAX);
+        }
+        Ok(sector::never_written(&self.0.read_page_bytes(page).await?))
     }
 }
 

@@ -144,13 +144,18 @@ impl<D: Disk> Inner<D> {
     }
 
     async fn read_page(&self, page: u64) -> Result<Page> {
+        let bytes = self.read_page_bytes(page).await?;
+        Ok(Page::new(&sector::decode(&self.map_name(), self.facts.id.number(), page, &bytes)?))
+    }
+
+    /// A page as the map has it, which is not checked.
+    pub(crate) async fn read_page_bytes(&self, page: u64) -> Result<[u8; PAGE]> {
         let what = self.map_name();
         let map = self.map.get().ok_or_else(|| Error::corrupt(format!("{what} is missing")))?;
         let buffer = self.shared.options.buffers.take(PAGE);
         let (buffer, result) = map.read_at(buffer, 0..PAGE, (page + 1) * PAGE as u64).await;
         result.map_err(|error| Error::io(format!("read page {page} of {what}"), error))?;
-        let bytes: &[u8; PAGE] = buffer[..].try_into().expect("the buffer is as long as a page");
-        Ok(Page::new(&sector::decode(&what, self.facts.id.number(), page, bytes)?))
+        Ok(buffer[..].try_into().expect("the buffer is as long as a page"))
     }
 
     /// The states of all of `at`.

@@ -1,7 +1,7 @@
 //! Checking: what is recorded against what is stored, through all pools of a home.
 
 use vellum_core::PoolName;
-use vellum_engine::{ErrorKind, Finding, Repair, Result, Severity};
+use vellum_engine::{ErrorKind, Finding, Repair, Result};
 use vellum_image::check;
 
 use crate::Vellum;
@@ -15,6 +15,9 @@ pub struct Checked {
     pub pool: PoolName,
     /// What was found, the worst first.
     pub findings: Vec<Finding>,
+    /// False if the pool could not be opened, or its catalog not be read, for another reason than that somebody uses it: then
+    /// there is nothing else in the findings.
+    pub could_be_checked: bool,
 }
 
 impl Vellum {
@@ -33,17 +36,17 @@ impl Vellum {
                 // Made at its first use, which this is not.
                 continue;
             }
-            let findings = match self.pool(&name).await {
-                Ok(catalog) => check::check(pools, &catalog, None, repair).await?,
-                Err(error) => {
-                    let severity = match error.kind() {
-                        ErrorKind::Corrupt => Severity::Damage,
-                        _ => Severity::Unknown,
-                    };
-                    vec![Finding::new(severity, error.chain())]
-                }
+            let found = match self.pool(&name).await {
+                Ok(catalog) => check::check(pools, &catalog, None, repair).await,
+                Err(error) => Err(error),
             };
-            checked.push(Checked::new(name, findings));
+            checked.push(match found {
+                Ok(findings) => Checked::new(name, findings),
+                Err(error) => Checked {
+                    could_be_checked: error.kind() == ErrorKind::InUse,
+                    ..Checked::new(name, vec![check::not_looked_at(&error)])
+                },
+            });
         }
         Ok(checked)
     }
@@ -52,6 +55,6 @@ impl Vellum {
 impl Checked {
     fn new(pool: PoolName, mut findings: Vec<Finding>) -> Self {
         findings.sort_by_key(|finding| finding.severity);
-        Self { pool, findings }
+        Self { pool, findings, could_be_checked: true }
     }
 }

@@ -35,6 +35,7 @@ pub mod unfinished;
 pub mod vellum;
 
 pub use vellum_engine::{Error, ErrorKind, Result};
+pub use vellum_local::wait_for_catalogs;
 pub use vellum_nbd::Limits;
 
 pub use holder::Holder;

@@ -17,7 +17,7 @@ struct Row {
     repaired: Option<String>,
 }
 
-/// Checks an image, or all pools. Fails as corrupt if something is damaged.
+/// Checks an image, or all pools. Fails as corrupt if something is damaged, and else if a pool could not be looked at.
 pub async fn run(
     vellum: &Vellum,
     spec: Option<&ImageSpec>,
@@ -29,8 +29,9 @@ pub async fn run(
         None => None,
     };
     let mut rows = Vec::new();
-    let mut damaged = 0;
+    let (mut damaged, mut closed) = (0, 0);
     for checked in vellum.check(located.as_ref(), repair).await? {
+        closed += usize::from(!checked.could_be_checked);
         for finding in checked.findings {
             damaged += usize::from(finding.severity == Severity::Damage);
             rows.push(Row {
@@ -43,8 +44,12 @@ pub async fn run(
         }
     }
     print(&rows, output)?;
-    if damaged == 0 {
+    if damaged == 0 && closed == 0 {
         return Ok(());
+    }
+    if damaged == 0 {
+        let what = format!("{closed} pools could not be looked at, for the reasons above");
+        return Err(Error::new(ErrorKind::Io, what).into());
     }
     let what = format!(
         "{damaged} of these are damage: restore what was lost from a copy; what can still be read can be exported"

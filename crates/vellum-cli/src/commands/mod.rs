@@ -14,6 +14,8 @@ mod pool;
 pub mod serve;
 mod tree;
 
+use std::time::Duration;
+
 use vellum::{HomeOptions, Vellum};
 use vellum_core::{Extent, Geometry, ImageSpec};
 use vellum_engine::{ErrorKind, Layering, Repair};
@@ -43,8 +45,12 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
     });
     // What still runs belongs to nobody any more; its threads need not be waited for.
     runtime.shutdown_background();
+    vellum::wait_for_catalogs(CLOSING_MAX);
     result
 }
+
+/// How long a command waits for what it had open to be closed in good order.
+const CLOSING_MAX: Duration = Duration::from_secs(1);
 
 fn workers() -> usize {
     std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8))

@@ -20,6 +20,8 @@ pub fn trials() -> Vec<Trial> {
         trial("what_is_stored_is_shown_although_an_image_is_in_use", du_in_use),
         trial("a_copied_pool_can_be_used_once_it_has_an_id_of_its_own", copied_pool),
         trial("a_copied_home_can_be_used_once_its_pool_has_an_id_of_its_own", copied_home),
+        trial("a_command_that_ended_leaves_all_of_the_catalog_in_its_file", one_file),
+        trial("a_pool_that_cannot_be_opened_fails_a_check", unopened),
         trial("a_check_names_what_is_damaged_and_ends_with_6", damaged),
         trial("a_check_frees_what_nothing_refers_to", leaked),
     ]
@@ -54,6 +56,42 @@ fn damaged() -> Result<()> {
     let json: serde_json::Value =
         serde_json::from_slice(&home.run(&["--format", "json", "check"])?.stdout)?;
     ensure!(json[0]["severity"] == "damage" && json[0]["image"] == "gold", "JSON says {json}");
+    Ok(())
+}
+
+fn one_file() -> Result<()> {
+    let home = golden(&pattern(MIB, 1))?;
+    home.ok(&["clone", "gold@s", "child"])?;
+    let pool = home.home().join("pools/default");
+    for entry in std::fs::read_dir(&pool)? {
+        let entry = entry?;
+        let is_log = entry.file_name().to_string_lossy().starts_with("pool.sqlite-");
+        ensure!(!is_log || entry.metadata()?.len() == 0, "{} is left", entry.path().display());
+    }
+    // What a copy of it alone holds, in a home of its own.
+    let other = self::home()?;
+    other.ok(&["ls"])?;
+    let copied = other.home().join("pools/default");
+    std::fs::create_dir_all(&copied)?;
+    std::fs::copy(pool.join("pool.sqlite"), copied.join("pool.sqlite"))?;
+    let listed = other.ok(&["pool", "new-id", "default"]).and_then(|_| other.ok(&["ls"]))?;
+    ensure!(listed.contains("gold") && listed.contains("child"), "it lists {listed}");
+    Ok(())
+}
+
+fn unopened() -> Result<()> {
+    let home = golden(&pattern(MIB, 1))?;
+    home.ok(&["pool", "create", "other", "--path", home.file("other").to_str().context("UTF-8")?])?;
+    let catalog = home.home().join("pools/default/pool.sqlite");
+    std::fs::rename(&catalog, catalog.with_extension("away"))?;
+    std::fs::create_dir(&catalog)?;
+    let output = home.command(&["check"]).output()?;
+    let said = String::from_utf8(output.stdout)?;
+    ensure!(output.status.code() == Some(1), "it ends with {}", output.status);
+    ensure!(
+        said.starts_with("unknown: default: ") || said.starts_with("damage: default: "),
+        "{said}"
+    );
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{StatVfsMountFlags, fchown, fstatfs, statfs, statvfs};
+use rustix::fs::{OFlags, StatVfsMountFlags, fchown, fstatfs, statfs, statvfs};
 use rustix::process::{Gid, Uid};
 
 use crate::pool::Pool;
@@ -116,7 +116,8 @@ impl Disk for RealDisk {
 
 fn open(threads: Threads, path: &Path, mode: OpenMode) -> io::Result<RealFile> {
     let mut options = OpenOptions::new();
-    options.read(true).mode(0o644);
+    // A pipe in the place of a file must not be waited for.
+    options.read(true).mode(0o644).custom_flags(OFlags::NONBLOCK.bits() as i32);
     match mode {
         OpenMode::Read => {}
         OpenMode::ReadWrite => {
@@ -130,6 +131,9 @@ fn open(threads: Threads, path: &Path, mode: OpenMode) -> io::Result<RealFile> {
         }
     }
     let file = options.open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
     if matches!(mode, OpenMode::Create | OpenMode::ReadWriteOrCreate) {
         take_owner_of_parent(&file, path)?;
     }
@@ -218,7 +222,10 @@ fn parse_boot_id(text: &str) -> Option<BootId> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::{Durability, File};
 
     #[test]
     fn a_boot_id_is_thirty_two_digits() {
@@ -231,6 +238,31 @@ mod tests {
             "01234567-89ab-cdef-0123-456789abcdef00",
         ] {
             assert_eq!(parse_boot_id(bad), None, "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_file_system_says_so_with_its_number() {
+        // /dev/full answers every write with ENOSPC. It is no file, so it is not opened as one.
+        let full = OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
+        let full = RealFile::new(full, RealDisk::default().0).unwrap();
+        let write = full.write_at(vec![Bytes::from_static(b"x")], 0, Durability::AtSync).await;
+        assert_eq!(write.unwrap_err().raw_os_error(), Some(28));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_regular_file_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let device = dir.path().join("device");
+        std::os::unix::fs::symlink("/dev/zero", &device).unwrap();
+        let disk = RealDisk::default();
+        for path in [&pipe, &device, &dir.path().to_owned()] {
+            for mode in [OpenMode::Read, OpenMode::ReadWrite, OpenMode::ReadWriteOrCreate] {
+                assert!(disk.open(path, mode).await.is_err(), "{path:?} {mode:?}");
+            }
         }
     }
 

@@ -220,15 +220,6 @@ async fn opening_says_what_was_wrong() {
 }
 
 #[tokio::test]
-async fn a_full_file_system_says_so_with_its_number() {
-    // /dev/full answers every write with ENOSPC.
-    let file = RealDisk::default().open(Path::new("/dev/full"), OpenMode::ReadWrite).await.unwrap();
-    let error =
-        file.write_at(vec![Bytes::from_static(b"x")], 0, Durability::AtSync).await.unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(28));
-}
-
-#[tokio::test]
 async fn the_file_system_is_known() {
     for (dir, disk, _) in files().await {
         let found = disk.file_system(dir.path()).await.unwrap();

@@ -23,6 +23,7 @@ pub(crate) mod snapshots;
 pub(crate) mod worker;
 
 pub(crate) use failure::{Failure, Outcome};
+pub use worker::wait_for_catalogs;
 pub(crate) use worker::{DECISION_WAIT, Database, Undecided};
 
 #[cfg(test)]

@@ -13,8 +13,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::mpsc as decision;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 use vellum_engine::{Error, ErrorKind, Happened, Result};
@@ -300,6 +301,35 @@ fn open_alone<T>(
     Ok((Database::Alone(Alone::new(db, reader)), value))
 }
 
+/// How many threads of this process have a catalog open, or are closing one.
+static OPEN: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// Counts a thread until it is dropped.
+struct Open;
+
+impl Open {
+    fn count() -> Self {
+        *OPEN.0.lock() += 1;
+        Self
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        *OPEN.0.lock() -= 1;
+        OPEN.1.notify_all();
+    }
+}
+
+/// Waits until all catalogs that this process had open are closed, but for those that somebody still uses when so much time has
+/// passed. The last one of all processes that closes a catalog moves its log into its file, on a thread of its own; a process
+/// that ends before leaves the log, which is as good, but is one more file that can be lost.
+pub fn wait_for_catalogs(patience: Duration) {
+    let until = Instant::now() + patience;
+    let mut open = OPEN.0.lock();
+    while *open > 0 && !OPEN.1.wait_until(&mut open, until).timed_out() {}
+}
+
 /// Starts a thread, opens a connection on it, and runs `first`. The thread ends, and closes the connection, when the
 /// sender is gone, and the thread it is to outlive too: the last connection moves the log into the file, and of two that close
 /// at once each takes the other for the last.
@@ -311,7 +341,10 @@ async fn spawn<T: Send + 'static>(
 ) -> Result<(mpsc::Sender<Job>, JoinHandle<()>, T)> {
     let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_MAX);
     let (ready, opened) = oneshot::channel();
+    let open = Open::count();
     let body = move || {
+        // Dropped last, when the connection is closed.
+        let _open = open;
         let result = connection::open(&path, None, purpose).and_then(|mut db| {
             let value = first(&mut db)
                 .map_err(|failure| failure.into_error(&format!("open {}", path.display())))?;

@@ -18,6 +18,8 @@ pub(crate) const SECTOR_WORDS: usize = 62;
 pub(crate) const PAGE_WORDS: usize = SECTORS * SECTOR_WORDS;
 /// Units in a word, at two bits each.
 pub(crate) const WORD_UNITS: u64 = 32;
+/// Units in a sector: with blocks of 4 KiB, 7.75 MiB of the image.
+pub(crate) const SECTOR_UNITS: u64 = SECTOR_WORDS as u64 * WORD_UNITS;
 /// Units in a page: with blocks of 4 KiB, 62 MiB of the image.
 pub(crate) const PAGE_UNITS: u64 = PAGE_WORDS as u64 * WORD_UNITS;
 
@@ -70,6 +72,13 @@ pub(crate) fn decode(
         }
     }
     Ok(words)
+}
+
+/// Which sectors of a page were never written, one bit each, the first in the lowest; so looks one too that was lost.
+pub(crate) fn never_written(bytes: &[u8; PAGE]) -> u8 {
+    let sectors = bytes.chunks_exact(SECTOR).enumerate();
+    let blank = sectors.filter(|(_, sector)| sector.iter().all(|byte| *byte == 0));
+    blank.fold(0, |bits, (number, _)| bits | 1 << number)
 }
 
 /// Where a sector belongs; 0 and 1 are taken by the header.

@@ -9,7 +9,7 @@ pub(crate) mod presence;
 
 use vellum_core::Extent;
 
-use crate::format::sector::PAGE_UNITS;
+use crate::format::sector::{PAGE_UNITS, SECTOR_UNITS};
 
 /// How units and pages of a layer relate to bytes of the image.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +57,22 @@ impl Units {
     /// Pages that describe the image.
     pub(crate) fn pages(self) -> u64 {
         self.size.div_ceil(self.page_size())
+    }
+
+    /// The pieces of an extent within a page that lie in one sector of states each, with the sector's number in the page.
+    pub(crate) fn by_sector(self, at: Extent) -> impl Iterator<Item = (usize, Extent)> {
+        let sector_size = SECTOR_UNITS * self.block;
+        let (mut rest, page_size) = (at, self.page_size());
+        std::iter::from_fn(move || {
+            (!rest.is_empty()).then(|| {
+                let page_start = rest.offset() / page_size * page_size;
+                let sector = (rest.offset() - page_start) / sector_size;
+                let end = page_start.saturating_add((sector + 1) * sector_size);
+                let (piece, after) = rest.split(end);
+                rest = after;
+                (sector as usize, piece)
+            })
+        })
     }
 
     /// The pieces of an extent that lie in one page each, with the page's number.

@@ -146,6 +146,46 @@ async fn space_under_units_that_are_not_data_is_a_leak_and_can_be_freed() {
 }
 
 #[tokio::test]
+async fn data_whose_states_were_lost_is_not_freed_unless_that_is_asked_for() {
+    // One sector of the first page, and the whole page.
+    for lost in [512, 4096] {
+        let home = Home::new();
+        let pool = home.pool().await;
+        let record = written(&pool, "image").await;
+        let directory = layer_dir(&pool, &record);
+        let map = fs::OpenOptions::new().write(true).open(directory.join("map")).unwrap();
+        map.write_all_at(&vec![0; lost], 4096).unwrap();
+        let data = fs::read(directory.join("data.0")).unwrap();
+        let pool = home.pool().await;
+        for repair in [Repair::No, Repair::Safe] {
+            let findings = pool.check(None, repair).await.unwrap();
+            assert_eq!(severities(&findings), [Severity::Leak], "{findings:?}");
+            assert!(findings[0].stands() && findings[0].what.contains("never written"));
+        }
+        assert!(fs::read(directory.join("data.0")).unwrap() == data, "it is all there");
+        let freed = pool.check(None, Repair::WithUnknownFiles).await.unwrap();
+        assert!(freed.iter().all(|finding| !finding.stands()), "{freed:?}");
+        assert!(check(&pool).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_looked_at_keeps_no_check_from_looking_at_the_rest() {
+    let home = Home::new();
+    let pool = home.pool().await;
+    let odd = written(&pool, "a").await;
+    let damaged = written(&pool, "b").await;
+    let map = layer_dir(&pool, &odd).join("map");
+    fs::remove_file(&map).unwrap();
+    fs::create_dir(&map).unwrap();
+    let data = layer_dir(&pool, &damaged).join("data.0");
+    fs::OpenOptions::new().write(true).open(data).unwrap().set_len(0).unwrap();
+    let mut found = severities(&check(&home.pool().await).await);
+    found.sort_unstable();
+    assert_eq!(found, [Severity::Damage, Severity::Unknown]);
+}
+
+#[tokio::test]
 async fn a_layer_that_is_remembered_as_removed_and_is_there_stays_and_is_forgotten() {
     let home = Home::new();
     let pool = home.pool().await;
