@@ -256,10 +256,15 @@ async fn what_is_committed_after_a_catalog_was_opened_whose_log_could_not_be_syn
 
 #[tokio::test]
 async fn a_pool_whose_creation_failed_can_be_made_again_and_keeps_what_comes_then() {
-    for skip in 0..6 {
+    // In the order in which a catalog is made, and given its log.
+    let files = ["pool.sqlite-journal", "pool.sqlite", "pool.sqlite-wal"];
+    let moments = files.iter().flat_map(|file| {
+        let calls = [Call::Write, Call::SyncData].into_iter();
+        calls.flat_map(move |call| (0..6).map(move |skip| (file, call, skip)))
+    });
+    for (file, call, skip) in moments {
         for seed in 0..20 {
             let disk = SimDisk::new(seed).with_pool_at(POOLS[1]);
-            let (call, file) = (Call::SyncData, "pool.sqlite-wal");
             disk.fail(Fault { call, file, error: EIO, times: 1, skip });
             let first = match Process::on(&disk, None).await {
                 Ok(first) => first,
@@ -268,8 +273,9 @@ async fn a_pool_whose_creation_failed_can_be_made_again_and_keeps_what_comes_the
             let _ = first.create("a").await;
             first.create("b").await.unwrap();
             let again = Process::on(&first.disk.power_cut(), None).await;
-            let again = again.unwrap_or_else(|error| panic!("{error:?}, sync {skip}, seed {seed}"));
-            assert!(again.own("b").await.is_ok(), "b is lost, sync {skip}, seed {seed}");
+            let what = format!("{call:?} {skip} of {file}, seed {seed}");
+            let again = again.unwrap_or_else(|error| panic!("{error:?}, {what}"));
+            assert!(again.own("b").await.is_ok(), "b is lost, {what}");
         }
     }
 }

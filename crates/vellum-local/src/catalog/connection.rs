@@ -132,7 +132,7 @@ fn prepare(db: &Connection, purpose: Purpose, wait: Duration) -> Outcome<()> {
     db.set_prepared_statement_cache_capacity(64);
     match purpose {
         Purpose::Write => {
-            db.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0))?;
+            write_ahead(db)?;
             db.pragma_update(None, "synchronous", "full")?;
             // The log keeps its blocks when the last user leaves: on a full disk a deletion could not get new ones, and
             // on a read-only file system the log could not be made.
@@ -145,6 +145,23 @@ fn prepare(db: &Connection, purpose: Purpose, wait: Duration) -> Outcome<()> {
         Purpose::ReadOnly => db.pragma_update(None, "query_only", true)?,
     }
     Ok(())
+}
+
+/// Has the catalog use a write-ahead log, or fails. With a journal in its place, whose removal is what commits, a power cut could
+/// bring that back and undo a commit.
+fn write_ahead(db: &Connection) -> Outcome<()> {
+    let mut change = db.prepare("PRAGMA journal_mode = wal")?;
+    let mut answer = change.query([])?;
+    // SQLite answers before it changes the file, and says only at the end of its answer that it could not.
+    let mut mode = String::new();
+    while let Some(row) = answer.next()? {
+        mode = row.get(0)?;
+    }
+    if mode == "wal" {
+        return Ok(());
+    }
+    let what = format!("the catalog has no write-ahead log, but is in mode '{mode}'; try again");
+    Err(Error::new(ErrorKind::Io, what).into())
 }
 
 /// Whether the file is an empty database, as a crash during the creation of a pool leaves it.
