@@ -89,6 +89,7 @@ pub struct World {
     /// Sectors that are still free.
     pub free: u64,
     pub(crate) faults: Vec<Fault>,
+    failures: u64,
     /// When a call was last made to fail.
     failed_at: u64,
     deaths_alone: u64,
@@ -116,6 +117,7 @@ impl World {
             calls_left: None,
             free: u64::MAX,
             faults: Vec::new(),
+            failures: 0,
             failed_at: 0,
             deaths_alone: 0,
             trace: Vec::new(),
@@ -169,6 +171,7 @@ impl World {
             } else {
                 fault.times -= 1;
                 self.failed_at = self.now;
+                self.failures += 1;
                 error = Some(io::Error::from_raw_os_error(fault.error));
                 break;
             }
@@ -207,6 +210,11 @@ impl World {
     /// After how many calls one was last made to fail; 0 if none was.
     pub fn failed_at(&self) -> u64 {
         self.failed_at
+    }
+
+    /// How many calls were made to fail.
+    pub fn failures(&self) -> u64 {
+        self.failures
     }
 
     /// How many processes have died while others lived, since this was asked last.

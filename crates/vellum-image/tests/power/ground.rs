@@ -35,6 +35,8 @@ pub struct Ground {
     /// When these lives began, or somebody last heard from a catalog.
     answered: Rc<Cell<u64>>,
     began: u64,
+    /// How many calls had failed by then.
+    failures: u64,
 }
 
 impl Ground {
@@ -51,6 +53,7 @@ impl Ground {
             given_up: Rc::default(),
             answered: Rc::new(Cell::new(began)),
             began,
+            failures: disk.world().failures(),
         }
     }
 
@@ -103,7 +106,9 @@ impl Ground {
     /// dies then takes the knowledge along, which is two failures at once, and not promised to be survived.
     pub fn took_along(&self) -> bool {
         let unheard = self.disk.world().failed_at() > self.answered.get();
-        let catalog = self.catalog_trouble.get() && unheard;
+        // Where two calls of a catalog failed, the second may have been what was to settle the first.
+        let twice = self.disk.world().failures() > self.failures + 1;
+        let catalog = self.catalog_trouble.get() && (unheard || twice);
         self.unsettled.get() || (self.trouble.get() || catalog) && !self.heard.get()
     }
 
