@@ -62,31 +62,32 @@ fn damaged() -> Result<()> {
 fn one_file() -> Result<()> {
     let home = golden(&pattern(MIB, 1))?;
     home.ok(&["clone", "gold@s", "child"])?;
-    let pool = home.home().join("pools/default");
-    // What a copy of it alone holds, in a home of its own.
-    let other = self::home()?;
-    other.ok(&["ls"])?;
-    let copied = other.home().join("pools/default");
-    std::fs::create_dir_all(&copied)?;
-    std::fs::copy(pool.join("pool.sqlite"), copied.join("pool.sqlite"))?;
-    let listed = other.ok(&["pool", "new-id", "default"]).and_then(|_| other.ok(&["ls"]))?;
-    ensure!(listed.contains("gold") && listed.contains("child"), "it lists {listed}");
+    let (first, second) = (home.home(), home.file("second"));
+    let second = second.to_str().context("UTF-8")?;
+    copy(first.to_str().context("UTF-8")?, second)?;
+    for beside in ["wal", "shm"] {
+        std::fs::remove_file(format!("{second}/pools/default/pool.sqlite-{beside}"))?;
+    }
+    home.ok(&["--home", second, "pool", "new-id", "default"])?;
+    let listed = home.ok(&["--home", second, "ls"])?;
+    ensure!(listed.contains("gold") && listed.contains("child"), "the file alone has {listed}");
     Ok(())
 }
 
 fn unopened() -> Result<()> {
     let home = golden(&pattern(MIB, 1))?;
-    home.ok(&["pool", "create", "other", "--path", home.file("other").to_str().context("UTF-8")?])?;
+    let other = home.file("other");
+    home.ok(&["pool", "create", "other", "--path", other.to_str().context("UTF-8")?])?;
     let catalog = home.home().join("pools/default/pool.sqlite");
-    std::fs::rename(&catalog, catalog.with_extension("away"))?;
+    let away = catalog.with_extension("away");
+    std::fs::rename(&catalog, &away)?;
     std::fs::create_dir(&catalog)?;
     let output = home.command(&["check"]).output()?;
+    std::fs::remove_dir(&catalog)?;
+    std::fs::rename(&away, &catalog)?;
     let said = String::from_utf8(output.stdout)?;
     ensure!(output.status.code() == Some(1), "it ends with {}", output.status);
-    ensure!(
-        said.starts_with("unknown: default: ") || said.starts_with("damage: default: "),
-        "{said}"
-    );
+    ensure!(said.starts_with("unknown: default: "), "{said}");
     Ok(())
 }
 
