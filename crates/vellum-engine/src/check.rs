@@ -2,6 +2,8 @@
 
 use vellum_core::ImageName;
 
+use crate::{Error, ErrorKind};
+
 /// Something that is not as it should be, and what was done about it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finding {
@@ -32,6 +34,15 @@ impl Finding {
     /// A finding about the pool itself.
     pub fn new(severity: Severity, what: impl Into<String>) -> Self {
         Self { severity, image: None, what: what.into(), repaired: None }
+    }
+
+    /// What kept a check from looking, which must not keep it from looking at the rest.
+    pub fn not_looked_at(error: &Error) -> Self {
+        let severity = match error.kind() {
+            ErrorKind::Corrupt => Severity::Damage,
+            _ => Severity::Unknown,
+        };
+        Self::new(severity, error.chain())
     }
 
     /// The same, about an image.

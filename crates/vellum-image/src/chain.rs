@@ -107,27 +107,23 @@ impl<L: Layer> Chain<L> {
         &self.links[self.own - 1]
     }
 
-    /// The chain without what lies below the image's own layers.
-    #[must_use]
-    pub fn without_parent(&self) -> Self {
-        Self::of(self.links[..self.own].to_vec(), self.own, &self.cache)
-    }
-
-    /// The chain without those of the image's own layers that a record of it does not know any more: they were taken out of the
-    /// image, since they defined nothing and no snapshot named them. The first always stays.
+    /// The chain as a record of the image has it by now: without those of its own layers that it does not know any more, which
+    /// were taken out since they defined nothing and no snapshot named them; and without a parent that was cut off. The first
+    /// layer always stays.
     #[must_use]
     pub fn as_of(&self, record: &ImageRecord) -> Self {
-        let is_gone = |(place, link): (usize, &Link<L>)| {
-            (1..self.own).contains(&place) && record.revision(link.layer.revision()).is_none()
+        let has_parent = record.parent().is_some();
+        let stays = |(place, link): &(usize, &Link<L>)| match place {
+            0 => true,
+            place if *place < self.own => record.revision(link.layer.revision()).is_some(),
+            _ => has_parent,
         };
-        let links = self.links.iter().enumerate();
-        let left: Vec<_> =
-            links.filter(|link| !is_gone(*link)).map(|(_, link)| link.clone()).collect();
-        if left.len() == self.links.len() {
+        let left = || self.links.iter().enumerate().filter(stays);
+        if left().count() == self.links.len() {
             return self.clone();
         }
-        let own = self.own - (self.links.len() - left.len());
-        Self::of(left, own, &self.cache)
+        let own = left().filter(|(place, _)| *place < self.own).count();
+        Self::of(left().map(|(_, link)| link.clone()).collect(), own, &self.cache)
     }
 
     /// The chain with a new layer on top of the one that was.

@@ -6,7 +6,7 @@
 use vellum_core::ImageName;
 use vellum_engine::catalog::FINDINGS_MAX;
 use vellum_engine::{
-    Catalog, ChildRef, Error, ErrorKind, Finding, ImageId, ImageRecord, ParentLink, Repair, Result,
+    Catalog, ChildRef, ErrorKind, Finding, ImageId, ImageRecord, ParentLink, Repair, Result,
     Severity,
 };
 
@@ -35,14 +35,14 @@ pub async fn check<C: Catalog>(
             None => match catalog.list(after.as_ref(), PAGE).await {
                 Ok(records) => records,
                 Err(error) => {
-                    findings.push(not_looked_at(&error));
+                    findings.push(Finding::not_looked_at(&error));
                     return Ok(findings);
                 }
             },
         };
         for record in &records {
             if let Err(error) = check_links(pools, catalog, record, repair, &mut findings).await {
-                findings.push(not_looked_at(&error).of(&record.name));
+                findings.push(Finding::not_looked_at(&error).of(&record.name));
             }
         }
         after = records.last().map(|record| record.name.clone());
@@ -51,15 +51,6 @@ pub async fn check<C: Catalog>(
             return Ok(findings);
         }
     }
-}
-
-/// What kept a check from looking, which must not keep it from looking at the rest.
-pub fn not_looked_at(error: &Error) -> Finding {
-    let severity = match error.kind() {
-        ErrorKind::Corrupt => Severity::Damage,
-        _ => Severity::Unknown,
-    };
-    Finding::new(severity, error.chain())
 }
 
 fn is_damage_of_the_pool(finding: &Finding) -> bool {

@@ -76,11 +76,8 @@ impl<C: Catalog> Image<C> {
     pub(crate) fn install_record(&self, record: ImageRecord) {
         let view = self.view();
         let chain = view.chain.as_of(&record);
-        let (epoch, chain) = if record.parent().is_none() && view.record.parent().is_some() {
-            (view.epoch + 1, chain.without_parent())
-        } else {
-            (view.epoch, chain)
-        };
+        let is_cut_off = record.parent().is_none() && view.record.parent().is_some();
+        let epoch = view.epoch + u64::from(is_cut_off);
         self.0.view.store(Arc::new(View { epoch, record, head: view.head.clone(), chain }));
     }
 }
@@ -88,8 +85,6 @@ impl<C: Catalog> Image<C> {
 fn install<C: Catalog>(shared: &Shared<C>, committed: Committed<C::Head>) {
     let old = shared.view.load_full();
     let chain = old.chain.as_of(&committed.record);
-    let has_parent = committed.record.parent().is_some();
-    let chain = if has_parent { chain } else { chain.without_parent() };
     let (head, chain) = match committed.successor {
         Some(head) => (Some(head.clone()), chain.with_top(head.layer().clone())),
         None => (old.head.clone(), chain),

@@ -110,7 +110,7 @@ impl<D: Disk> LocalCatalog<D> {
             // Removed since it was listed.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) if error.kind() == ErrorKind::Corrupt => {
-                findings.push(Finding::new(Severity::Damage, error.chain()));
+                findings.push(Finding::not_looked_at(&error));
                 return Ok(());
             }
             record => record?,
@@ -118,7 +118,7 @@ impl<D: Disk> LocalCatalog<D> {
         for revision in &record.revisions {
             let checked = self.check_revision(image, &record, revision, repair, findings).await;
             if let Err(error) = checked {
-                findings.push(Finding::new(Severity::Unknown, error.chain()).of(&record.name));
+                findings.push(Finding::not_looked_at(&error).of(&record.name));
             }
         }
         Ok(())
@@ -156,21 +156,9 @@ impl<D: Disk> LocalCatalog<D> {
             (_, false) => Access::Own,
             (_, true) => Access::Fill,
         };
-        let found = match self.store().layer(facts(&row), access).await {
-            Ok(layer) => layer.check(repair).await,
-            Err(error) => Err(error),
-        };
-        match found {
-            Ok(found) => findings.extend(found.into_iter().map(|found| found.of(&record.name))),
-            Err(error) => {
-                let severity = match error.kind() {
-                    ErrorKind::Corrupt => Severity::Damage,
-                    // It could not be looked at, and what comes behind it can.
-                    _ => Severity::Unknown,
-                };
-                findings.push(Finding::new(severity, error.chain()).of(&record.name));
-            }
-        }
+        let layer = self.store().layer(facts(&row), access).await?;
+        let found = layer.check(repair).await?;
+        findings.extend(found.into_iter().map(|found| found.of(&record.name)));
         Ok(())
     }
 }

@@ -434,8 +434,7 @@ async fn look<D: Disk>(
     result.map_err(failed)?;
     let page: &[u8; PAGE] = page[..].try_into().expect("the buffer is as long as a page");
     // A power cut may leave either sector of a map that was being created; with pages behind it, it was damaged later.
-    let is_zero = |sector: &[u8]| sector.iter().all(|byte| *byte == 0);
-    if page.chunks(SECTOR).take(2).any(is_zero) && presence.next(0).is_none() {
+    if page.chunks(SECTOR).take(2).any(sector::is_blank) && presence.next(0).is_none() {
         return no_map();
     }
     let (header, epoch) = header::decode(&what, facts.id.number(), page)?;

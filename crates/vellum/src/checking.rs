@@ -44,7 +44,7 @@ impl Vellum {
                 Ok(findings) => Checked::new(name, findings),
                 Err(error) => Checked {
                     could_be_checked: error.kind() == ErrorKind::InUse,
-                    ..Checked::new(name, vec![check::not_looked_at(&error)])
+                    ..Checked::new(name, vec![Finding::not_looked_at(&error)])
                 },
             });
         }

@@ -44,17 +44,19 @@ pub async fn run(
         }
     }
     print(&rows, output)?;
-    if damaged == 0 && closed == 0 {
-        return Ok(());
-    }
-    if damaged == 0 {
-        let what = format!("{closed} pools could not be looked at, for the reasons above");
-        return Err(Error::new(ErrorKind::Io, what).into());
-    }
-    let what = format!(
-        "{damaged} of these are damage: restore what was lost from a copy; what can still be read can be exported"
-    );
-    Err(Error::new(ErrorKind::Corrupt, what).into())
+    let (kind, what) = match (damaged, closed) {
+        (0, 0) => return Ok(()),
+        (0, closed) => {
+            (ErrorKind::Io, format!("{closed} pools could not be looked at, for the reasons above"))
+        }
+        (damaged, _) => (
+            ErrorKind::Corrupt,
+            format!(
+                "{damaged} of these are damage: restore what was lost from a copy; what can still be read can be exported"
+            ),
+        ),
+    };
+    Err(Error::new(kind, what).into())
 }
 
 fn severity(severity: Severity) -> &'static str {

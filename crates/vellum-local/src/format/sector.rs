@@ -47,7 +47,7 @@ pub(crate) fn decode(
     let mut words = [0; PAGE_WORDS];
     let sectors = bytes.chunks_exact(SECTOR).zip(words.chunks_exact_mut(SECTOR_WORDS));
     for (number, (sector, words)) in sectors.enumerate() {
-        if sector.iter().all(|byte| *byte == 0) {
+        if is_blank(sector) {
             continue;
         }
         let bad = |why: String| {
@@ -74,10 +74,15 @@ pub(crate) fn decode(
     Ok(words)
 }
 
-/// Which sectors of a page were never written, one bit each, the first in the lowest; so looks one too that was lost.
+/// Whether a sector was never written; so looks one too that was lost.
+pub(crate) fn is_blank(sector: &[u8]) -> bool {
+    sector.iter().all(|byte| *byte == 0)
+}
+
+/// Which sectors of a page were never written, one bit each, the first in the lowest.
 pub(crate) fn never_written(bytes: &[u8; PAGE]) -> u8 {
     let sectors = bytes.chunks_exact(SECTOR).enumerate();
-    let blank = sectors.filter(|(_, sector)| sector.iter().all(|byte| *byte == 0));
+    let blank = sectors.filter(|(_, sector)| is_blank(sector));
     blank.fold(0, |bits, (number, _)| bits | 1 << number)
 }
 

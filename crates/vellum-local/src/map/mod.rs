@@ -9,7 +9,7 @@ pub(crate) mod presence;
 
 use vellum_core::Extent;
 
-use crate::format::sector::{PAGE_UNITS, SECTOR_UNITS};
+use crate::format::sector::{PAGE_UNITS, SECTOR_UNITS, SECTORS};
 
 /// How units and pages of a layer relate to bytes of the image.
 #[derive(Clone, Copy, Debug)]
@@ -59,18 +59,15 @@ impl Units {
         self.size.div_ceil(self.page_size())
     }
 
-    /// The pieces of an extent within a page that lie in one sector of states each, with the sector's number in the page.
+    /// The pieces of an extent that lie in one sector of states each, with the sector's number in the page.
     pub(crate) fn by_sector(self, at: Extent) -> impl Iterator<Item = (usize, Extent)> {
-        let sector_size = SECTOR_UNITS * self.block;
-        let (mut rest, page_size) = (at, self.page_size());
+        let (mut rest, sector_size) = (at, SECTOR_UNITS * self.block);
         std::iter::from_fn(move || {
             (!rest.is_empty()).then(|| {
-                let page_start = rest.offset() / page_size * page_size;
-                let sector = (rest.offset() - page_start) / sector_size;
-                let end = page_start.saturating_add((sector + 1) * sector_size);
-                let (piece, after) = rest.split(end);
+                let sector = rest.offset() / sector_size;
+                let (piece, after) = rest.split((sector + 1).saturating_mul(sector_size));
                 rest = after;
-                (sector as usize, piece)
+                (sector as usize % SECTORS, piece)
             })
         })
     }

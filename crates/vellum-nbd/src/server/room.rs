@@ -25,6 +25,11 @@ const PROGRESS: usize = 1 << 20;
 /// How often in `stall_max` a connection that moves nothing looks whether others wait.
 const LOOKS: u32 = 8;
 
+/// How much room a length takes: what is longer than all there is takes that, alone.
+fn units(length: usize, units_max: usize) -> u32 {
+    length.div_ceil(UNIT).min(units_max) as u32
+}
+
 /// The room of all connections together.
 #[derive(Debug)]
 pub(super) struct ServerRoom {
@@ -43,7 +48,7 @@ impl ServerRoom {
 
     /// Waits for room for what is said before an export is used, which has its own deadline.
     pub(super) async fn for_answer(&self, length: usize) -> io::Result<OwnedSemaphorePermit> {
-        let units = length.div_ceil(UNIT).min(self.units_max) as u32;
+        let units = units(length, self.units_max);
         self.take(units, &AtomicUsize::new(0)).await
     }
 
@@ -97,7 +102,7 @@ impl Room {
 
     /// Waits for room, in the connection and then in the server.
     pub(super) async fn take(&self, length: usize) -> io::Result<Reserved> {
-        let units = length.div_ceil(UNIT).min(self.units_max) as u32;
+        let units = units(length, self.units_max);
         let own = self.own.clone().acquire_many_owned(units).await.map_err(io::Error::other)?;
         let permits = [own, self.server.take(units, &self.waiting).await?];
         self.held.fetch_add(1, Ordering::Relaxed);
