@@ -1,9 +1,11 @@
-//! The bytes of a layer as pure functions: the header of a map, a page of states, a live log.
+//! The bytes of a layer as pure functions: the header of a map, a page of states, one of the ledger, a live log.
 //!
 //! An input says which, whether the checksums are set right, and the bytes. What is accepted must have been understood: written
 //! again and read again it is the same, and a log is word for word what was there, as far as it is one.
 
-use vellum_local::fuzzing::{header_again, log_again, seal_log, seal_map, states_again};
+use vellum_local::fuzzing::{
+    header_again, ledger_again, log_again, seal_log, seal_map, states_again,
+};
 
 use crate::input::Input;
 
@@ -17,10 +19,11 @@ pub fn look_at(data: &[u8]) {
     let mut input = Input::new(data);
     let (which, sealed) = (input.u8(), input.u8() & 1 != 0);
     let bytes = input.rest();
-    match which % 3 {
+    match which % 4 {
         0 => header(bytes, sealed),
         1 => states(bytes, sealed),
-        _ => log(bytes, sealed),
+        2 => log(bytes, sealed),
+        _ => ledger(bytes, sealed),
     }
 }
 
@@ -44,14 +47,32 @@ fn header(bytes: &[u8], sealed: bool) {
     }
 }
 
-fn states(bytes: &[u8], sealed: bool) {
-    // Its checksums depend on where it lies: behind the header and one page.
+/// A page whose checksums depend on where it lies: behind the header and one page.
+fn second_page(bytes: &[u8], sealed: bool) -> Box<[u8; PAGE]> {
     let mut map = vec![0; 3 * PAGE];
     map[2 * PAGE..].copy_from_slice(&page(bytes)[..]);
     if sealed {
         seal_map(LAYER, &mut map);
     }
-    let page = page(&map[2 * PAGE..]);
+    page(&map[2 * PAGE..])
+}
+
+fn ledger(bytes: &[u8], sealed: bool) {
+    let page = second_page(bytes, sealed);
+    // Behind the only page of states.
+    if let Ok(again) = ledger_again(LAYER, PAGE_NO, EPOCH, &page) {
+        let once = self::page(&again);
+        let twice = ledger_again(LAYER, PAGE_NO, EPOCH, &once).expect("what was written is read");
+        assert_eq!(again, twice);
+        if page.iter().any(|byte| *byte != 0) {
+            let elsewhere = ledger_again(LAYER, PAGE_NO + 1, EPOCH, &page);
+            assert!(elsewhere.is_err(), "a ledger of a larger map");
+        }
+    }
+}
+
+fn states(bytes: &[u8], sealed: bool) {
+    let page = second_page(bytes, sealed);
     if let Ok(again) = states_again(LAYER, PAGE_NO, EPOCH, &page) {
         let once = self::page(&again);
         let twice = states_again(LAYER, PAGE_NO, EPOCH, &once).expect("what was written is read");

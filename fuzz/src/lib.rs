@@ -54,7 +54,11 @@ pub const TARGETS: &[Target] = &[
         body: nbd_negotiation::look_at,
         memory_max: nbd_negotiation::MEMORY_MAX,
     },
-    Target { name: "nbd_transmission", body: nbd_transmission::look_at, memory_max: 8192 * KIB },
+    Target {
+        name: "nbd_transmission",
+        body: nbd_transmission::look_at,
+        memory_max: nbd_transmission::MEMORY_MAX,
+    },
     Target { name: "layer_bytes", body: layer_bytes::look_at, memory_max: 64 * KIB },
     Target { name: "layer", body: layer::look_at, memory_max: 8192 * KIB },
     Target { name: "qcow2", body: qcow2::look_at, memory_max: (8 + 16 + 16 + 2) * 1024 * KIB },

@@ -36,6 +36,12 @@ const PAYLOAD_LEN: u16 = 32;
 const PAYLOAD_MAX: u64 = 80 << 10;
 /// Requests in an input; more only say the same again.
 const REQUESTS_MAX: usize = 64;
+/// What one request has in memory at most: the payload as it is said, and the buffer that it is put in, of the next power of two;
+/// or the sectors of a whole disk, each with its head, and once more where they are heard. What is heard is kept in as much room as
+/// it needs.
+const REQUEST_MEMORY_MAX: usize = (PAYLOAD_MAX + (128 << 10)) as usize;
+/// All requests at once, and what the pipes and the server have beside them.
+pub(crate) const MEMORY_MAX: usize = REQUESTS_MAX * REQUEST_MEMORY_MAX + (2 << 20);
 const CONTEXTS: [Context; 2] = [Context::Allocation, Context::Depth];
 
 /// A request.
@@ -133,9 +139,13 @@ impl<'a> Story<'a> {
 
     async fn ask_all_at_once(&self) {
         let mut said = self.greeting();
+        let payloads = self.requests.iter().filter_map(|asked| asked.payload(self.style));
+        let payloads: u64 = payloads.map(|length| length.min(PAYLOAD_MAX)).sum();
+        said.reserve_exact(payloads as usize + self.requests.len() * 32 + self.last_words.len());
         self.requests.iter().for_each(|asked| asked.write(self.style, &mut said));
         said.extend(self.last_words);
-        let heard = answers_to(&server(self.behaviour), &said, AHEAD, Vec::new()).await;
+        let heard = Vec::with_capacity(self.heard_max());
+        let heard = answers_to(&server(self.behaviour), &said, AHEAD, heard).await;
         let mut wire = Wire::new(&heard);
         self.check_greeting(&mut wire);
         // By cookie: whether the last piece of an answer has come.
@@ -159,6 +169,16 @@ impl<'a> Story<'a> {
             assert_eq!(answered.remove(&asked.cookie), Some(true), "no answer to {asked:?}");
         }
         assert!(answered.is_empty(), "an answer to what came behind the end");
+    }
+
+    /// How much the answers take at most: what is read, and the heads of as many chunks as there can be.
+    fn heard_max(&self) -> usize {
+        let answer = |asked: &Asked| {
+            let read = if asked.command == READ { asked.length.min(SIZE) } else { 0 };
+            let sectors = SIZE.div_ceil(512);
+            4096 + read + if asked.command <= BLOCK_STATUS { sectors * 44 } else { 0 }
+        };
+        8192 + self.requests.iter().map(answer).sum::<u64>() as usize
     }
 
     async fn ask_one_by_one(&self) {

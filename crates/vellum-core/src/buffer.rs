@@ -68,6 +68,11 @@ impl BufferPool {
         buffer
     }
 
+    /// How many bytes of memory a buffer of `length` bytes takes: those of its class, up to twice as many for a large one.
+    pub fn footprint(length: usize) -> usize {
+        class_of(length).map_or(length, class_size)
+    }
+
     /// How many bytes lie in the pool unused.
     pub fn kept_bytes(&self) -> usize {
         self.0.kept.lock().bytes

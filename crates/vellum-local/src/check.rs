@@ -9,18 +9,17 @@
 use std::collections::BTreeMap;
 
 use vellum_core::{Extent, State};
-use vellum_disk::{Disk, File, LockKind};
+use vellum_disk::{Disk, LockKind};
 use vellum_engine::catalog::FINDINGS_MAX;
-use vellum_engine::{
-    Catalog, Error, ErrorKind, Finding, ImageRecord, Repair, Result, Revision, Severity,
-};
+use vellum_engine::{Catalog, ErrorKind, Finding, ImageRecord, Repair, Result, Revision, Severity};
 
 use crate::LayerId;
 use crate::catalog::consistency;
 use crate::catalog::record::ImageNo;
 use crate::engine::{LocalCatalog, facts};
-use crate::format::{PAGE, sector};
+use crate::format::sector;
 use crate::layer::LocalLayer;
+use crate::map_file;
 use crate::recovery::present_segments;
 use crate::removal::Why;
 use crate::segment;
@@ -349,17 +348,9 @@ impl<D: Disk> LocalLayer<D> {
 
     /// Which sectors of a page the map has never had.
     async fn never_written(&self, page: u64) -> Result<u8> {
-        let map = self.0.map.get();
-        let length = match map {
-            Some(map) => map.length().await.map_err(|error| {
-                Error::io(format!("ask how long {} is", self.0.map_name()), error)
-            })?,
-            None => 0,
-        };
-        if length < (page + 2) * PAGE as u64 {
-            return Ok(u8::MAX);
-        }
-        Ok(sector::never_written(&self.0.read_page_bytes(page).await?))
+        let Some(map) = self.0.map.get() else { return Ok(u8::MAX) };
+        let page = map_file::read(map, sector::page_at(page), &self.0.map_name()).await?;
+        Ok(sector::never_written(map_file::bytes_of(&page)))
     }
 }
 

@@ -6,7 +6,7 @@ use vellum_disk::Disk;
 use vellum_engine::{Durability, Finding, Guarded, Repair, Result, SetTo, Write};
 
 pub use crate::format::fuzzing::{
-    epoch_of, header_again, log_again, seal_log, seal_map, states_again,
+    epoch_of, header_again, ledger_again, log_again, seal_log, seal_map, states_again,
 };
 pub use crate::layer::LocalLayer;
 

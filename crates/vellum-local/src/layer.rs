@@ -21,14 +21,16 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use vellum_core::{Buffer, Extent, Runs, State};
-use vellum_disk::{Disk, File, OpenMode};
+use vellum_disk::{Disk, OpenMode};
 use vellum_engine::{Error, ErrorKind, Known, Layer, Ranges, Result, RevisionId, TryRead};
 
 use crate::format::header::{self, Epoch};
 use crate::format::{PAGE, sector};
 use crate::map::Units;
 use crate::map::page::Page;
+use crate::map::page_set::PageSet;
 use crate::map::pages::{Found, Pages};
+use crate::map_file;
 use crate::segment::Segments;
 use crate::store::{LayerFacts, Shared};
 use crate::sync::{Live, Syncing};
@@ -59,8 +61,8 @@ pub(crate) struct Inner<D: Disk> {
     pub(crate) map: OnceLock<D::File>,
     /// The same file, opened for writing by a filler where readers had opened it before.
     pub(crate) map_to_fill: OnceLock<D::File>,
-    /// Held while the files of a layer are created.
-    pub(crate) creating: tokio::sync::Mutex<()>,
+    /// Held while the files of a layer are created, and while pages are made whole: the pages of the ledger that exist.
+    pub(crate) creating: tokio::sync::Mutex<PageSet>,
     /// As of the last sync.
     pub(crate) epoch: Mutex<Epoch>,
     pub(crate) live: Live<D::File>,
@@ -120,12 +122,12 @@ impl<D: Disk> Inner<D> {
     /// A page from memory or from disk; `None` if it does not exist.
     pub(crate) async fn page(&self, page: u64) -> Result<Option<Arc<Page>>> {
         loop {
-            let ticket = match self.pages.find(page) {
+            let (ticket, is_whole) = match self.pages.find(page) {
                 Found::Absent => return Ok(None),
                 Found::Here(content) => return Ok(Some(content)),
-                Found::OnDisk(ticket) => ticket,
+                Found::OnDisk { ticket, is_whole } => (ticket, is_whole),
             };
-            let content = self.read_page(page).await?;
+            let content = self.read_page(page, is_whole).await?;
             if let Some(content) = self.pages.loaded(page, ticket, content) {
                 return Ok(Some(content));
             }
@@ -133,29 +135,21 @@ impl<D: Disk> Inner<D> {
     }
 
     /// The first page of the map, checked.
-    pub(crate) async fn first_page(&self, map: &D::File) -> Result<[u8; PAGE]> {
+    pub(crate) async fn first_page(&self, map: &D::File) -> Result<Box<[u8; PAGE]>> {
         let what = self.map_name();
-        let buffer = self.shared.options.buffers.take(PAGE);
-        let (buffer, result) = map.read_at(buffer, 0..PAGE, 0).await;
-        result.map_err(|error| Error::io(format!("read the header of {what}"), error))?;
-        let page = buffer[..].try_into().expect("the buffer is as long as a page");
-        header::decode(&what, self.facts.id.number(), &page)?;
-        Ok(page)
+        map_file::read_checked(map, 0, &what, |page| {
+            header::decode(&what, self.facts.id.number(), page).map(|_| Box::new(*page))
+        })
+        .await
     }
 
-    async fn read_page(&self, page: u64) -> Result<Page> {
-        let bytes = self.read_page_bytes(page).await?;
-        Ok(Page::new(&sector::decode(&self.map_name(), self.facts.id.number(), page, &bytes)?))
-    }
-
-    /// A page as the map has it, which is not checked.
-    pub(crate) async fn read_page_bytes(&self, page: u64) -> Result<[u8; PAGE]> {
-        let what = self.map_name();
+    async fn read_page(&self, page: u64, is_whole: bool) -> Result<Page> {
+        let (what, layer) = (self.map_name(), self.facts.id.number());
         let map = self.map.get().ok_or_else(|| Error::corrupt(format!("{what} is missing")))?;
-        let buffer = self.shared.options.buffers.take(PAGE);
-        let (buffer, result) = map.read_at(buffer, 0..PAGE, (page + 1) * PAGE as u64).await;
-        result.map_err(|error| Error::io(format!("read page {page} of {what}"), error))?;
-        Ok(buffer[..].try_into().expect("the buffer is as long as a page"))
+        map_file::read_checked(map, sector::page_at(page), &what, |bytes| {
+            sector::decode(&what, layer, page, bytes, is_whole).map(|words| Page::new(&words))
+        })
+        .await
     }
 
     /// The states of all of `at`.

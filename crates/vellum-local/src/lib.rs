@@ -27,6 +27,7 @@ pub mod layer_id;
 mod lock;
 mod log;
 mod map;
+mod map_file;
 mod mutation;
 mod open_layer;
 mod opening;

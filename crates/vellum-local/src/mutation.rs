@@ -3,7 +3,7 @@
 //! Each goes the same way, with the units it touches held from the first step to the last:
 //!
 //! 1. Look at the states, and refuse or plan.
-//! 2. Make sure that the pages of the map exist which will change.
+//! 2. Make sure that the pages of the map are whole which will change.
 //! 3. Write the data.
 //! 4. Only then change states in memory; a unit that is not data is written whole, since what its file holds is undefined.
 //! 5. Append the change to the live log. Now it survives the death of the process, and is acknowledged.
@@ -233,7 +233,7 @@ impl<D: Disk> LocalLayer<D> {
         if inner.map.get().is_none() && (!plan.writes.is_empty() || !plan.changes.is_empty()) {
             Box::pin(inner.create_files()).await?;
         }
-        inner.create_pages(&plan.changes).await?;
+        inner.make_pages_whole(&plan.changes).await?;
         // Before any data: a log for which there is no room fails the write while nothing has happened yet.
         let log = if plan.changes.is_empty() { None } else { Some(inner.live_log().await?) };
         // Where the states are on the medium and stay, data that is durable by itself is all there is to a durable write.
@@ -455,12 +455,12 @@ impl<D: Disk> Inner<D> {
             && plan.writes.iter().all(|write| self.pages.are_durable(write.extent()))
     }
 
-    /// Makes the pages of some units exist.
-    async fn create_pages(&self, changes: &[(Extent, State)]) -> Result<()> {
+    /// Makes the pages of some units ready for states.
+    async fn make_pages_whole(&self, changes: &[(Extent, State)]) -> Result<()> {
         for (at, _) in changes {
             for (page, _) in self.units.by_page(*at) {
-                if !self.pages.is_present(page) {
-                    Box::pin(self.create_page(page)).await?;
+                if !self.pages.is_ready(page) {
+                    Box::pin(self.make_whole(page)).await?;
                 }
             }
         }
@@ -469,7 +469,6 @@ impl<D: Disk> Inner<D> {
 
     /// Changes states in memory, of units whose pages exist.
     pub(crate) async fn change(&self, changes: &[(Extent, State)]) -> Result<()> {
-        self.create_pages(changes).await?;
         while let Err(page) = self.pages.change(changes) {
             Box::pin(self.page(page)).await?;
         }

@@ -22,13 +22,14 @@ use vellum_engine::{Error, ErrorKind, Ranges, Result};
 
 use crate::format::header::{self, Epoch, Header};
 use crate::format::live::{self, LogHeader, Record};
-use crate::format::{PAGE, SECTOR, sector};
+use crate::format::{PAGE, SECTOR, ledger, sector};
 use crate::layer::{Inner, LocalLayer, Role};
 use crate::log::LOG_SIZE;
 use crate::map::Units;
 use crate::map::page::Page;
+use crate::map::page_set::PageSet;
 use crate::map::pages::Pages;
-use crate::map::presence::Presence;
+use crate::map_file;
 use crate::segment::{self, Segments};
 use crate::store::{Access, LayerFacts, Shared};
 use crate::sync::{Live, Syncing};
@@ -37,8 +38,19 @@ use crate::sync::{Live, Syncing};
 struct OnDisk<F> {
     map: F,
     epoch: Epoch,
-    presence: Presence,
+    pages: OnMap,
     segments: Vec<u64>,
+}
+
+/// What a map has beside its header.
+#[derive(Default)]
+struct OnMap {
+    /// Pages of states that may exist.
+    present: PageSet,
+    /// Pages of states that the ledger names.
+    whole: PageSet,
+    /// Pages of the ledger that may exist.
+    ledger: PageSet,
 }
 
 impl<D: Disk> LocalLayer<D> {
@@ -50,18 +62,20 @@ impl<D: Disk> LocalLayer<D> {
         access: Access,
     ) -> Result<Self> {
         let units = Units { size: facts.size, block: u64::from(facts.block_size) };
-        let found = match look(&shared, &facts, units, access).await? {
-            None => look_again(&shared, &facts, units, access).await?,
+        // Boxed, as what is rare and would make the futures of all who open a layer larger.
+        let found = match Box::pin(look(&shared, &facts, units, access)).await? {
+            None => Box::pin(look_again(&shared, &facts, units, access)).await?,
             found => found,
         };
-        let (map, epoch, presence, present) = match found {
-            Some(found) => (Some(found.map), found.epoch, found.presence, found.segments),
-            None => (None, first_epoch(&shared.disk), Presence::default(), Vec::new()),
+        let (map, epoch, pages, present) = match found {
+            Some(found) => (Some(found.map), found.epoch, found.pages, found.segments),
+            None => (None, first_epoch(&shared.disk), OnMap::default(), Vec::new()),
         };
         let dir = shared.layer_dir(facts.id);
         let segments =
             Segments::new(shared.disk.clone(), &dir, facts.size, shared.options.lock_wait);
-        let pages = Pages::new(units, key, shared.cache.clone(), presence);
+        let ledger = tokio::sync::Mutex::new(pages.ledger);
+        let pages = Pages::new(units, key, shared.cache.clone(), pages.present, pages.whole);
         let role = Role {
             sealed: AtomicBool::new(access != Access::Own),
             fillable: AtomicBool::new(false),
@@ -78,7 +92,7 @@ impl<D: Disk> LocalLayer<D> {
             ranges: Ranges::default(),
             map,
             map_to_fill: OnceLock::new(),
-            creating: tokio::sync::Mutex::default(),
+            creating: ledger,
             epoch: Mutex::new(epoch),
             live: Live::default(),
             syncing: Syncing::default(),
@@ -112,7 +126,7 @@ impl<D: Disk> LocalLayer<D> {
             let path = inner.map_name();
             let map = inner.shared.disk.open(path.as_ref(), OpenMode::ReadWrite).await;
             let map = map.map_err(|error| Error::io(format!("open {path} for writing"), error))?;
-            header::check_writable(&path, &inner.first_page(&map).await?)?;
+            header::check_writable(&path, &*inner.first_page(&map).await?)?;
             let _ = inner.map_to_fill.set(map);
         }
         inner.syncing.go_on();
@@ -277,7 +291,7 @@ impl<D: Disk> Inner<D> {
     /// have failed to sync it and died, and what that left is cached, clean, and perhaps not on the medium.
     async fn rewrite_header(&self, map: &D::File) -> Result<()> {
         let bytes = match self.first_page(map).await {
-            Ok(page) => Bytes::copy_from_slice(&page),
+            Ok(page) => Bytes::copy_from_slice(&page[..]),
             // It was whole a moment ago, in a cache that was dropped since.
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 header::encode(&self.header(), &self.epoch.lock()).into()
@@ -288,7 +302,7 @@ impl<D: Disk> Inner<D> {
         written.map_err(|error| Error::io(format!("write {}", self.map_name()), error))
     }
 
-    /// Writes every page of the map as it is read, so that the sync that follows makes it durable: after a failed sync a page
+    /// Writes every page of the map as it is read, and what the ledger says, so that the sync that follows makes it durable: after a failed sync a page
     /// may be in the cache, not on the medium, and clean.
     async fn rewrite_map(&self) -> Result<()> {
         let Some(map) = self.map_to_write() else { return Ok(()) };
@@ -307,12 +321,38 @@ impl<D: Disk> Inner<D> {
             }
             next = self.pages.next_present(page + 1);
         }
+        let ledger = self.creating.lock().await;
+        let mut next = ledger.next(0);
+        while let Some(number) = next {
+            let epoch = self.epoch.lock().epoch;
+            let written = self.write_ledger(map, number, epoch, &self.pages.ledger(number)).await;
+            written.map_err(|error| self.cannot_write_ledger(error))?;
+            next = ledger.next(number + 1);
+        }
         Ok(())
     }
 
+    /// Writes a page of the ledger.
+    pub(crate) async fn write_ledger(
+        &self,
+        map: &D::File,
+        number: u64,
+        epoch: u64,
+        words: &[u64; sector::PAGE_WORDS],
+    ) -> std::io::Result<()> {
+        let (layer, states) = (self.facts.id.number(), self.units.pages());
+        let bytes = ledger::encode(layer, states, number, epoch, words);
+        map.write_at(vec![bytes.into()], ledger::page_at(states, number), Durability::AtSync).await
+    }
+
+    fn cannot_write_ledger(&self, error: std::io::Error) -> Error {
+        Error::io(format!("write the ledger of {}", self.map_name()), error)
+    }
+
     async fn write_page(&self, map: &D::File, page: u64, bytes: Vec<u8>) -> Result<()> {
-        let at = (page + 1) * PAGE as u64;
-        map.write_at(vec![Bytes::from(bytes)], at, Durability::AtSync).await.map_err(|error| {
+        let written =
+            map.write_at(vec![bytes.into()], sector::page_at(page), Durability::AtSync).await;
+        written.map_err(|error| {
             Error::io(format!("write page {page} of the map of layer {}", self.facts.id), error)
         })
     }
@@ -332,18 +372,26 @@ impl<D: Disk> Inner<D> {
         }
     }
 
-    /// Makes pages exist, with all units inherited, so that a full disk fails the write and not the sync.
-    pub(crate) async fn create_page(&self, page: u64) -> Result<()> {
-        let _alone = self.creating.lock().await;
-        if self.pages.is_present(page) {
+    /// Writes all of a page that is not known to be whole: a new one, with all units inherited, or what a power cut left of one.
+    /// What the next sync writes is allocated then, so that a full disk fails the write and not the sync.
+    pub(crate) async fn make_whole(&self, page: u64) -> Result<()> {
+        let mut ledger = self.creating.lock().await;
+        if self.pages.is_ready(page) {
             return Ok(());
         }
-        let epoch = self.epoch.lock().epoch;
-        let words = [0; sector::PAGE_WORDS];
-        let bytes = sector::encode(self.facts.id.number(), page, epoch, &words);
+        // Not changed since it was read, or it would be ready.
+        let words = self.page(page).await?.map_or([0; sector::PAGE_WORDS], |page| page.words());
         let map = self.map_to_write().expect("files are created before pages");
+        let epoch = self.epoch.lock().epoch;
+        let number = page / ledger::PAGES_NAMED;
+        if !ledger.has(number) {
+            let written = self.write_ledger(map, number, epoch, &self.pages.ledger(number)).await;
+            written.map_err(|error| self.cannot_write_ledger(error))?;
+            ledger.add(number);
+        }
+        let bytes = sector::encode(self.facts.id.number(), page, epoch, &words);
         self.write_page(map, page, bytes).await?;
-        self.pages.created(page, Page::new(&words));
+        self.pages.made_whole(page, Page::new(&words));
         Ok(())
     }
 }
@@ -425,21 +473,23 @@ async fn look<D: Disk>(
     let failed = |error| Error::io(format!("read {what}"), error);
     let length = map.length().await.map_err(failed)?;
     // Before its first page is read, which is whole before any other is written: a filler may be making it.
-    let presence = presence(&map, units).await.map_err(failed)?;
-    let (page, result) = match length {
+    let mut pages = pages_of(&map, units).await.map_err(failed)?;
+    if length < PAGE as u64 {
         // A power cut in the middle of creating it.
-        0..4096 => return no_map(),
-        _ => map.read_at(Buffer::from_vec(vec![0; PAGE]), 0..PAGE, 0).await,
-    };
-    result.map_err(failed)?;
-    let page: &[u8; PAGE] = page[..].try_into().expect("the buffer is as long as a page");
-    // A power cut may leave either sector of a map that was being created; with pages behind it, it was damaged later.
-    if page.chunks(SECTOR).take(2).any(sector::is_blank) && presence.next(0).is_none() {
         return no_map();
     }
-    let (header, epoch) = header::decode(&what, facts.id.number(), page)?;
+    let has_pages = pages.present.next(0).is_some();
+    let first = map_file::read_checked(&map, 0, &what, |page| {
+        // A power cut may leave either sector of a map that was being created; with pages behind it, it was damaged later.
+        if page.chunks(SECTOR).take(2).any(sector::is_blank) && !has_pages {
+            return Ok(None);
+        }
+        header::decode(&what, facts.id.number(), page)
+            .map(|decoded| Some((Box::new(*page), decoded)))
+    });
+    let Some((page, (header, epoch))) = first.await? else { return no_map() };
     if access != Access::Read {
-        header::check_writable(&what, page)?;
+        header::check_writable(&what, &page)?;
     }
     if (header.size, header.block_size) != (facts.size, facts.block_size) {
         return Err(Error::corrupt(format!(
@@ -453,18 +503,43 @@ async fn look<D: Disk>(
             map_length(units)
         )));
     }
-    Ok(Some(OnDisk { map, epoch, presence, segments }))
+    read_ledger(&what, &map, facts, units, &mut pages).await?;
+    Ok(Some(OnDisk { map, epoch, pages, segments }))
 }
 
-/// Which pages may exist. A hole in a map file is truly a page that was never written: nobody punches maps.
-async fn presence<F: File>(map: &F, units: Units) -> std::io::Result<Presence> {
-    let mut presence = Presence::default();
+/// Which pages may exist. Nobody punches maps, so a hole is a page that was never written, unless the ledger names it.
+async fn pages_of<F: File>(map: &F, units: Units) -> std::io::Result<OnMap> {
+    let mut pages = OnMap::default();
     let mut at = 0;
     while let Some(extent) = map.next_data(at).await? {
-        presence.add_extent(extent, units.pages());
+        pages.present.add_extent(extent, 1, units.pages());
+        pages.ledger.add_extent(extent, 1 + units.pages(), ledger::pages(units.pages()));
         at = extent.end();
     }
-    Ok(presence)
+    Ok(pages)
+}
+
+/// Reads which pages are whole. They exist, even if the file has holes there: then they are lost.
+async fn read_ledger<F: File>(
+    what: &str,
+    map: &F,
+    facts: &LayerFacts,
+    units: Units,
+    pages: &mut OnMap,
+) -> Result<()> {
+    let mut next = pages.ledger.next(0);
+    while let Some(number) = next {
+        let at = ledger::page_at(units.pages(), number);
+        let words = map_file::read_checked(map, at, what, |bytes| {
+            ledger::decode(what, facts.id.number(), units.pages(), number, bytes)
+        })
+        .await?;
+        for set in [&mut pages.whole, &mut pages.present] {
+            set.add_words(number * ledger::PAGES_NAMED, &words);
+        }
+        next = pages.ledger.next(number + 1);
+    }
+    Ok(())
 }
 
 /// The numbers of the data files that a layer has, in ascending order.
@@ -487,7 +562,7 @@ pub(crate) async fn present_segments<D: Disk>(
 }
 
 fn map_length(units: Units) -> u64 {
-    (units.pages() + 1) * PAGE as u64
+    ledger::page_at(units.pages(), ledger::pages(units.pages()))
 }
 
 /// The epoch of a map that is made now: random, so that a log of an earlier map at the same inode does not continue it.

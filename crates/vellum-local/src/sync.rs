@@ -4,12 +4,14 @@
 //!
 //! 1. *Freeze*: begin the other live log (its header says epoch + 1), let new changes go there, take the set of changed pages and
 //!    **copy** them, take the set of files written.
-//! 2. `fsync` the layer's directory if a file was begun since the last sync, and `fdatasync` those files.
-//! 3. Write the copies to the map, then the epoch.
+//! 2. `fsync` the layer's directory if a file was begun since the last sync, and `fdatasync` those files; and the map, if pages of
+//!    it were made whole since then.
+//! 3. Write the copies to the map, name those pages in its ledger, then write the epoch.
 //! 4. `fdatasync` the map. The old log no longer counts.
 //!
 //! The copy comes before the first `fdatasync`: a page that was copied after it could say data of a block whose data that
-//! `fdatasync` did not cover. What a crash leaves, by the last step that was begun:
+//! `fdatasync` did not cover. A page is whole on the medium before states are put into it and before the ledger names it, so that a
+//! sector that is missing later is known to be lost. What a crash leaves, by the last step that was begun:
 //!
 //! | begun | power cut leaves | death of the process leaves |
 //! |---|---|---|
@@ -20,6 +22,7 @@
 //!
 //! A failed `fdatasync` is never repeated: the kernel has forgotten which pages are missing. It *poisons* the layer.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -32,10 +35,13 @@ use vellum_engine::{Error, Result};
 use crate::canary::Canary;
 use crate::format::header::{self, Epoch};
 use crate::format::live::LogHeader;
-use crate::format::{PAGE, SECTOR, sector};
+use crate::format::{SECTOR, sector};
 use crate::layer::{Inner, LocalLayer};
 use crate::log::Log;
 use crate::recovery::now;
+
+/// What failed in a sync, and how.
+type Failed = (&'static str, std::io::Error);
 
 /// Neighbouring pages that are written at once.
 const PAGES_AT_ONCE: usize = 256;
@@ -180,36 +186,57 @@ impl<D: Disk> Inner<D> {
         let no_log_begins = if publishes { self.switch_logs(next.epoch).await? } else { None };
         let late = self.shared.makes(Canary::PagesAfterData);
         let mut pages = if publishes && !late { self.pages.take_changed() } else { Vec::new() };
+        let fresh = if publishes { self.pages.take_fresh() } else { BTreeSet::new() };
         self.unsynced_bytes.store(0, Ordering::Relaxed);
-        if let Err(error) = self.segments.sync_names().await {
-            return Err(self.poison("sync the names of the data files", error).await);
-        }
-        for file in self.segments.take_unsynced() {
-            if let Err(error) = file.sync_data().await {
-                if self.shared.makes(Canary::SyncAgain) && file.sync_data().await.is_ok() {
-                    continue;
-                }
-                return Err(self.poison("sync data", error).await);
-            }
+        let (data, map) = futures::join!(self.sync_data(), self.sync_fresh(&fresh));
+        if let Err((doing, error)) = data.and(map) {
+            return Err(self.poison(doing, error).await);
         }
         // A write through to the medium may have failed meanwhile, and have taken the error that this sync would have had.
         self.check_poison().await?;
         if publishes && late {
             pages = self.pages.take_changed();
         }
-        if publishes && let Err((doing, error)) = self.publish(&pages, &next).await {
+        let entered = self.pages.enter(&fresh);
+        if publishes && let Err((doing, error)) = self.publish(&pages, &entered, &next).await {
             return Err(self.poison(doing, error).await);
         }
         drop(no_log_begins);
         Ok(())
     }
 
-    /// Writes copies of pages and the epoch to the map, durably.
+    /// Makes durable the names of the data files, and what was written to them.
+    async fn sync_data(&self) -> Result<(), Failed> {
+        let names = self.segments.sync_names().await;
+        names.map_err(|error| ("sync the names of the data files", error))?;
+        for file in self.segments.take_unsynced() {
+            if let Err(error) = file.sync_data().await {
+                if self.shared.makes(Canary::SyncAgain) && file.sync_data().await.is_ok() {
+                    continue;
+                }
+                return Err(("sync data", error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes durable that these pages are whole.
+    async fn sync_fresh(&self, fresh: &BTreeSet<u64>) -> Result<(), Failed> {
+        match self.map_to_write() {
+            Some(map) if !fresh.is_empty() => {
+                map.sync_data().await.map_err(|error| ("sync new pages of the map", error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes copies of pages, those of the ledger, and the epoch to the map, durably.
     async fn publish(
         &self,
         pages: &[(u64, [u64; sector::PAGE_WORDS])],
+        entered: &[(u64, [u64; sector::PAGE_WORDS])],
         next: &Epoch,
-    ) -> Result<(), (&'static str, std::io::Error)> {
+    ) -> Result<(), Failed> {
         let Some(map) = self.map_to_write() else { return Ok(()) };
         let layer = self.facts.id.number();
         for run in pages.chunk_by(|(page, _), (next, _)| page + 1 == *next) {
@@ -217,11 +244,15 @@ impl<D: Disk> Inner<D> {
                 let encode = |(page, words): &(u64, _)| {
                     Bytes::from(sector::encode(layer, *page, next.epoch, words))
                 };
-                let at = (run[0].0 + 1) * PAGE as u64;
-                map.write_at(run.iter().map(encode).collect(), at, Durability::AtSync)
+                let (pages, at) = (run.iter().map(encode).collect(), sector::page_at(run[0].0));
+                map.write_at(pages, at, Durability::AtSync)
                     .await
                     .map_err(|error| ("write the map", error))?;
             }
+        }
+        for (number, words) in entered {
+            let written = self.write_ledger(map, *number, next.epoch, words).await;
+            written.map_err(|error| ("write the ledger of the map", error))?;
         }
         let epoch = header::encode_epoch(layer, next);
         map.write_at(vec![epoch.into()], header::EPOCH_AT, Durability::AtSync)

@@ -13,7 +13,7 @@ use vellum_engine::{ErrorKind, Result};
 
 use super::Outcome;
 use super::connection::BUSY_WAIT;
-use super::worker::{committed, failed, settled};
+use super::worker::{committed, failed, leave_one_frame, settled};
 
 /// How often a transaction that another process keeps from beginning is tried again.
 const BUSY_POLL: Duration = Duration::from_millis(1);
@@ -21,13 +21,23 @@ const BUSY_POLL: Duration = Duration::from_millis(1);
 /// Two connections, one that writes and one that looks. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Alone {
-    writer: Arc<Mutex<Connection>>,
+    writer: Arc<Mutex<Writer>>,
     reader: Arc<Mutex<Connection>>,
+}
+
+/// The connection that writes.
+#[derive(Debug)]
+struct Writer(Connection);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        leave_one_frame(&self.0);
+    }
 }
 
 impl Alone {
     pub(super) fn new(writer: Connection, reader: Connection) -> Self {
-        Self { writer: Arc::new(Mutex::new(writer)), reader: Arc::new(Mutex::new(reader)) }
+        Self { writer: Arc::new(Mutex::new(Writer(writer))), reader: Arc::new(Mutex::new(reader)) }
     }
 
     /// Runs what looks only.
@@ -48,14 +58,14 @@ impl Alone {
         tokio::task::yield_now().await;
         let begun = Begun { db: self.writer.clone().lock_owned().await, doing };
         let deadline = Instant::now() + BUSY_WAIT;
-        while let Err(error) = begun.db.execute_batch("BEGIN IMMEDIATE") {
+        while let Err(error) = begun.db.0.execute_batch("BEGIN IMMEDIATE") {
             let error = failed(error, doing);
             if error.kind() != ErrorKind::Busy || Instant::now() > deadline {
                 return Err(error);
             }
             tokio::time::sleep(BUSY_POLL).await;
         }
-        let value = check(&begun.db).map_err(|failure| failure.into_error(doing))?;
+        let value = check(&begun.db.0).map_err(|failure| failure.into_error(doing))?;
         Ok((value, begun))
     }
 }
@@ -63,32 +73,32 @@ impl Alone {
 /// A transaction that was begun. Dropped, it is rolled back.
 #[derive(Debug)]
 pub(crate) struct Begun {
-    db: OwnedMutexGuard<Connection>,
+    db: OwnedMutexGuard<Writer>,
     doing: &'static str,
 }
 
 impl Begun {
     pub(super) fn commit<T>(self, change: impl FnOnce(&Connection) -> Outcome<T>) -> Result<T> {
-        let value = change(&self.db).map_err(|failure| failure.into_error(self.doing))?;
-        committed(self.db.execute_batch("COMMIT"), self.doing)?;
+        let value = change(&self.db.0).map_err(|failure| failure.into_error(self.doing))?;
+        committed(self.db.0.execute_batch("COMMIT"), self.doing)?;
         Ok(value)
     }
 
     /// The same, for who does not settle by itself what cannot be known.
     pub(super) fn commit_and_settle<T>(self, value: T) -> Result<T> {
-        let result = committed(self.db.execute_batch("COMMIT"), self.doing);
-        if !self.db.is_autocommit() {
-            let _ = self.db.execute_batch("ROLLBACK");
+        let result = committed(self.db.0.execute_batch("COMMIT"), self.doing);
+        if !self.db.0.is_autocommit() {
+            let _ = self.db.0.execute_batch("ROLLBACK");
         }
-        settled(&self.db, result).map(|()| value)
+        settled(&self.db.0, result).map(|()| value)
     }
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        if !self.db.is_autocommit() {
+        if !self.db.0.is_autocommit() {
             // SQLite undoes it when it next opens the database, if it cannot do so now.
-            let _ = self.db.execute_batch("ROLLBACK");
+            let _ = self.db.0.execute_batch("ROLLBACK");
         }
     }
 }

@@ -1,11 +1,17 @@
-//! The end of SQLite's write-ahead log: whether it holds more than the catalog shows.
+//! SQLite's write-ahead log: whether it holds more than the catalog shows, and what it holds once nobody uses the catalog.
 //!
 //! A process that dies in a commit may have written it whole to the log, and have told nobody. Those that live go on without it;
 //! whoever opens the catalog after all have left finds it, and it comes true. Until something takes its place in the log, nothing
 //! may be built on its not having happened.
 //!
+//! The log keeps its frames when the catalog is closed. Whoever opens it next reads them up to the first that is not as it was
+//! written, and lays what they hold over the file: with one byte changed in the middle, an earlier catalog over a later one. So
+//! whoever closes a catalog [leaves one frame](leave_one_frame), which is believed or not as a whole.
+//!
 //! What is read here is SQLite's file format: a header of 32 bytes with the size of a page and two salts, then frames, each a
 //! header of 24 bytes with the salts it was written under, and a page.
+
+use std::time::Duration;
 
 use rusqlite::Connection;
 
@@ -31,4 +37,18 @@ pub(crate) fn end(header: &[u8; HEADER], frames: u64) -> u64 {
 /// Whether a frame belongs to the log with this header, and not to an older one that had the file before.
 pub(crate) fn goes_on(header: &[u8; HEADER], frame: &[u8; FRAME]) -> bool {
     header[16..24] == frame[8..16]
+}
+
+/// Has the log moved into the file, and begun anew with one frame: that of the page with the pool's row. Does nothing where
+/// somebody else is in the way, who does it later, or where the log has no more than that.
+pub(crate) fn leave_one_frame(db: &Connection) -> Outcome<()> {
+    if frames(db)? <= 1 {
+        return Ok(());
+    }
+    db.busy_timeout(Duration::ZERO)?;
+    let is_busy: bool = db.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get(0))?;
+    if !is_busy {
+        db.execute("UPDATE pool SET settled = settled + 1", [])?;
+    }
+    Ok(())
 }

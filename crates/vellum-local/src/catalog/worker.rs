@@ -23,6 +23,7 @@ use vellum_engine::{Error, ErrorKind, Happened, Result};
 use super::alone::{Alone, Begun};
 use super::connection::{self, Purpose};
 use super::failure::certainly_undone;
+use super::log;
 use super::{Failure, Outcome};
 
 /// How many closures may wait for a thread; more callers wait for room.
@@ -268,6 +269,14 @@ pub(super) fn settled(db: &Connection, committed: Result<()>) -> Result<()> {
     committed
 }
 
+/// The last thing that is done on a connection that writes. What could not be done is left to the next one.
+pub(super) fn leave_one_frame(db: &Connection) {
+    if let Err(failure) = log::leave_one_frame(db) {
+        let error = failure.into_error("begin the catalog's log anew");
+        tracing::debug!(error = %error.chain(), "the catalog is closed with its log as it is");
+    }
+}
+
 /// Runs a closure on a thread.
 async fn run<T: Send + 'static>(
     thread: &mpsc::Sender<Job>,
@@ -357,6 +366,9 @@ async fn spawn<T: Send + 'static>(
                     while let Some(job) = queue.blocking_recv() {
                         job(&mut db);
                     }
+                }
+                if purpose == Purpose::Write {
+                    leave_one_frame(&db);
                 }
                 // A thread that panicked has closed its connection too.
                 let _ = outlives.map(JoinHandle::join);

@@ -5,7 +5,7 @@
 use vellum_engine::Result;
 
 use super::live::{LogHeader, RECORD};
-use super::{PAGE, Reader, SECTOR, checksum, header, live, sector};
+use super::{PAGE, Reader, SECTOR, checksum, header, ledger, live, sector};
 
 /// The first page of a map, as it is understood, written again.
 pub fn header_again(layer: u64, page: &[u8; PAGE]) -> Result<Vec<u8>> {
@@ -15,8 +15,14 @@ pub fn header_again(layer: u64, page: &[u8; PAGE]) -> Result<Vec<u8>> {
 
 /// A page of states, as it is understood, written again in this epoch.
 pub fn states_again(layer: u64, page: u64, epoch: u64, bytes: &[u8; PAGE]) -> Result<Vec<u8>> {
-    let words = sector::decode("map", layer, page, bytes)?;
+    let words = sector::decode("map", layer, page, bytes, false)?;
     Ok(sector::encode(layer, page, epoch, &words))
+}
+
+/// The first page of the ledger of a map with this many pages of states, as it is understood, written again in this epoch.
+pub fn ledger_again(layer: u64, states: u64, epoch: u64, bytes: &[u8; PAGE]) -> Result<Vec<u8>> {
+    let words = ledger::decode("map", layer, states, 0, bytes)?;
+    Ok(ledger::encode(layer, states, 0, epoch, &words))
 }
 
 /// A live log, as far as it is understood, written again; `None` if it is none.
@@ -30,7 +36,7 @@ pub fn log_again(layer: u64, log: &[u8]) -> Option<Vec<u8>> {
     Some(again)
 }
 
-/// Sets the checksums of a map right: both sectors of its header, and every sector of states that holds something.
+/// Sets the checksums of a map right: both sectors of its header, and every sector of states and of the ledger that holds something.
 pub fn seal_map(layer: u64, map: &mut [u8]) {
     for (number, bytes) in map.chunks_exact_mut(SECTOR).enumerate() {
         let place = number as u64;

@@ -1,12 +1,13 @@
 //! Bytes on disk, as pure functions: no I/O here, and no panic whatever the bytes.
 //!
-//! [`header`] opens a map file, [`sector`] holds states, [`live`] is the log of changes since the last sync. All numbers are
-//! little endian; every structure carries a CRC-32C that covers whatever names its place, so that bytes in the wrong place
+//! [`header`] opens a map file, [`sector`] holds states, [`ledger`] names the pages of states that are whole, [`live`] is the
+//! log of changes since the last sync. All numbers are little endian; every structure carries a CRC-32C that covers whatever names its place, so that bytes in the wrong place
 //! are found as well as bytes that changed.
 
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub(crate) mod header;
+pub(crate) mod ledger;
 pub(crate) mod live;
 pub(crate) mod sector;
 

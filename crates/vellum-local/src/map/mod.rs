@@ -1,11 +1,11 @@
 //! The allocation map of a layer in memory: which units are inherited, data or zero.
 //!
-//! [`page`] is a page of states, [`presence`] says which pages exist at all, [`pages`] keeps pages: those that changed since
+//! [`page`] is a page of states, [`page_set`] says which pages exist at all, and which are whole on the medium, [`pages`] keeps pages: those that changed since
 //! the last sync are pinned, all others come and go in a cache that all layers share. Nothing here does I/O.
 
 pub(crate) mod page;
+pub(crate) mod page_set;
 pub(crate) mod pages;
-pub(crate) mod presence;
 
 use vellum_core::Extent;
 

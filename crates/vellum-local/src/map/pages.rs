@@ -14,8 +14,9 @@ use vellum_core::{Extent, Runs, State};
 
 use super::Units;
 use super::page::Page;
-use super::presence::Presence;
-use crate::format::sector::PAGE_UNITS;
+use super::page_set::PageSet;
+use crate::format::ledger::PAGES_NAMED;
+use crate::format::sector::{PAGE_UNITS, PAGE_WORDS};
 
 /// The cache that all layers of a store share: pages by the number of an open layer and their own.
 pub(crate) type PageCache = Cache<(u64, u64), Arc<Page>>;
@@ -32,7 +33,12 @@ pub(crate) struct Pages {
 
 #[derive(Debug, Default)]
 struct Inner {
-    presence: Presence,
+    /// Those that may exist: all others are all inherited, without a look at the file.
+    present: PageSet,
+    /// Those that the ledger names: all their sectors are on the medium.
+    whole: PageSet,
+    /// Those that were made whole since the last sync began, and are to be named.
+    fresh: BTreeSet<u64>,
     pinned: HashMap<u64, Arc<Page>>,
     changed: BTreeSet<u64>,
     /// Raised whenever a page is unpinned: whoever read a page from disk before that may have read what it was.
@@ -45,8 +51,8 @@ pub(crate) enum Found {
     Absent,
     /// In memory.
     Here(Arc<Page>),
-    /// On disk. [`Pages::loaded`] takes it, with this ticket.
-    OnDisk(Ticket),
+    /// On disk, where no sector of it may be missing if the ledger names it. [`Pages::loaded`] takes it, with this ticket.
+    OnDisk { ticket: Ticket, is_whole: bool },
 }
 
 /// Tells a page that was read in time from one that may be stale.
@@ -54,18 +60,28 @@ pub(crate) enum Found {
 pub(crate) struct Ticket(u64);
 
 impl Pages {
-    pub(crate) fn new(units: Units, key: u64, cache: Arc<PageCache>, presence: Presence) -> Self {
-        Self { units, key, cache, inner: RwLock::new(Inner { presence, ..Inner::default() }) }
+    /// `present` are the pages that may exist, and `whole` those that the ledger names.
+    pub(crate) fn new(
+        units: Units,
+        key: u64,
+        cache: Arc<PageCache>,
+        present: PageSet,
+        whole: PageSet,
+    ) -> Self {
+        let inner = Inner { present, whole, ..Inner::default() };
+        Self { units, key, cache, inner: RwLock::new(inner) }
     }
 
     pub(crate) fn find(&self, page: u64) -> Found {
         let inner = self.inner.read();
-        if !inner.presence.has(page) {
+        if !inner.present.has(page) {
             return Found::Absent;
         }
         match inner.pinned.get(&page).cloned().or_else(|| self.cache.get(&(self.key, page))) {
             Some(page) => Found::Here(page),
-            None => Found::OnDisk(Ticket(inner.unpinned)),
+            None => {
+                Found::OnDisk { ticket: Ticket(inner.unpinned), is_whole: inner.whole.has(page) }
+            }
         }
     }
 
@@ -83,20 +99,47 @@ impl Pages {
         Some(content)
     }
 
-    /// Notes that a page now exists on disk, with this content.
-    pub(crate) fn created(&self, page: u64, content: Page) {
+    /// Notes that all of a page was written, with this content, which is what the map had of it.
+    pub(crate) fn made_whole(&self, page: u64, content: Page) {
         let mut inner = self.inner.write();
         self.cache.insert((self.key, page), Arc::new(content));
-        inner.presence.add(page);
+        inner.present.add(page);
+        inner.fresh.insert(page);
+    }
+
+    /// Whether states may be put into a page: the next sync finds all of it on the medium, or puts it there first.
+    pub(crate) fn is_ready(&self, page: u64) -> bool {
+        let inner = self.inner.read();
+        inner.whole.has(page) || inner.fresh.contains(&page) || inner.pinned.contains_key(&page)
+    }
+
+    /// Takes the set of pages that were made whole. Whoever takes the changed pages before has here all of those among them
+    /// that the ledger does not name.
+    pub(crate) fn take_fresh(&self) -> BTreeSet<u64> {
+        std::mem::take(&mut self.inner.write().fresh)
+    }
+
+    /// Notes that these pages are whole on the medium. Returns the pages of the ledger that must say so, with their content.
+    pub(crate) fn enter(&self, fresh: &BTreeSet<u64>) -> Vec<(u64, [u64; PAGE_WORDS])> {
+        let mut inner = self.inner.write();
+        fresh.iter().for_each(|page| inner.whole.add(*page));
+        let mut ledger: Vec<u64> = fresh.iter().map(|page| page / PAGES_NAMED).collect();
+        ledger.dedup();
+        ledger.into_iter().map(|number| (number, inner.whole.words(number * PAGES_NAMED))).collect()
+    }
+
+    /// A page of the ledger.
+    pub(crate) fn ledger(&self, number: u64) -> [u64; PAGE_WORDS] {
+        self.inner.read().whole.words(number * PAGES_NAMED)
     }
 
     /// The first page at or after `page` that may exist on disk.
     pub(crate) fn next_present(&self, page: u64) -> Option<u64> {
-        self.inner.read().presence.next(page)
+        self.inner.read().present.next(page)
     }
 
     pub(crate) fn is_present(&self, page: u64) -> bool {
-        self.inner.read().presence.has(page)
+        self.inner.read().present.has(page)
     }
 
     /// The states of a beginning of `at`, as far as pages are in memory, and up to `runs_max` runs. Returns where it ends.
@@ -106,7 +149,7 @@ impl Pages {
             let page = rest.offset() / self.units.page_size();
             let stop = match self.find(page) {
                 Found::Absent => {
-                    let next = self.inner.read().presence.next(page);
+                    let next = self.inner.read().present.next(page);
                     let end =
                         next.map_or(u64::MAX, |next| next.saturating_mul(self.units.page_size()));
                     let (absent, _) = rest.split(end);
@@ -117,7 +160,7 @@ impl Pages {
                     let (piece, _) = rest.split((page + 1).saturating_mul(self.units.page_size()));
                     self.runs_in(page, &content, piece, runs_max, out)
                 }
-                Found::OnDisk(_) => return rest.offset(),
+                Found::OnDisk { .. } => return rest.offset(),
             };
             rest = rest.split(stop).1;
         }
@@ -183,7 +226,7 @@ impl Pages {
     }
 
     /// Takes the set of changed pages, as copies: what changes from now on belongs to the next sync.
-    pub(crate) fn take_changed(&self) -> Vec<(u64, [u64; crate::format::sector::PAGE_WORDS])> {
+    pub(crate) fn take_changed(&self) -> Vec<(u64, [u64; PAGE_WORDS])> {
         let mut inner = self.inner.write();
         let changed = std::mem::take(&mut inner.changed);
         changed.into_iter().map(|page| (page, inner.pinned[&page].words())).collect()

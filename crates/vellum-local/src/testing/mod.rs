@@ -9,6 +9,7 @@ mod crashes;
 mod damage;
 mod failures;
 mod leftovers;
+mod lost;
 mod sync_steps;
 
 use std::path::PathBuf;

@@ -145,28 +145,51 @@ async fn space_under_units_that_are_not_data_is_a_leak_and_can_be_freed() {
     assert_eq!(seen, b"xxxx??????y");
 }
 
+/// Overwrites the beginning of the states of an image with zeros.
+fn lose_states(directory: &Path, bytes: usize) {
+    let map = fs::OpenOptions::new().write(true).open(directory.join("map")).unwrap();
+    map.write_all_at(&vec![0; bytes], 4096).unwrap();
+}
+
 #[tokio::test]
-async fn data_whose_states_were_lost_is_not_freed_unless_that_is_asked_for() {
-    // One sector of the first page, and the whole page.
+async fn states_that_were_lost_are_damage_and_no_repair_frees_their_data() {
+    // One sector of the only page, and the whole page.
     for lost in [512, 4096] {
         let home = Home::new();
         let pool = home.pool().await;
         let record = written(&pool, "image").await;
         let directory = layer_dir(&pool, &record);
-        let map = fs::OpenOptions::new().write(true).open(directory.join("map")).unwrap();
-        map.write_all_at(&vec![0; lost], 4096).unwrap();
+        lose_states(&directory, lost);
         let data = fs::read(directory.join("data.0")).unwrap();
         let pool = home.pool().await;
-        for repair in [Repair::No, Repair::Safe] {
+        for repair in [Repair::No, Repair::Safe, Repair::WithUnknownFiles] {
             let findings = pool.check(None, repair).await.unwrap();
-            assert_eq!(severities(&findings), [Severity::Leak], "{findings:?}");
-            assert!(findings[0].stands() && findings[0].what.contains("never written"));
+            assert_eq!(severities(&findings), [Severity::Damage], "{findings:?}");
+            assert!(findings[0].stands() && findings[0].what.contains("is lost"), "{findings:?}");
         }
         assert!(fs::read(directory.join("data.0")).unwrap() == data, "it is all there");
-        let freed = pool.check(None, Repair::WithUnknownFiles).await.unwrap();
-        assert!(freed.iter().all(|finding| !finding.stands()), "{freed:?}");
-        assert!(check(&pool).await.is_empty());
     }
+}
+
+#[tokio::test]
+async fn space_whose_states_were_never_written_is_not_freed_unless_that_is_asked_for() {
+    let home = Home::new();
+    let pool = home.pool().await;
+    let record = written(&pool, "image").await;
+    let directory = layer_dir(&pool, &record);
+    // The only page, and the ledger behind it: as a power cut before the first sync leaves it.
+    lose_states(&directory, 2 * 4096);
+    let data = fs::read(directory.join("data.0")).unwrap();
+    let pool = home.pool().await;
+    for repair in [Repair::No, Repair::Safe] {
+        let findings = pool.check(None, repair).await.unwrap();
+        assert_eq!(severities(&findings), [Severity::Leak], "{findings:?}");
+        assert!(findings[0].stands() && findings[0].what.contains("never written"));
+    }
+    assert!(fs::read(directory.join("data.0")).unwrap() == data, "it is all there");
+    let freed = pool.check(None, Repair::WithUnknownFiles).await.unwrap();
+    assert!(freed.iter().all(|finding| !finding.stands()), "{freed:?}");
+    assert!(check(&pool).await.is_empty());
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vellum_engine::{Catalog, ErrorKind, Head};
 use vellum_local::Mode;
@@ -100,6 +100,37 @@ async fn a_catalog_of_any_other_length_is_an_error_or_lacks_nothing() {
                 Err(kind) => assert!(is_clear(kind), "{length} bytes, {mode:?}: {kind:?}"),
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_changed_byte_in_the_log_of_a_closed_catalog_takes_nothing_away() {
+    let home = Home::new();
+    let pool = home.pool().await;
+    for n in 0..20 {
+        image(&pool, &format!("image-{n:02}")).await;
+    }
+    drop(pool);
+    let pool = home.path("pool");
+    let log = pool.join("pool.sqlite-wal");
+    // The log goes on for as long as its frames have the salts of its header; those of an older one have others.
+    let frame = |n: usize| 32 + n * (24 + PAGE);
+    let mut bytes = fs::read(&log).unwrap();
+    let patience = Instant::now() + Duration::from_secs(20);
+    while bytes[frame(1) + 8..frame(1) + 16] == bytes[16..24] {
+        assert!(Instant::now() < patience, "the log of a closed catalog has more than one frame");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        bytes = fs::read(&log).unwrap();
+    }
+    assert!(bytes.len() > frame(20), "each image was a commit of its own");
+    let catalog = fs::read(pool.join("pool.sqlite")).unwrap();
+    let places = (0..64).chain((64..frame(3)).step_by(211));
+    for at in places {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 0x10;
+        put(&pool, &catalog);
+        fs::write(&log, &bytes).unwrap();
+        assert_eq!(names(&pool, Mode::ReadOnly).await.unwrap().len(), 20, "byte {at}");
     }
 }
 

@@ -21,6 +21,8 @@ const BLOCK_STATUS: u16 = 5;
 const BLOCK_STATUS_EXTENDED: u16 = 6;
 const ERROR: u16 = 1 << 15 | 1;
 const MESSAGE_MAX: usize = 1024;
+/// What holes are sent from, where they must be sent.
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
 /// A reply as pieces to be sent one after the other: headers, and data that is not copied.
 pub type Pieces = SmallVec<[Bytes; 2]>;
@@ -56,14 +58,36 @@ pub fn failed(agreed: &Agreed, request: &Request, error: &NbdError) -> Pieces {
 
 /// The reply to a read whose data is in one piece.
 pub fn data(agreed: &Agreed, request: &Request, data: Bytes) -> Pieces {
+    SmallVec::from_buf([data_header(agreed, request, data.len() as u64), data])
+}
+
+/// The reply to a read that is not to be cut into chunks: pieces as in [`pieces`], with holes as the zeros they are.
+pub fn unbroken(agreed: &Agreed, request: &Request, pieces: &[ReadPiece]) -> Pieces {
+    let length = pieces.iter().map(|piece| piece.at.length()).sum();
+    let mut out = Pieces::new();
+    out.push(data_header(agreed, request, length));
+    for piece in pieces {
+        match &piece.data {
+            Some(data) => out.push(data.clone()),
+            None => {
+                let zeros = piece.at.chunks(ZEROS.len() as u64);
+                out.extend(zeros.map(|part| Bytes::from_static(&ZEROS[..part.len_usize()])));
+            }
+        }
+    }
+    out
+}
+
+/// What comes before the data of a read that is in one chunk, or in none.
+fn data_header(agreed: &Agreed, request: &Request, length: u64) -> Bytes {
     let mut out = Vec::with_capacity(40);
     if agreed.structured {
-        chunk(&mut out, agreed, request, FLAG_DONE, OFFSET_DATA, 8 + data.len() as u64);
+        chunk(&mut out, agreed, request, FLAG_DONE, OFFSET_DATA, 8 + length);
         out.extend(request.offset.to_be_bytes());
     } else {
         simple(&mut out, request, 0);
     }
-    SmallVec::from_buf([out.into(), data])
+    out.into()
 }
 
 /// The reply to a read as pieces of data and of holes, which cover the request in ascending order. Only for structured replies.

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_util::sync::CancellationToken;
-use vellum_core::{Buffer, Extent};
+use vellum_core::{Buffer, BufferPool, Extent};
 
 use crate::export::{Export, Exports, ZeroFlags};
 use crate::proto::error::{Errno, NbdError};
@@ -56,7 +56,7 @@ struct Connection<X> {
     replies: UnboundedSender<Reply>,
     requests: Arc<Semaphore>,
     room: Arc<Room>,
-    buffers: vellum_core::BufferPool,
+    buffers: BufferPool,
 }
 
 /// Reads and answers requests until the client leaves or the server ends, and all that was started has been answered.
@@ -230,7 +230,7 @@ impl<X: Export> Connection<X> {
     fn room_needed(&self, request: &Request, at: Extent) -> usize {
         match request.command {
             // At most 32 MiB by now.
-            Command::Read | Command::Write => at.len_usize(),
+            Command::Read | Command::Write => BufferPool::footprint(at.len_usize()),
             Command::Cache => CACHE_ROOM,
             Command::BlockStatus => {
                 self.descriptors_max * self.agreed.contexts.len() * DESCRIPTOR_ROOM
@@ -345,19 +345,7 @@ async fn read<X: Export>(
     if agreed.structured && request.flags & flag::DF == 0 {
         return Ok(reply::pieces(agreed, request, &pieces));
     }
-    if let [piece] = &pieces[..]
-        && let Some(data) = &piece.data
-    {
-        return Ok(reply::data(agreed, request, data.clone()));
-    }
-    // One chunk, or no chunks at all: holes are sent as the zeros they are.
-    let mut whole = vec![0; at.len_usize()];
-    for piece in &pieces {
-        if let Some(data) = &piece.data {
-            whole[at.range_of(&piece.at)].copy_from_slice(data);
-        }
-    }
-    Ok(reply::data(agreed, request, whole.into()))
+    Ok(reply::unbroken(agreed, request, &pieces))
 }
 
 async fn block_status<X: Export>(

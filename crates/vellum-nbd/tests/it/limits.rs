@@ -45,6 +45,25 @@ async fn payload_waits_for_room_in_the_connection_and_in_the_server() {
     }
 }
 
+#[tokio::test]
+async fn payload_takes_the_room_of_the_memory_that_it_is_put_in() {
+    let limits = Limits { bytes_max: 64 << 10, ..Limits::default() };
+    for (length, at_once) in [(32 << 10, 2), ((32 << 10) + 1, 1), (512, 16)] {
+        let (server, disk) = server(limits.clone());
+        let mut peer = client(&server, Style::Simple, "disk").await;
+        disk.hold(true);
+        let flood = async {
+            for _ in 0..100 {
+                peer.write(0, 0, &vec![b'x'; length]).await;
+            }
+        };
+        assert!(tokio::time::timeout(SOON, flood).await.is_err() || length == 512);
+        tokio::time::sleep(SOON).await;
+        assert_eq!(disk.take_calls().len(), at_once, "of {length} bytes");
+        disk.hold(false);
+    }
+}
+
 /// Room in the server for one payload of 64 KiB at a time.
 fn crowded() -> Limits {
     Limits { bytes_max: 64 << 10, stall_max: STALL, ..Limits::default() }

@@ -82,6 +82,19 @@ async fn holes_are_sent_as_holes_and_with_dont_fragment_as_one_piece() {
 }
 
 #[tokio::test]
+async fn holes_of_any_length_are_sent_as_zeros_where_no_holes_can_be_said() {
+    let (server, disk) = server(Limits::default());
+    disk.bytes.lock()[300_000..300_010].fill(b'x');
+    let expected = disk.bytes.lock()[1000..700_000].to_vec();
+    let mut simple = client(&server, Style::Simple, "disk").await;
+    assert!(in_time(simple.read(1000, 699_000)).await == expected);
+    let mut structured = client(&server, Style::Structured, "disk").await;
+    structured.request(command::READ, flag::DF, 1000, 699_000).await;
+    let chunks = in_time(structured.chunks()).await;
+    assert!(chunks.len() == 1 && chunks[0].payload[8..] == expected);
+}
+
+#[tokio::test]
 async fn block_status_has_a_chunk_for_each_context() {
     let (server, disk) = server(Limits::default());
     disk.bytes.lock()[4096..8192].fill(b'x');
