@@ -93,7 +93,7 @@ pub(crate) async fn open<D: Disk>(
         (Found::Pool { lacks_live: true }, false) if !look_only => directory.make_live().await?,
         (Found::Pool { .. }, false) => {}
     }
-    let lock_file = directory.open_lock(look_only).await?;
+    let lock_file = directory.open_lock(look_only, file_system.read_only).await?;
     let inode = lock_file.as_ref().map(|file| file.identity());
     let locks = LockFile::new(lock_file);
     if create {

@@ -169,7 +169,10 @@ impl<D: Disk> PoolDirectory<D> {
             let above = self.path.parent().unwrap_or(&self.path);
             self.disk.sync_dir(above).await.map_err(failed)?;
         }
-        self.disk.open(&self.lock(), OpenMode::ReadWriteOrCreate).await.map_err(failed)?;
+        // It is older than the catalog: one that is missing later was removed, and somebody may be holding locks on it.
+        if !self.has_catalog().await? {
+            self.disk.open(&self.lock(), OpenMode::ReadWriteOrCreate).await.map_err(failed)?;
+        }
         self.make_dir(&self.layers()).await?;
         self.make_dir(&self.live()).await?;
         self.disk.sync_dir(&self.path).await.map_err(failed)
@@ -212,14 +215,29 @@ impl<D: Disk> PoolDirectory<D> {
         ))
     }
 
-    /// Opens the lock file. `None` if there is none and none can be made.
-    pub(crate) async fn open_lock(&self, look_only: bool) -> Result<Option<D::File>> {
+    /// Opens the lock file. `None` if there is none, where nobody can write anyway.
+    pub(crate) async fn open_lock(
+        &self,
+        look_only: bool,
+        nobody_writes: bool,
+    ) -> Result<Option<D::File>> {
         let mode = if look_only { OpenMode::Read } else { OpenMode::ReadWrite };
         match self.disk.open(&self.lock(), mode).await {
             Ok(file) => Ok(Some(file)),
-            Err(error) if look_only && error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.failed("open pool.lock of", error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(self.failed("open pool.lock of", error))
+            }
+            Err(_) if nobody_writes => Ok(None),
+            Err(_) => Err(self.no_lock()),
         }
+    }
+
+    /// That nobody can tell who uses the images.
+    fn no_lock(&self) -> Error {
+        Error::corrupt(format!(
+            "{} has no `pool.lock`, whose locks say who uses its images; end all programs that use the pool, and make an empty one",
+            self.path.display()
+        ))
     }
 
     /// Which file the lock file in a directory is, if there is one.

@@ -8,7 +8,7 @@ use futures::{StreamExt, stream};
 use indicatif::ProgressBar;
 use tokio::sync::mpsc;
 use vellum::{Image, Vellum};
-use vellum_convert::{Format, Sink, SinkOptions, StreamSink, create};
+use vellum_convert::{Sink, SinkOptions, StreamSink, create};
 use vellum_core::{Extent, ImageSpec};
 use vellum_image::Piece;
 
@@ -58,11 +58,13 @@ pub async fn run(vellum: &Vellum, arguments: Arguments) -> Result {
 
 async fn export(image: &Image, arguments: &Arguments, stop: &mut Stop) -> Result {
     let size = source_size(&image.record().meta, image.size());
-    let sink = open(arguments, size)?;
+    let (file, format) = (arguments.file.clone(), arguments.output_format);
+    let options = SinkOptions { format: format.into(), overwrite: arguments.overwrite };
     let bar = progress::bytes("export", size);
     let (send, parts) = mpsc::channel(READS);
-    // On a thread of its own: a pipe that nobody reads must not keep a signal from being heard.
-    let mut writing = tokio::task::spawn_blocking(move || write(sink, parts));
+    // On a thread of its own: a pipe that nobody opens or reads must not keep a signal from being heard.
+    let mut writing =
+        tokio::task::spawn_blocking(move || write(open(&file, size, options)?, parts));
     let both = async {
         read(image, size, &bar, send).await?;
         (&mut writing).await.map_err(anyhow::Error::from)?
@@ -129,11 +131,9 @@ fn write(mut sink: Box<dyn Sink>, mut parts: mpsc::Receiver<Part>) -> Result {
     Err(Failure::Stopped)
 }
 
-fn open(arguments: &Arguments, size: u64) -> Result<Box<dyn Sink>> {
-    if arguments.file != Path::new("-") {
-        let format = Format::from(arguments.output_format);
-        let options = SinkOptions { format, overwrite: arguments.overwrite };
-        return Ok(create(&arguments.file, size, options)?);
+fn open(file: &Path, size: u64, options: SinkOptions) -> Result<Box<dyn Sink>> {
+    if file != Path::new("-") {
+        return Ok(create(file, size, options)?);
     }
     Ok(Box::new(StreamSink::stdout(size)?))
 }

@@ -1,7 +1,7 @@
 //! Commands that are told to stop in the middle: they end soon, and what was half done is gone.
 
 use std::io::{Read, Write};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +18,7 @@ pub fn trials() -> Vec<Trial> {
         trial("an_import_whose_name_was_taken_meanwhile_leaves_no_image", import_too_late),
         trial("an_export_to_a_file_that_is_stopped_leaves_nothing", export_to_file),
         trial("an_export_that_nobody_reads_can_be_stopped_and_leaves_no_snapshot", export_to_pipe),
+        trial("an_export_to_a_pipe_that_nobody_opens_can_be_stopped", export_to_fifo),
         trial("a_flatten_that_is_stopped_leaves_the_image_free", flatten),
     ]
 }
@@ -138,6 +139,19 @@ fn export_to_pipe() -> Result<()> {
     ensure!(stop(&mut child)? == Some(1));
     ensure!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
     ensure!(snapshots()? == 2);
+    Ok(())
+}
+
+fn export_to_fifo() -> Result<()> {
+    let home = golden(&pattern(8 * MIB, 1))?;
+    let fifo = home.file("fifo");
+    ensure!(Command::new("mkfifo").arg(&fifo).status()?.success());
+    let mut child = start(&home, &["export", "gold", fifo.to_str().context("UTF-8")?])?;
+    std::thread::sleep(Duration::from_millis(500));
+    ensure!(child.try_wait()?.is_none(), "it waits for a reader");
+    let asked = Instant::now();
+    ensure!(stop(&mut child)? == Some(1));
+    ensure!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
     Ok(())
 }
 

@@ -1,9 +1,11 @@
 //! Races: the interleavings that lose data when the guard is a read before a write.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use vellum_core::Extent;
+use vellum_engine::count::Operation as Counted;
 use vellum_engine::fault::Operation;
 use vellum_engine::{Catalog, Layering};
 use vellum_image::image::Open;
@@ -316,12 +318,24 @@ async fn copy_ups_beyond_their_budget_wait_for_each_other_and_all_land() {
         let limited = ImageOptions { copy_up_bytes_max: 4096, ..ImageOptions::default() };
         let (pools, catalog) = (&fixture.pools, &fixture.catalog);
         let child = Image::open(pools, catalog, &id, Open::Own, limited).await.unwrap();
+        let pause = fixture.faults.pause(Operation::Fill);
+        fixture.counts.reset();
         let writers: Vec<_> = (0..16u64)
             .map(|writer| {
                 let child = child.clone();
                 tokio::spawn(async move { write(&child, writer * 65_536 + 100, &[1; 50]).await })
             })
             .collect();
+        pause.reached().await;
+        tokio::time::sleep(MOMENT).await;
+        let asked = |operation| fixture.counts.calls(operation);
+        let read = asked(Counted::Read) + asked(Counted::TryRead);
+        assert_eq!(
+            (read, asked(Counted::Fill)),
+            (1, 1),
+            "{layering:?}: the first has all there is"
+        );
+        pause.release();
         for writer in writers {
             writer.await.unwrap().unwrap();
         }
@@ -336,27 +350,35 @@ async fn copy_ups_beyond_their_budget_wait_for_each_other_and_all_land() {
 async fn what_was_acknowledged_before_a_snapshot_is_in_it() {
     let fixture = Fixture::new().await;
     let (_, child) = fixture.child(SIZE, Layering::Sparse).await;
-    let acknowledged = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let is_over = Arc::new(AtomicBool::new(false));
     let writer = tokio::spawn({
-        let (child, acknowledged) = (child.clone(), acknowledged.clone());
+        let (child, acknowledged, is_over) = (child.clone(), acknowledged.clone(), is_over.clone());
         async move {
-            for number in 1..=3000u64 {
-                write(&child, 8, &number.to_le_bytes()).await.unwrap();
-                acknowledged.store(number, std::sync::atomic::Ordering::SeqCst);
+            // To the end, so that there are writes beside every snapshot.
+            for number in 1.. {
+                if is_over.load(Ordering::SeqCst) {
+                    break;
+                }
+                write(&child, 8, &u64::to_le_bytes(number)).await.unwrap();
+                acknowledged.store(number, Ordering::SeqCst);
             }
         }
     });
+    let mut last = 0;
     for round in 0..30 {
-        let before = acknowledged.load(std::sync::atomic::Ordering::SeqCst);
+        while acknowledged.load(Ordering::SeqCst) < last + 2 {
+            tokio::task::yield_now().await;
+        }
+        let before = acknowledged.load(Ordering::SeqCst);
         let name = format!("s{round}");
         child.snapshot(snapshot_name(&name), false).await.unwrap();
-        let after = acknowledged.load(std::sync::atomic::Ordering::SeqCst);
+        let after = acknowledged.load(Ordering::SeqCst);
         let frozen = read(&fixture.open_snapshot("child", &name).await, Extent::new(8, 8)).await;
         let frozen = u64::from_le_bytes(frozen.try_into().unwrap());
-        if before > 0 {
-            assert!((before..=after + 1).contains(&frozen), "{before} <= {frozen} <= {after} + 1");
-        }
-        tokio::task::yield_now().await;
+        assert!((before..=after + 1).contains(&frozen), "{before} <= {frozen} <= {after} + 1");
+        last = after;
     }
+    is_over.store(true, Ordering::SeqCst);
     writer.await.unwrap();
 }

@@ -42,6 +42,12 @@ const IMPOSSIBLE: &[(&str, &str)] = &[
          WHERE NOT EXISTS (SELECT 1 FROM snapshots s WHERE s.layer = c.layer)",
         "has children, and no snapshot that keeps it",
     ),
+    (
+        "SELECT printf('layer %016x', l.id) FROM layers l
+         WHERE l.below = 'parent' AND l.below_layer IS NOT NULL
+         AND NOT EXISTS (SELECT 1 FROM snapshots s WHERE s.layer = l.below_layer)",
+        "hangs on a layer that no snapshot keeps",
+    ),
 ];
 
 /// What is wrong with the catalog by itself. If something is, nothing else may be believed of it.

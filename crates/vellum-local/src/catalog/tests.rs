@@ -625,7 +625,7 @@ async fn a_new_pool_id_reaches_the_links_within_the_pool() {
 }
 
 #[tokio::test]
-async fn files_to_remove_are_remembered_until_they_are_gone() {
+async fn removed_layers_are_in_the_catalog_until_they_are_forgotten() {
     let fixture = Fixture::new().await;
     let image = fixture.image("a", None).await.unwrap();
     let (number, layer) = (number(&image), LayerId::of_revision(&image.head).unwrap());

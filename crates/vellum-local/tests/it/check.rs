@@ -294,14 +294,16 @@ async fn a_catalog_that_breaks_its_invariants_is_damage_and_nothing_is_repaired_
         "UPDATE images SET block_size = 3",
         "PRAGMA foreign_keys = off; DELETE FROM layers WHERE sealed = 1",
         "UPDATE layers SET below = 'own', below_layer = id, overlap = size",
+        "DELETE FROM children; DELETE FROM snapshots",
     ] {
         let home = Home::new();
         let pool = home.pool().await;
         let record = image(&pool, "image").await;
         let head = pool.own(&record.id).await.unwrap();
         write_blocks(&head, 0, 1, b'x').await;
-        let (head, _) = snapshot(head, "s", false).await;
+        let (head, record) = snapshot(head, "s", false).await;
         head.close().await.unwrap();
+        clone(&pool, &record, "child").await.unwrap();
         let stray = pool.path().join("layers/00000000000000ab");
         fs::create_dir(&stray).unwrap();
         database(&home).execute_batch(harm).unwrap();

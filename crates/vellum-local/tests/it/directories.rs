@@ -76,6 +76,24 @@ async fn a_catalog_without_the_directory_of_its_layers_is_corrupt_and_none_is_ma
 }
 
 #[tokio::test]
+async fn a_pool_whose_lock_file_was_removed_is_refused_and_none_is_made() {
+    let home = Home::new();
+    let path = home.path("pool");
+    let pool = home.pool().await;
+    let record = image(&pool, "a").await;
+    let head = pool.own(&record.id).await.unwrap();
+    std::fs::remove_file(path.join("pool.lock")).unwrap();
+    for mode in [Mode::ReadOnly, Mode::Existing, Mode::CreateIfMissing, Mode::ReadOnly] {
+        assert_eq!(kind(open(&path, mode).await), ErrorKind::Corrupt, "{mode:?}");
+    }
+    write_blocks(&head, 0, 1, b'x').await;
+    head.close().await.unwrap();
+    drop(pool);
+    std::fs::write(path.join("pool.lock"), "").unwrap();
+    open(&path, Mode::Existing).await.unwrap().own(&record.id).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_pool_that_was_brought_back_without_its_live_directory_goes_on() {
     for mode in [Mode::Existing, Mode::CreateIfMissing] {
         let home = Home::new();
