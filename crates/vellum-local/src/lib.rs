@@ -7,7 +7,7 @@
 //!
 //! - **rows**: `catalog` (SQLite), `pool` (the directory), `lock` (who owns what), `opening`, `removal`;
 //! - **bytes**: [`store`] opens layers; `layer` is an open one, `recovery` how it is opened, `mutation` how it changes, `sync` how
-//!   changes become durable; below them `map` (states in memory), `segment` (data files), `log` (the live log), and `format`
+//!   changes become durable; below them `map` (states in memory), `map_file` (reading them), `segment` (data files), `log` (the live log), and `format`
 //!   (bytes on disk, pure).
 //!
 //! What is on disk is written down in `docs/format.md`.

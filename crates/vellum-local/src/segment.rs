@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
+use rustix::io::Errno;
+use tokio::time::Instant;
 use vellum_core::{Buffer, Extent};
 use vellum_disk::{Disk, Durability, File, LockKind, OpenMode, TryRead};
 use vellum_engine::{Error, ErrorKind, Result};
@@ -23,6 +25,10 @@ const EXTENT_HINT: u32 = 64 << 10;
 /// All of a file.
 const WHOLE: (u64, u64) = (0, i64::MAX as u64);
 const LOCK_POLL: Duration = Duration::from_millis(50);
+/// A directory is opened to be synced. Where the process has as many files open as it may, clients that come and go give some
+/// back; a sync that failed for that would stop the image.
+const FILES_WAIT: Duration = Duration::from_secs(10);
+const FILES_POLL: Duration = Duration::from_millis(10);
 
 /// The data files of a layer.
 #[derive(Debug)]
@@ -231,9 +237,17 @@ impl<D: Disk> Segments<D> {
     /// Makes the names of the segments durable that were begun since the last time: states that tell of their data may be
     /// published then, and not before.
     pub(crate) async fn sync_names(&self) -> std::io::Result<()> {
-        match self.unnamed.swap(false, Ordering::AcqRel) {
-            true => self.disk.sync_dir(&self.dir).await,
-            false => Ok(()),
+        if !self.unnamed.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let until = Instant::now() + FILES_WAIT;
+        loop {
+            match self.disk.sync_dir(&self.dir).await {
+                Err(error) if is_out_of_files(&error) && Instant::now() < until => {
+                    tokio::time::sleep(FILES_POLL).await;
+                }
+                result => return result,
+            }
         }
     }
 
@@ -366,6 +380,12 @@ impl<D: Disk> Segments<D> {
 /// The name of a segment's file.
 pub(crate) fn file_name(number: u64) -> String {
     format!("data.{number}")
+}
+
+/// Whether nothing was opened since the process, or the machine, has as many files open as it may.
+fn is_out_of_files(error: &std::io::Error) -> bool {
+    let code = error.raw_os_error();
+    code == Some(Errno::MFILE.raw_os_error()) || code == Some(Errno::NFILE.raw_os_error())
 }
 
 /// The number of the segment with this file name.

@@ -14,6 +14,7 @@ use vellum_sim::{Call, Fault};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
+const EMFILE: i32 = 24;
 
 async fn try_write(layer: &SimLayer, block: u64, byte: u8) -> Result<Guarded> {
     layer.write(write_of(blocks(block, 1), byte)).await
@@ -45,6 +46,23 @@ async fn a_failed_sync_poisons_the_layer_and_is_never_repeated() {
         assert_eq!(layer.close().await.unwrap_err().kind(), ErrorKind::Poisoned);
         assert_eq!(lab.disk.take_trace(), [], "nothing touches the disk any more");
         assert_eq!(seen(&layer, 0, 1).await, b"a", "reads go on");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sync_waits_until_the_process_may_open_a_file_again() {
+    for (times, is_patient) in [(3, true), (u32::MAX, false)] {
+        let lab = Lab::new(64 * BLOCK).await;
+        let layer = lab.own().await;
+        write(&layer, blocks(0, 1), b'a').await;
+        let directory = "00000000000000ab";
+        let (call, skip) = (Call::SyncDir, 0);
+        lab.disk.fail(Fault { call, file: directory, error: EMFILE, times, skip });
+        assert_eq!(layer.sync().await.is_ok(), is_patient);
+        if is_patient {
+            let lab = lab.after_power_cut().await;
+            assert_eq!(seen(&lab.own().await, 0, 1).await, b"a");
+        }
     }
 }
 
