@@ -68,7 +68,7 @@ impl BufferPool {
         buffer
     }
 
-    /// How many bytes of memory a buffer of `length` bytes takes: those of its class, up to twice as many for a large one.
+    /// How many bytes of memory a buffer of `length` bytes takes: those of its class, which is 4 KiB at least and less than twice as long.
     pub fn footprint(length: usize) -> usize {
         class_of(length).map_or(length, class_size)
     }

@@ -327,6 +327,8 @@ impl<D: Disk> LocalLayer<D> {
         };
         let page = inner.first_page(map).await?;
         let (_, found) = header::decode(&inner.map_name(), inner.facts.id.number(), &page)?;
-        Ok(found.epoch == inner.epoch.lock().epoch)
+        // A filler whose sync failed has written pages, and put the epoch back with its mark.
+        let known = *inner.epoch.lock();
+        Ok((found.epoch, found.poisoned) == (known.epoch, known.poisoned))
     }
 }

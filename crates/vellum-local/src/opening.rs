@@ -116,6 +116,9 @@ pub(crate) async fn open<D: Disk>(
     let database = database.with_decision_wait(options.decision_wait);
     let look_only = look_only || row.look_only;
     let id = settle_place(&disk, &database, &row, place, look_only, options.copies).await?;
+    if !look_only {
+        database.accept();
+    }
     Ok(Opened { directory, id, database, locks, look_only })
 }
 

@@ -61,10 +61,25 @@ impl<D: Disk> LocalLayer<D> {
         facts: LayerFacts,
         access: Access,
     ) -> Result<Self> {
-        let units = Units { size: facts.size, block: u64::from(facts.block_size) };
         // Boxed, as what is rare and would make the futures of all who open a layer larger.
-        let found = match Box::pin(look(&shared, &facts, units, access)).await? {
-            None => Box::pin(look_again(&shared, &facts, units, access)).await?,
+        match Box::pin(Self::open_once(shared.clone(), key, facts.clone(), access)).await {
+            // A filler may have made a page between two looks at it, and the log speaks of it already.
+            Err(error) if access == Access::Read && error.kind() == ErrorKind::Corrupt => {
+                Box::pin(Self::open_once(shared, key, facts, access)).await
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_once(
+        shared: Arc<Shared<D>>,
+        key: u64,
+        facts: LayerFacts,
+        access: Access,
+    ) -> Result<Self> {
+        let units = Units { size: facts.size, block: u64::from(facts.block_size) };
+        let found = match look(&shared, &facts, units, access).await? {
+            None => look_again(&shared, &facts, units, access).await?,
             found => found,
         };
         let (map, epoch, pages, present) = match found {
@@ -379,7 +394,7 @@ impl<D: Disk> Inner<D> {
         if self.pages.is_ready(page) {
             return Ok(());
         }
-        // Not changed since it was read, or it would be ready.
+        // Nobody changes it before it is ready, so this is what the map has of it.
         let words = self.page(page).await?.map_or([0; sector::PAGE_WORDS], |page| page.words());
         let map = self.map_to_write().expect("files are created before pages");
         let epoch = self.epoch.lock().epoch;

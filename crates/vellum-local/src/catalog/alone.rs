@@ -4,6 +4,7 @@
 //! prepared: it waits for as long as whoever prepared it keeps it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -23,21 +24,31 @@ const BUSY_POLL: Duration = Duration::from_millis(1);
 pub(crate) struct Alone {
     writer: Arc<Mutex<Writer>>,
     reader: Arc<Mutex<Connection>>,
+    accepted: Arc<AtomicBool>,
 }
 
-/// The connection that writes.
+/// The connection that writes, and whether it leaves the log in good order.
 #[derive(Debug)]
-struct Writer(Connection);
+struct Writer(Connection, Arc<AtomicBool>);
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        leave_one_frame(&self.0);
+        if self.1.load(Ordering::Acquire) {
+            leave_one_frame(&self.0);
+        }
     }
 }
 
 impl Alone {
     pub(super) fn new(writer: Connection, reader: Connection) -> Self {
-        Self { writer: Arc::new(Mutex::new(Writer(writer))), reader: Arc::new(Mutex::new(reader)) }
+        let accepted = Arc::default();
+        let writer = Arc::new(Mutex::new(Writer(writer, Arc::clone(&accepted))));
+        Self { writer, reader: Arc::new(Mutex::new(reader)), accepted }
+    }
+
+    /// Has the log left in good order when the last clone is dropped.
+    pub(super) fn accept(&self) {
+        self.accepted.store(true, Ordering::Release);
     }
 
     /// Runs what looks only.

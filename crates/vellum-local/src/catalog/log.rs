@@ -6,7 +6,8 @@
 //!
 //! The log keeps its frames when the catalog is closed. Whoever opens it next reads them up to the first that is not as it was
 //! written, and lays what they hold over the file: with one byte changed in the middle, an earlier catalog over a later one. So
-//! whoever closes a catalog [leaves one frame](leave_one_frame), which is believed or not as a whole.
+//! whoever closes a catalog in good order [leaves one frame](leave_one_frame), if nobody else is using it; that is believed or not
+//! as a whole.
 //!
 //! What is read here is SQLite's file format: a header of 32 bytes with the size of a page and two salts, then frames, each a
 //! header of 24 bytes with the salts it was written under, and a page.
@@ -17,6 +18,8 @@ use rusqlite::Connection;
 
 use super::Outcome;
 
+/// How long whoever closes a catalog waits for others who are looking at it.
+const OTHERS_WAIT: Duration = Duration::from_millis(500);
 /// Bytes of the log's header.
 pub(crate) const HEADER: usize = 32;
 /// Bytes of the header of a frame.
@@ -39,13 +42,13 @@ pub(crate) fn goes_on(header: &[u8; HEADER], frame: &[u8; FRAME]) -> bool {
     header[16..24] == frame[8..16]
 }
 
-/// Has the log moved into the file, and begun anew with one frame: that of the page with the pool's row. Does nothing where
-/// somebody else is in the way, who does it later, or where the log has no more than that.
+/// Has the log moved into the file, and begun anew with one frame: that of the page with the pool's row. Does nothing where the
+/// log has no more than that, or where somebody goes on using it.
 pub(crate) fn leave_one_frame(db: &Connection) -> Outcome<()> {
     if frames(db)? <= 1 {
         return Ok(());
     }
-    db.busy_timeout(Duration::ZERO)?;
+    db.busy_timeout(OTHERS_WAIT)?;
     let is_busy: bool = db.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get(0))?;
     if !is_busy {
         db.execute("UPDATE pool SET settled = settled + 1", [])?;

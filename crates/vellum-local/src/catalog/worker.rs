@@ -11,11 +11,14 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as decision;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 use vellum_engine::{Error, ErrorKind, Happened, Result};
@@ -45,6 +48,8 @@ pub(crate) enum Database {
         reader: mpsc::Sender<Job>,
         /// How long a prepared change waits for its caller.
         decision_wait: Duration,
+        /// Whether the catalog may be written when it is closed.
+        accepted: Arc<AtomicBool>,
     },
     /// On whatever thread needs it.
     Alone(Alone),
@@ -61,10 +66,13 @@ impl Database {
         if let Some(vfs) = vfs {
             return open_alone(path, &vfs, Purpose::Write, first);
         }
-        let (writer, ended, value) = spawn(path.to_owned(), Purpose::Write, None, first).await?;
-        let last = Some(ended);
-        let (reader, _, ()) = spawn(path.to_owned(), Purpose::Read, last, |_| Ok(())).await?;
-        Ok((Self::Threads { writer: Some(writer), reader, decision_wait: DECISION_WAIT }, value))
+        let accepted = Arc::default();
+        let ends = Ends { accepted: Arc::clone(&accepted), outlives: None };
+        let (writer, ended, value) = spawn(path.to_owned(), Purpose::Write, ends, first).await?;
+        let ends = Ends { accepted: Arc::default(), outlives: Some(ended) };
+        let (reader, _, ()) = spawn(path.to_owned(), Purpose::Read, ends, |_| Ok(())).await?;
+        let decision_wait = DECISION_WAIT;
+        Ok((Self::Threads { writer: Some(writer), reader, decision_wait, accepted }, value))
     }
 
     /// Opens a catalog for looking only.
@@ -76,14 +84,26 @@ impl Database {
         if let Some(vfs) = vfs {
             return open_alone(path, &vfs, Purpose::ReadOnly, first);
         }
-        let (reader, _, value) = spawn(path.to_owned(), Purpose::ReadOnly, None, first).await?;
-        Ok((Self::Threads { writer: None, reader, decision_wait: DECISION_WAIT }, value))
+        let ends = Ends { accepted: Arc::default(), outlives: None };
+        let (reader, _, value) = spawn(path.to_owned(), Purpose::ReadOnly, ends, first).await?;
+        let (decision_wait, accepted) = (DECISION_WAIT, Arc::default());
+        Ok((Self::Threads { writer: None, reader, decision_wait, accepted }, value))
+    }
+
+    /// Says that this is a catalog that this program may write: when it is closed, its log is left in good order.
+    pub(crate) fn accept(&self) {
+        match self {
+            Self::Threads { accepted, .. } => accepted.store(true, Ordering::Release),
+            Self::Alone(alone) => alone.accept(),
+        }
     }
 
     /// Lets prepared changes wait this long for their callers.
     pub(crate) fn with_decision_wait(self, decision_wait: Duration) -> Self {
         match self {
-            Self::Threads { writer, reader, .. } => Self::Threads { writer, reader, decision_wait },
+            Self::Threads { writer, reader, accepted, .. } => {
+                Self::Threads { writer, reader, decision_wait, accepted }
+            }
             // Whoever prepares there decides, or drops it.
             Self::Alone(_) => self,
         }
@@ -272,6 +292,8 @@ pub(super) fn settled(db: &Connection, committed: Result<()>) -> Result<()> {
 /// The last thing that is done on a connection that writes. What could not be done is left to the next one.
 pub(super) fn leave_one_frame(db: &Connection) {
     if let Err(failure) = log::leave_one_frame(db) {
+        // A log that could not be synced is not to be moved into the file by a second try, which would be believed.
+        let _ = db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         let error = failure.into_error("begin the catalog's log anew");
         tracing::debug!(error = %error.chain(), "the catalog is closed with its log as it is");
     }
@@ -339,13 +361,21 @@ pub fn wait_for_catalogs(patience: Duration) {
     while *open > 0 && !OPEN.1.wait_until(&mut open, until).timed_out() {}
 }
 
+/// What a thread does before it closes its connection.
+struct Ends {
+    /// If this is set by then, it leaves the log in good order.
+    accepted: Arc<AtomicBool>,
+    /// It waits for this thread.
+    outlives: Option<JoinHandle<()>>,
+}
+
 /// Starts a thread, opens a connection on it, and runs `first`. The thread ends, and closes the connection, when the
 /// sender is gone, and the thread it is to outlive too: the last connection moves the log into the file, and of two that close
 /// at once each takes the other for the last.
 async fn spawn<T: Send + 'static>(
     path: PathBuf,
     purpose: Purpose,
-    outlives: Option<JoinHandle<()>>,
+    ends: Ends,
     first: impl FnOnce(&mut Connection) -> Outcome<T> + Send + 'static,
 ) -> Result<(mpsc::Sender<Job>, JoinHandle<()>, T)> {
     let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_MAX);
@@ -367,11 +397,11 @@ async fn spawn<T: Send + 'static>(
                         job(&mut db);
                     }
                 }
-                if purpose == Purpose::Write {
+                if ends.accepted.load(Ordering::Acquire) {
                     leave_one_frame(&db);
                 }
                 // A thread that panicked has closed its connection too.
-                let _ = outlives.map(JoinHandle::join);
+                let _ = ends.outlives.map(JoinHandle::join);
             }
         }
     };

@@ -39,6 +39,8 @@ struct Inner {
     whole: PageSet,
     /// Those that were made whole since the last sync began, and are to be named.
     fresh: BTreeSet<u64>,
+    /// Those that the sync under way is going to name. States that come into them meanwhile are published by the next one.
+    entering: BTreeSet<u64>,
     pinned: HashMap<u64, Arc<Page>>,
     changed: BTreeSet<u64>,
     /// Raised whenever a page is unpinned: whoever read a page from disk before that may have read what it was.
@@ -102,6 +104,7 @@ impl Pages {
     /// Notes that all of a page was written, with this content, which is what the map had of it.
     pub(crate) fn made_whole(&self, page: u64, content: Page) {
         let mut inner = self.inner.write();
+        debug_assert!(!inner.pinned.contains_key(&page), "it is made whole before it changes");
         self.cache.insert((self.key, page), Arc::new(content));
         inner.present.add(page);
         inner.fresh.insert(page);
@@ -110,19 +113,24 @@ impl Pages {
     /// Whether states may be put into a page: the next sync finds all of it on the medium, or puts it there first.
     pub(crate) fn is_ready(&self, page: u64) -> bool {
         let inner = self.inner.read();
-        inner.whole.has(page) || inner.fresh.contains(&page) || inner.pinned.contains_key(&page)
+        inner.whole.has(page)
+            || [&inner.fresh, &inner.entering].iter().any(|set| set.contains(&page))
+            || inner.pinned.contains_key(&page)
     }
 
     /// Takes the set of pages that were made whole. Whoever takes the changed pages before has here all of those among them
     /// that the ledger does not name.
     pub(crate) fn take_fresh(&self) -> BTreeSet<u64> {
-        std::mem::take(&mut self.inner.write().fresh)
+        let mut inner = self.inner.write();
+        inner.entering = std::mem::take(&mut inner.fresh);
+        inner.entering.clone()
     }
 
     /// Notes that these pages are whole on the medium. Returns the pages of the ledger that must say so, with their content.
     pub(crate) fn enter(&self, fresh: &BTreeSet<u64>) -> Vec<(u64, [u64; PAGE_WORDS])> {
         let mut inner = self.inner.write();
         fresh.iter().for_each(|page| inner.whole.add(*page));
+        inner.entering.clear();
         let mut ledger: Vec<u64> = fresh.iter().map(|page| page / PAGES_NAMED).collect();
         ledger.dedup();
         ledger.into_iter().map(|number| (number, inner.whole.words(number * PAGES_NAMED))).collect()

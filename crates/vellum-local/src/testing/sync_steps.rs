@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use vellum_core::State;
-use vellum_engine::{Guarded, Layer};
+use vellum_engine::{Durability, Guarded, Layer, SetTo};
 
 use super::{BLOCK, Lab, SimLayer, blocks, facts, seen, states, write, write_of};
 use crate::format::sector::PAGE_UNITS;
@@ -106,6 +106,45 @@ async fn what_is_written_during_a_sync_is_not_in_the_map_that_the_sync_writes() 
         let expected: &[u8] = if seed % 2 == 0 { b"bac??x" } else { b"bac???" };
         assert_eq!(seen(&lab.own().await, 0, 6).await, expected, "seed {seed}");
     }
+}
+
+#[tokio::test]
+async fn a_page_that_is_made_whole_before_a_sync_is_not_made_so_again_beside_it() {
+    let (lab, layer) = written(1).await;
+    layer.sync().await.unwrap();
+    let begin = |block: u64, byte: u8| {
+        let layer = layer.clone();
+        tokio::spawn(async move { write(&layer, blocks(block, 1), byte).await })
+    };
+    // One has made its page whole, and is writing its data.
+    let data = lab.disk.hold(Call::Write, "data.0");
+    let first = begin(PAGE_UNITS + 1, b'x');
+    data.arrived().await;
+    // A sync that has something else to publish takes the page to name it.
+    let map = lab.disk.hold(Call::SyncData, "map");
+    assert_eq!(
+        layer.set(blocks(1, 1), SetTo::Inherit, Durability::AtSync).await.unwrap(),
+        Guarded::Done
+    );
+    let sync = tokio::spawn({
+        let layer = layer.clone();
+        async move { layer.sync().await }
+    });
+    map.arrived().await;
+    lab.disk.take_trace();
+    let second = begin(PAGE_UNITS + 2, b'y');
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let calls = lab.disk.take_trace();
+    assert!(!calls.iter().any(|(call, file)| *call == Call::Write && file.ends_with("map")));
+    drop((data, map));
+    first.await.unwrap();
+    second.await.unwrap();
+    sync.await.unwrap().unwrap();
+    layer.sync().await.unwrap();
+    let lab = lab.after_power_cut().await;
+    assert_eq!(seen(&lab.own().await, PAGE_UNITS, 4).await, b"?xy?");
 }
 
 #[tokio::test]
