@@ -18,6 +18,7 @@ const RUN: &[&str] = &[
     "vellum-image",
     "vellum-local",
     "vellum-nbd",
+    "vellum-rbd",
     "vellum-fuzz",
 ];
 

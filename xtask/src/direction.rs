@@ -113,6 +113,21 @@ const RULES: &[Rule] = &[
             "clap",
         ],
     },
+    // A format as bytes: no I/O, no runtime, and nothing of ours.
+    Rule {
+        name: "vellum-rbd",
+        forbidden: &[
+            "vellum-core",
+            "vellum-engine",
+            "vellum-image",
+            "vellum-disk",
+            "vellum-local",
+            "vellum",
+            "tokio",
+            "rustix",
+            "clap",
+        ],
+    },
     // Files in and out: no runtime, no images.
     Rule {
         name: "vellum-convert",
