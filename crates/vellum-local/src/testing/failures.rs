@@ -5,6 +5,7 @@ use std::time::Duration;
 use vellum_core::State;
 use vellum_engine::{Durability, ErrorKind, Guarded, Result, SetTo, Write};
 
+use super::leftovers::fill_of;
 use super::{BLOCK, Lab, SimLayer, blocks, facts, look, options, seen, write, write_of};
 use crate::format::sector::PAGE_UNITS;
 use crate::format::{PAGE, SECTOR};
@@ -64,6 +65,24 @@ async fn a_sync_waits_until_the_process_may_open_a_file_again() {
             assert_eq!(seen(&lab.own().await, 0, 1).await, b"a");
         }
     }
+}
+
+#[tokio::test]
+async fn a_layer_that_another_process_poisoned_while_filling_it_is_opened_anew() {
+    let lab = Lab::new(64 * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1), b'a').await;
+    layer.close().await.unwrap();
+    drop(layer);
+    let other = Lab::on(lab.disk.another_process(), lab.facts.clone()).await;
+    let reader = other.open(Access::Read).await.unwrap();
+    let filler = lab.open(Access::Fill).await.unwrap();
+    let filled = filler.fill(fill_of(blocks(1, 1), b'b')).await.unwrap();
+    assert_eq!(filled, Guarded::Done);
+    assert!(reader.is_current().await.unwrap());
+    lab.disk.fail(once(Call::SyncData, "map", EIO));
+    assert_eq!(filler.sync().await.unwrap_err().kind(), ErrorKind::Io);
+    assert!(!reader.is_current().await.unwrap());
 }
 
 #[tokio::test]

@@ -384,7 +384,7 @@ async fn whoever_reads_what_a_dead_filler_left_sees_what_the_next_one_fills() {
     assert_eq!(seen(&lab.open(Access::Read).await.unwrap(), 0, 4).await, b"abc?");
 }
 
-fn fill_of(at: vellum_core::Extent, byte: u8) -> Fill {
+pub(super) fn fill_of(at: vellum_core::Extent, byte: u8) -> Fill {
     let content = Content::Data(Bytes::from(vec![byte; at.len_usize()]));
     Fill { parts: vec![Part { at, content }], then: None }
 }
