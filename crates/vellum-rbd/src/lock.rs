@@ -27,7 +27,7 @@ pub fn watch_of(cookie: &Text) -> Option<u64> {
 }
 
 /// How a lock is held.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum Kind {
     /// By nobody.
@@ -81,7 +81,7 @@ impl Decode for Entity {
 }
 
 /// Where somebody is. Two of the same are one process, which has the address for as long as it lives.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Address {
     /// 1 in what locks keep, 2 for the newer protocol.
     pub kind: u32,
@@ -125,59 +125,27 @@ fields! {
     }
 }
 
-/// What is known of a holder.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct HolderInfo {
-    /// Until when; zero for ever.
-    pub until: Time,
-    /// Where they are.
-    pub address: Address,
-    /// What they want others to know.
-    pub description: Text,
-}
-
-impl Encode for HolderInfo {
-    fn encode(&self, out: &mut Vec<u8>) {
-        structure(out, 1, 1, |out| {
-            self.until.encode(out);
-            self.address.encode(out);
-            self.description.encode(out);
-        });
+fields! {
+    /// What is known of a holder.
+    pub struct HolderInfo, version 1, oldest 1 {
+        /// Until when; zero for ever.
+        pub until: Time,
+        /// Where they are.
+        pub address: Address,
+        /// What they want others to know.
+        pub description: Text,
     }
 }
 
-impl Decode for HolderInfo {
-    fn decode(input: &mut Reader<'_>) -> Result<Self> {
-        let (_, mut fields) = input.structure("holder of a lock", 1)?;
-        Ok(Self { until: fields.value()?, address: fields.value()?, description: fields.value()? })
-    }
-}
-
-/// A lock: as it is kept on the object, and as it is told to who asks.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Lock {
-    /// Who holds it.
-    pub holders: BTreeMap<Holder, HolderInfo>,
-    /// How.
-    pub kind: Kind,
-    /// What all holders said alike.
-    pub tag: Text,
-}
-
-impl Encode for Lock {
-    fn encode(&self, out: &mut Vec<u8>) {
-        structure(out, 1, 1, |out| {
-            self.holders.encode(out);
-            self.kind.encode(out);
-            self.tag.encode(out);
-        });
-    }
-}
-
-impl Decode for Lock {
-    fn decode(input: &mut Reader<'_>) -> Result<Self> {
-        let (_, mut fields) = input.structure("lock", 1)?;
-        Ok(Self { holders: fields.value()?, kind: fields.value()?, tag: fields.value()? })
+fields! {
+    /// A lock: as it is kept on the object, and as it is told to who asks.
+    pub struct Lock, version 1, oldest 1 {
+        /// Who holds it.
+        pub holders: BTreeMap<Holder, HolderInfo>,
+        /// How.
+        pub kind: Kind,
+        /// What all holders said alike.
+        pub tag: Text,
     }
 }
 
@@ -194,72 +162,44 @@ pub mod ask {
     use super::{Entity, Kind, Text, Time};
     use crate::wire::{Encode, structure};
 
+    /// All that is asked for is one structure.
+    fn asked(fields: &[&dyn Encode]) -> Vec<u8> {
+        let mut out = Vec::new();
+        structure(&mut out, 1, 1, |out| fields.iter().for_each(|field| field.encode(out)));
+        out
+    }
+
     /// To take a lock, for ever: method `lock`.
     pub fn lock(name: &str, kind: Kind, cookie: &str, tag: &str) -> Vec<u8> {
-        let mut out = Vec::new();
-        structure(&mut out, 1, 1, |out| {
-            Text::from(name).encode(out);
-            kind.encode(out);
-            Text::from(cookie).encode(out);
-            Text::from(tag).encode(out);
-            Text::default().encode(out); // a description
-            Time::default().encode(out); // for ever
-            0_u8.encode(out); // no flags
-        });
-        out
+        let (description, until, flags) = (Text::default(), Time::default(), 0_u8);
+        let [name, cookie, tag] = [name, cookie, tag].map(Text::from);
+        asked(&[&name, &kind, &cookie, &tag, &description, &until, &flags])
     }
 
     /// To give it back: method `unlock`.
     pub fn unlock(name: &str, cookie: &str) -> Vec<u8> {
-        let mut out = Vec::new();
-        structure(&mut out, 1, 1, |out| {
-            Text::from(name).encode(out);
-            Text::from(cookie).encode(out);
-        });
-        out
+        asked(&[&Text::from(name), &Text::from(cookie)])
     }
 
     /// To take it from who holds it: method `break_lock`.
     pub fn break_lock(name: &str, holder: Entity, cookie: &Text) -> Vec<u8> {
-        let mut out = Vec::new();
-        structure(&mut out, 1, 1, |out| {
-            Text::from(name).encode(out);
-            holder.encode(out);
-            cookie.encode(out);
-        });
-        out
+        asked(&[&Text::from(name), &holder, cookie])
     }
 
     /// Who holds it: method `get_info`.
     pub fn get_info(name: &str) -> Vec<u8> {
-        let mut out = Vec::new();
-        structure(&mut out, 1, 1, |out| Text::from(name).encode(out));
-        out
+        asked(&[&Text::from(name)])
     }
 
     /// To fail unless it is held so: method `assert_locked`.
     pub fn assert_locked(name: &str, kind: Kind, cookie: &str, tag: &str) -> Vec<u8> {
-        let mut out = Vec::new();
-        structure(&mut out, 1, 1, |out| {
-            Text::from(name).encode(out);
-            kind.encode(out);
-            Text::from(cookie).encode(out);
-            Text::from(tag).encode(out);
-        });
-        out
+        asked(&[&Text::from(name), &kind, &Text::from(cookie), &Text::from(tag)])
     }
 
     /// To hold it by another cookie: method `set_cookie`.
     pub fn set_cookie(name: &str, kind: Kind, cookie: &str, tag: &str, to: &str) -> Vec<u8> {
-        let mut out = Vec::new();
-        structure(&mut out, 1, 1, |out| {
-            Text::from(name).encode(out);
-            kind.encode(out);
-            Text::from(cookie).encode(out);
-            Text::from(tag).encode(out);
-            Text::from(to).encode(out);
-        });
-        out
+        let [name, cookie, tag, to] = [name, cookie, tag, to].map(Text::from);
+        asked(&[&name, &kind, &cookie, &tag, &to])
     }
 }
 

@@ -67,7 +67,7 @@ fields! {
 pub type Children = BTreeSet<Child>;
 
 /// Whether a snapshot may be removed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 #[repr(u8)]
 pub enum Protection {
     /// It may.
@@ -99,7 +99,7 @@ impl Decode for Protection {
 }
 
 /// Whose a snapshot is.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Purpose {
     /// Its user's.
     User,
@@ -150,107 +150,45 @@ impl Decode for Purpose {
     }
 }
 
-/// A snapshot, as the header has it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Snapshot {
-    /// Its id, which its data objects know it by.
-    pub id: u64,
-    /// Its name.
-    pub name: Text,
-    /// Bytes in the image when it was taken.
-    pub size: u64,
-    /// Whether it may be removed.
-    pub protection: Protection,
-    /// [What is not to be relied on](crate::features::flag) of its object map.
-    pub flags: u64,
-    /// Whose it is.
-    pub purpose: Purpose,
-    /// When it was taken.
-    pub time: Time,
-    /// How many children of the second kind hang on it.
-    pub children: u32,
-    /// How much of the parent it can see, in bytes.
-    pub parent_overlap: Option<u64>,
-}
-
-impl Encode for Snapshot {
-    fn encode(&self, out: &mut Vec<u8>) {
-        structure(out, 8, 8, |out| {
-            self.id.encode(out);
-            self.name.encode(out);
-            self.size.encode(out);
-            self.protection.encode(out);
-            self.flags.encode(out);
-            self.purpose.encode(out);
-            self.time.encode(out);
-            self.children.encode(out);
-            self.parent_overlap.encode(out);
-        });
+fields! {
+    /// A snapshot, as the header has it since Nautilus (14). Older ones had a parent of their own.
+    pub struct Snapshot, version 8, oldest 8 {
+        /// Its id, which its data objects know it by.
+        pub id: u64,
+        /// Its name.
+        pub name: Text,
+        /// Bytes in the image when it was taken.
+        pub size: u64,
+        /// Whether it may be removed.
+        pub protection: Protection,
+        /// [What is not to be relied on](crate::features::flag) of its object map.
+        pub flags: u64,
+        /// Whose it is.
+        pub purpose: Purpose,
+        /// When it was taken.
+        pub time: Time,
+        /// How many children of the second kind hang on it.
+        pub children: u32,
+        /// How much of the parent it can see, in bytes.
+        pub parent_overlap: Option<u64>,
     }
 }
 
-impl Decode for Snapshot {
-    fn decode(input: &mut Reader<'_>) -> Result<Self> {
-        let (version, mut fields) = input.structure("snapshot", 8)?;
-        if version < 8 {
-            // From before Nautilus (14): a parent of its own, and more that nobody writes any more.
-            return Err(Malformed::TooOld { what: "snapshot", version });
-        }
-        Ok(Self {
-            id: fields.value()?,
-            name: fields.value()?,
-            size: fields.value()?,
-            protection: fields.value()?,
-            flags: fields.value()?,
-            purpose: fields.value()?,
-            time: fields.value()?,
-            children: fields.value()?,
-            parent_overlap: fields.value()?,
-        })
-    }
-}
-
-/// What the cluster answers when it is asked for a snapshot.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SnapshotInfo {
-    /// Its id.
-    pub id: u64,
-    /// Whose it is.
-    pub purpose: Purpose,
-    /// Its name.
-    pub name: Text,
-    /// Bytes in the image when it was taken.
-    pub size: u64,
-    /// When it was taken.
-    pub time: Time,
-    /// How many children of the second kind hang on it.
-    pub children: u32,
-}
-
-impl Encode for SnapshotInfo {
-    fn encode(&self, out: &mut Vec<u8>) {
-        structure(out, 1, 1, |out| {
-            self.id.encode(out);
-            self.purpose.encode(out);
-            self.name.encode(out);
-            self.size.encode(out);
-            self.time.encode(out);
-            self.children.encode(out);
-        });
-    }
-}
-
-impl Decode for SnapshotInfo {
-    fn decode(input: &mut Reader<'_>) -> Result<Self> {
-        let (_, mut fields) = input.structure("snapshot", 1)?;
-        Ok(Self {
-            id: fields.value()?,
-            purpose: fields.value()?,
-            name: fields.value()?,
-            size: fields.value()?,
-            time: fields.value()?,
-            children: fields.value()?,
-        })
+fields! {
+    /// What the cluster answers when it is asked for a snapshot.
+    pub struct SnapshotInfo, version 1, oldest 1 {
+        /// Its id.
+        pub id: u64,
+        /// Whose it is.
+        pub purpose: Purpose,
+        /// Its name.
+        pub name: Text,
+        /// Bytes in the image when it was taken.
+        pub size: u64,
+        /// When it was taken.
+        pub time: Time,
+        /// How many children of the second kind hang on it.
+        pub children: u32,
     }
 }
 

@@ -3,6 +3,7 @@
 //! a simulation can be repeated; before each, others may run, as they do while a thread is asked. No clock undoes what was
 //! prepared: it waits for as long as whoever prepared it keeps it.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -31,10 +32,18 @@ pub(crate) struct Alone {
 #[derive(Debug)]
 struct Writer(Connection, Arc<AtomicBool>);
 
+impl Deref for Writer {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.0
+    }
+}
+
 impl Drop for Writer {
     fn drop(&mut self) {
         if self.1.load(Ordering::Acquire) {
-            leave_one_frame(&self.0);
+            leave_one_frame(self);
         }
     }
 }
@@ -69,14 +78,14 @@ impl Alone {
         tokio::task::yield_now().await;
         let begun = Begun { db: self.writer.clone().lock_owned().await, doing };
         let deadline = Instant::now() + BUSY_WAIT;
-        while let Err(error) = begun.db.0.execute_batch("BEGIN IMMEDIATE") {
+        while let Err(error) = begun.db.execute_batch("BEGIN IMMEDIATE") {
             let error = failed(error, doing);
             if error.kind() != ErrorKind::Busy || Instant::now() > deadline {
                 return Err(error);
             }
             tokio::time::sleep(BUSY_POLL).await;
         }
-        let value = check(&begun.db.0).map_err(|failure| failure.into_error(doing))?;
+        let value = check(&begun.db).map_err(|failure| failure.into_error(doing))?;
         Ok((value, begun))
     }
 }
@@ -90,26 +99,26 @@ pub(crate) struct Begun {
 
 impl Begun {
     pub(super) fn commit<T>(self, change: impl FnOnce(&Connection) -> Outcome<T>) -> Result<T> {
-        let value = change(&self.db.0).map_err(|failure| failure.into_error(self.doing))?;
-        committed(self.db.0.execute_batch("COMMIT"), self.doing)?;
+        let value = change(&self.db).map_err(|failure| failure.into_error(self.doing))?;
+        committed(self.db.execute_batch("COMMIT"), self.doing)?;
         Ok(value)
     }
 
     /// The same, for who does not settle by itself what cannot be known.
     pub(super) fn commit_and_settle<T>(self, value: T) -> Result<T> {
-        let result = committed(self.db.0.execute_batch("COMMIT"), self.doing);
-        if !self.db.0.is_autocommit() {
-            let _ = self.db.0.execute_batch("ROLLBACK");
+        let result = committed(self.db.execute_batch("COMMIT"), self.doing);
+        if !self.db.is_autocommit() {
+            let _ = self.db.execute_batch("ROLLBACK");
         }
-        settled(&self.db.0, result).map(|()| value)
+        settled(&self.db, result).map(|()| value)
     }
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        if !self.db.0.is_autocommit() {
+        if !self.db.is_autocommit() {
             // SQLite undoes it when it next opens the database, if it cannot do so now.
-            let _ = self.db.0.execute_batch("ROLLBACK");
+            let _ = self.db.execute_batch("ROLLBACK");
         }
     }
 }

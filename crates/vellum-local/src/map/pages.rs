@@ -114,7 +114,8 @@ impl Pages {
     pub(crate) fn is_ready(&self, page: u64) -> bool {
         let inner = self.inner.read();
         inner.whole.has(page)
-            || [&inner.fresh, &inner.entering].iter().any(|set| set.contains(&page))
+            || inner.fresh.contains(&page)
+            || inner.entering.contains(&page)
             || inner.pinned.contains_key(&page)
     }
 
