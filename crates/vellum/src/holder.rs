@@ -13,8 +13,9 @@ use crate::vellum::Located;
 use crate::{Image, Vellum};
 
 /// How long an image may be in use by somebody who cannot be asked before that is an error. Most who hold an image do so for a
-/// moment: another operation, or a server after its last client.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// moment: another operation, or a server after its last client. It is longer than a machine under load takes for many such
+/// moments, since nobody is next in a queue here.
+const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 

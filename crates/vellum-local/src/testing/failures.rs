@@ -50,21 +50,34 @@ async fn a_failed_sync_poisons_the_layer_and_is_never_repeated() {
     }
 }
 
+/// A layer whose sync has a directory entry to make durable, and may not open that directory so many times.
+async fn without_room_for_files(times: u32) -> (Lab, SimLayer) {
+    let lab = Lab::new(64 * BLOCK).await;
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1), b'a').await;
+    let (call, skip) = (Call::SyncDir, 0);
+    lab.disk.fail(Fault { call, file: "00000000000000ab", error: EMFILE, times, skip });
+    (lab, layer)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_sync_waits_until_the_process_may_open_a_file_again() {
-    for (times, is_patient) in [(3, true), (u32::MAX, false)] {
-        let lab = Lab::new(64 * BLOCK).await;
-        let layer = lab.own().await;
-        write(&layer, blocks(0, 1), b'a').await;
-        let directory = "00000000000000ab";
-        let (call, skip) = (Call::SyncDir, 0);
-        lab.disk.fail(Fault { call, file: directory, error: EMFILE, times, skip });
-        assert_eq!(layer.sync().await.is_ok(), is_patient);
-        if is_patient {
-            let lab = lab.after_power_cut().await;
-            assert_eq!(seen(&lab.own().await, 0, 1).await, b"a");
-        }
-    }
+    let (lab, layer) = without_room_for_files(3).await;
+    layer.sync().await.unwrap();
+    let lab = lab.after_power_cut().await;
+    assert_eq!(seen(&lab.own().await, 0, 1).await, b"a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sync_that_may_open_no_file_for_ten_seconds_fails_as_any_other() {
+    let (_lab, layer) = without_room_for_files(u32::MAX).await;
+    let begun = tokio::time::Instant::now();
+    let error = layer.sync().await.unwrap_err();
+    let waited = begun.elapsed();
+    assert!(error.chain().contains("os error 24"), "{}", error.chain());
+    assert!((9..12).contains(&waited.as_secs()), "{waited:?}");
+    assert_eq!(layer.sync().await.unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(try_write(&layer, 1, b'b').await.unwrap_err().kind(), ErrorKind::Poisoned);
 }
 
 #[tokio::test]

@@ -52,6 +52,17 @@ async fn names(pool: &Path, mode: Mode) -> Result<Vec<String>, ErrorKind> {
     Ok(images.iter().map(|record| record.name.to_string()).collect())
 }
 
+/// Waits until this process has a file open no longer. A pool closes its connections on threads of its own.
+async fn is_closed(path: &Path) {
+    let is_open = || {
+        let files = fs::read_dir("/proc/self/fd").unwrap();
+        files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|target| target == path))
+    };
+    while is_open() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 fn is_clear(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Invalid)
 }
@@ -124,14 +135,47 @@ async fn a_changed_byte_in_the_log_of_a_closed_catalog_takes_nothing_away() {
     }
     assert!(bytes.len() > frame(20), "each image was a commit of its own");
     let catalog = fs::read(pool.join("pool.sqlite")).unwrap();
-    let places = (0..64).chain((64..frame(3)).step_by(211));
-    for at in places {
+    // Each byte of the log's header and of the first two frames', and some of their pages and of what follows.
+    let heads = (0..frame(0) + 24).chain(frame(1)..frame(1) + 24);
+    for at in heads.chain((0..frame(4)).step_by(97)) {
         let mut bytes = bytes.clone();
         bytes[at] ^= 0x10;
-        put(&pool, &catalog);
-        fs::write(&log, &bytes).unwrap();
-        assert_eq!(names(&pool, Mode::ReadOnly).await.unwrap().len(), 20, "byte {at}");
+        for mode in [Mode::ReadOnly, Mode::Existing] {
+            put(&pool, &catalog);
+            fs::write(&log, &bytes).unwrap();
+            assert_eq!(names(&pool, mode).await.unwrap().len(), 20, "byte {at}, {mode:?}");
+            is_closed(&pool.join("pool.sqlite-wal")).await;
+        }
     }
+}
+
+#[tokio::test]
+async fn a_catalog_that_was_only_looked_at_keeps_its_log_as_it_was() {
+    let home = Home::new();
+    let live = home.pool().await;
+    for n in 0..20 {
+        image(&live, &format!("image-{n:02}")).await;
+    }
+    // As a process that was killed leaves it, and the file system read-only for all we know.
+    let files = ["pool.sqlite", "pool.sqlite-wal"];
+    let left = files.map(|file| fs::read(home.path("pool").join(file)).unwrap());
+    assert!(left[1].len() > 2 * PAGE, "the log has more than one frame");
+    drop(live);
+    is_closed(&home.path("pool").join("pool.sqlite-wal")).await;
+    let pool = home.path("pool");
+    put(&pool, &left[0]);
+    fs::write(pool.join("pool.sqlite-wal"), &left[1]).unwrap();
+    for _ in 0..3 {
+        assert_eq!(names(&pool, Mode::ReadOnly).await.unwrap().len(), 20);
+        is_closed(&pool.join("pool.sqlite-wal")).await;
+        for (file, left) in files.iter().zip(&left) {
+            assert!(fs::read(pool.join(file)).unwrap() == *left, "{file} was written");
+        }
+    }
+    // Whoever may write leaves it in order.
+    assert_eq!(names(&pool, Mode::Existing).await.unwrap().len(), 20);
+    is_closed(&pool.join("pool.sqlite-wal")).await;
+    assert!(fs::read(pool.join("pool.sqlite")).unwrap() != left[0]);
 }
 
 #[tokio::test]
