@@ -24,6 +24,7 @@ mod nbd;
 pub mod nbd_negotiation;
 pub mod nbd_transmission;
 pub mod qcow2;
+pub mod rbd_bytes;
 pub mod run;
 pub mod words;
 
@@ -64,6 +65,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "qcow2", body: qcow2::look_at, memory_max: (8 + 16 + 16 + 2) * 1024 * KIB },
     Target { name: "words", body: words::look_at, memory_max: 64 * KIB },
     Target { name: "control", body: control::look_at, memory_max: 1024 * KIB },
+    Target { name: "rbd_bytes", body: rbd_bytes::look_at, memory_max: 512 * KIB },
     canary::TARGET,
 ];
 

@@ -65,6 +65,11 @@ fn whatever_processes_tell_each_other_is_understood_or_refused() {
 }
 
 #[test]
+fn whatever_is_accepted_of_an_rbd_image_reads_the_same_when_it_is_written_again() {
+    run_seeds("rbd_bytes");
+}
+
+#[test]
 fn every_target_takes_inputs_of_nothing_and_of_one_byte_again_and_again() {
     let _alone = alone();
     for target in TARGETS {

@@ -128,11 +128,8 @@ fn whole(files: &[File], crates: &[String]) -> Vec<String> {
     if !find("CHANGELOG.md").is_some_and(|text| text.contains("## [Unreleased]")) {
         problems.push("CHANGELOG.md: there is no heading for what is unreleased".to_owned());
     }
-    let sources: Vec<String> = files
-        .iter()
-        .filter(|file| file.name.ends_with(".rs"))
-        .map(|file| file.text.clone())
-        .collect();
+    let sources = files.iter().filter(|file| file.name.ends_with(".rs"));
+    let tests = sources.flat_map(|file| promises::tests_in(&file.text)).collect();
     let named: Vec<(&str, &str)> =
         files.iter().map(|file| (file.name.as_str(), file.text.as_str())).collect();
     let sources_by_name: Vec<_> =
@@ -140,12 +137,14 @@ fn whole(files: &[File], crates: &[String]) -> Vec<String> {
     for (name, text) in named.iter().filter(|(name, _)| name.ends_with("/Cargo.toml")) {
         problems.extend(dependencies::problems(name, text, &sources_by_name));
     }
-    let document = find("docs/promises.md").unwrap_or_default();
-    problems.extend(
-        promises::problems(document, &sources)
-            .into_iter()
-            .map(|what| format!("docs/promises.md: {what}")),
-    );
+    let promised = find("docs/promises.md").unwrap_or_default();
+    let told = find("docs/testing.md").unwrap_or_default();
+    for (document, found) in [
+        ("docs/promises.md", promises::problems(promised, &tests)),
+        ("docs/testing.md", promises::unknown_names(told, &tests)),
+    ] {
+        problems.extend(found.into_iter().map(|what| format!("{document}: {what}")));
+    }
     problems
 }
 

@@ -187,16 +187,36 @@ fn tell(dir: &Path, rounds: u32, seed: u64) -> Result<()> {
     for machine in &mut machines {
         let machine = machine.as_mut().map_err(|error| anyhow::anyhow!("{error:?}"))?;
         let name = machine.file_system.name();
-        if machine.begun {
-            tally.add(
-                &machine.end(&parts).with_context(|| format!("{name} at the end, seed {seed}"))?,
-            );
-        }
         let (unflushed, lost) = machine.unflushed;
         eprintln!(
             "{name}: {unflushed} sectors were not flushed at a cut, {lost} of them went back"
         );
+        if machine.begun {
+            let told =
+                machine.end(&parts).with_context(|| format!("{name} at the end, seed {seed}"))?;
+            tally.add(&told);
+            if rounds >= ENOUGH {
+                was_a_load(&told, lost).with_context(|| format!("{name}, seed {seed}"))?;
+            }
+        }
     }
     eprintln!("power cuts, seed {seed}: {tally}");
+    ensure!(tally.requests.contains_key("write") && tally.judged > 0, "nothing was lost or kept");
+    Ok(())
+}
+
+/// How many rounds must have met everything there is.
+const ENOUGH: u32 = 30;
+
+/// A story in which nothing was asked for, or nothing could be lost, shows nothing.
+fn was_a_load(told: &Tally, lost: usize) -> Result<()> {
+    for what in ["write", "zero", "discard", "flush"] {
+        ensure!(told.requests.contains_key(what), "no {what} was ever acknowledged");
+    }
+    for (what, (done, _)) in &told.commands {
+        ensure!(*done > 0, "no {what} was ever done, of all that were tried");
+    }
+    ensure!(!told.commands.is_empty() && told.interrupted > 0, "nothing was under way at a cut");
+    ensure!(lost > 0 && told.lost > 0, "all that was not flushed was there after each cut");
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! Operations on an image that a running server holds, while fio writes and verifies.
 
+use std::collections::HashMap;
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use vellum_testkit::nbd::Client;
+use vellum_testkit::nbd::{Client, Command};
 use vellum_testkit::{Serve, tools};
 
 use crate::{export, golden, pattern, trial};
@@ -105,12 +107,66 @@ fn ownership() -> Result<()> {
     anyhow::bail!("the image is still held ten seconds after its last client left")
 }
 
+const BLOCK: usize = 4096;
+const BLOCKS: u64 = 1024;
+
+/// A client that writes block after block, the same again with higher stamps, until its server hangs up. For each block it keeps
+/// the last stamp that was acknowledged.
+fn write_until_hung_up(mut client: Client, acknowledged: &AtomicU64) -> HashMap<u64, u64> {
+    let (mut asked, mut answered) = (HashMap::new(), HashMap::new());
+    let mut hear = |client: &mut Client, asked: &mut HashMap<u64, u64>| {
+        let Ok(reply) = client.receive() else { return false };
+        let stamp = asked.remove(&reply.cookie).expect("it was asked for");
+        if reply.error == 0 {
+            let last: &mut u64 = answered.entry(stamp % BLOCKS).or_default();
+            *last = stamp.max(*last);
+            acknowledged.fetch_add(1, Ordering::SeqCst);
+        }
+        true
+    };
+    for stamp in BLOCKS.. {
+        let block = stamp.to_be_bytes().repeat(BLOCK / 8);
+        let offset = stamp % BLOCKS * BLOCK as u64;
+        match client.send(Command::Write, offset, BLOCK as u32, &block) {
+            Ok(cookie) => drop(asked.insert(cookie, stamp)),
+            Err(_) => break,
+        }
+        if client.in_flight() >= 32 && !hear(&mut client, &mut asked) {
+            break;
+        }
+    }
+    while hear(&mut client, &mut asked) {}
+    answered
+}
+
 fn drain() -> Result<()> {
-    let home = golden(&pattern(4 * MIB, 4))?;
+    let below = pattern(BLOCKS as usize * BLOCK, 4);
+    let home = golden(&below)?;
     let serve = Serve::start(&home)?;
-    let mut client = Client::connect(serve.socket(), "gold")?;
-    client.write(4096, &[9; 8192])?;
-    ensure!(serve.terminate()?.success(), "a drain is a clean end");
-    ensure!(export(&home, "gold")?[4096..12288] == [9; 8192]);
+    let client = Client::connect(serve.socket(), "gold")?;
+    let acknowledged = AtomicU64::new(0);
+    let answered = std::thread::scope(|scope| {
+        let client = scope.spawn(|| write_until_hung_up(client, &acknowledged));
+        while acknowledged.load(Ordering::SeqCst) < 300 && !client.is_finished() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        ensure!(!client.is_finished(), "the server hung up too early");
+        ensure!(serve.terminate()?.success(), "a drain is a clean end");
+        Ok(client.join().expect("the client does not panic"))
+    })?;
+    let left = export(&home, "gold")?;
+    for (number, (block, below)) in left.chunks(BLOCK).zip(below.chunks(BLOCK)).enumerate() {
+        let number = number as u64;
+        let stamp = u64::from_be_bytes(block[..8].try_into()?);
+        let is_written =
+            stamp % BLOCKS == number && *block == stamp.to_be_bytes().repeat(BLOCK / 8);
+        ensure!(is_written || block == below, "block {number} is of no write");
+        if let Some(answered) = answered.get(&number) {
+            ensure!(
+                is_written && stamp >= *answered,
+                "block {number}: {answered} was acknowledged"
+            );
+        }
+    }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! reason.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod beside;
 mod extents;
 #[path = "../it/fixture.rs"]
 #[allow(dead_code, reason = "what the other tests need of it is not needed here")]
@@ -23,6 +24,7 @@ fn main() {
     let mut all = suite::trials();
     all.extend(full::trials());
     all.extend(extents::trials());
+    all.extend(beside::trials());
     all.extend(read_only::trials());
     all.extend(owner::trials());
     all.extend(rolled_back::trials());

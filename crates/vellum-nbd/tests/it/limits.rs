@@ -193,6 +193,26 @@ async fn a_payload_larger_than_the_limit_is_served_alone() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_storage_stands_still_waits_for_it_however_long_and_others_are_served() {
+    let (server, disk) = server(Limits::default());
+    let mut peer = client(&server, Style::Simple, "disk").await;
+    let mut other = client(&server, Style::Simple, "disk").await;
+    disk.hold(true);
+    let stuck = peer.write(0, 0, b"here").await;
+    disk.called(1).await;
+    for _ in 0..24 {
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        let flushed = peer.request(command::FLUSH, 0, 0, 0).await;
+        assert_eq!(peer.simple().await, (flushed, 0), "what does not wait for it is answered");
+        other.request(command::FLUSH, 0, 0, 0).await;
+        assert_eq!(other.outcome(false).await, 0);
+    }
+    disk.hold(false);
+    assert_eq!(peer.simple().await, (stuck, 0));
+    assert_eq!(other.read(0, 4).await, b"here");
+}
+
 #[tokio::test]
 async fn shutdown_answers_what_is_under_way_and_then_hangs_up() {
     let (server, disk) = server(Limits::default());

@@ -183,6 +183,39 @@ async fn contexts_are_listed_and_set_by_name() {
 }
 
 #[tokio::test]
+async fn contexts_before_structured_replies_are_refused_and_settle_nothing() {
+    let (server, _) = server(Limits::default());
+    let (mut peer, _) = connect(&server, 4096);
+    peer.hello(3).await;
+    let base = queries("disk", &["base:allocation"]);
+    for option in [option::LIST_META_CONTEXT, option::SET_META_CONTEXT] {
+        assert_eq!(peer.ask_one(option, &base).await, answer::INVALID);
+    }
+    peer.ask(option::STRUCTURED_REPLY, &[]).await;
+    peer.use_structured("disk").await;
+    peer.request(crate::peer::command::BLOCK_STATUS, 0, 0, 4096).await;
+    assert_eq!(in_time(peer.outcome(true)).await, 22);
+}
+
+#[tokio::test]
+async fn a_style_may_be_asked_for_again_and_none_takes_the_better_one_back() {
+    let (server, _) = server(Limits::default());
+    let (mut peer, _) = connect(&server, 4096);
+    peer.hello(3).await;
+    for (option, expected) in [
+        (option::STRUCTURED_REPLY, answer::ACK),
+        (option::STRUCTURED_REPLY, answer::ACK),
+        (option::EXTENDED_HEADERS, answer::ACK),
+        (option::EXTENDED_HEADERS, answer::ACK),
+        (option::STRUCTURED_REPLY, answer::INVALID),
+    ] {
+        assert_eq!(peer.ask_one(option, &[]).await, expected, "{option}");
+    }
+    peer.use_export(Style::Extended, "disk").await;
+    assert_eq!(in_time(peer.read(0, 3)).await, [0; 3]);
+}
+
+#[tokio::test]
 async fn contexts_count_for_the_export_they_were_set_for_and_until_they_are_set_again() {
     let base = "base:allocation";
     for (asked, granted) in [

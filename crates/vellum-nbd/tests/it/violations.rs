@@ -101,6 +101,76 @@ async fn what_is_no_request_ends_the_connection() {
 }
 
 #[tokio::test]
+async fn a_request_in_another_style_than_was_settled_ends_the_connection() {
+    // Both are reads of four bytes.
+    let compact = b"\x25\x60\x95\x13\0\0\0\0ABCDEFGH\0\0\0\0\0\0\0\0\0\0\0\x04";
+    let extended = b"\x21\xe4\x1c\x71\0\0\0\0ABCDEFGH\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x04";
+    for style in STYLES {
+        let (server, disk) = server(Limits::default());
+        let mut peer = client(&server, style, "disk").await;
+        let other = if style == Style::Extended { &compact[..] } else { extended };
+        // Whoever waits for the longer header gets enough bytes to see the magic number.
+        peer.send(&[other, &[0; 8]].concat()).await;
+        assert_eq!(in_time(peer.rest()).await, b"", "{style:?}");
+        assert_eq!(disk.take_calls(), []);
+    }
+}
+
+#[tokio::test]
+async fn a_length_of_a_payload_that_was_not_settled_is_refused_and_the_payload_of_a_write_skipped()
+{
+    for style in [Style::Simple, Style::Structured] {
+        let (server, disk) = server(Limits::default());
+        let mut peer = client(&server, style, "disk").await;
+        peer.write(flag::PAYLOAD_LEN, 0, &[0x25; 1000]).await;
+        assert_eq!(in_time(peer.outcome(false)).await, INVALID, "{style:?}");
+        peer.request(command::READ, flag::PAYLOAD_LEN, 0, 1000).await;
+        assert_eq!(in_time(peer.outcome(true)).await, INVALID, "{style:?}");
+        assert_eq!(disk.take_calls(), []);
+        assert_eq!(in_time(peer.read(0, 4)).await, [0; 4]);
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_does_not_say_that_it_has_a_payload_has_one_all_the_same() {
+    let (server, _) = server(Limits::default());
+    let mut peer = client(&server, Style::Extended, "disk").await;
+    peer.request(command::WRITE, 0, 0, 4).await;
+    peer.send(b"four").await;
+    assert_eq!(in_time(peer.outcome(false)).await, 0);
+    assert_eq!(in_time(peer.read(0, 4)).await, b"four");
+}
+
+#[tokio::test]
+async fn requests_that_share_a_cookie_are_both_answered() {
+    let (server, disk) = server(Limits::default());
+    let mut peer = client(&server, Style::Simple, "disk").await;
+    disk.hold(true);
+    let flush = b"\x25\x60\x95\x13\0\0\0\x03ABCDEFGH\0\0\0\0\0\0\0\0\0\0\0\0";
+    let write = b"\x25\x60\x95\x13\0\0\0\x01ABCDEFGH\0\0\0\0\0\0\0\0\0\0\0\x04four";
+    peer.send(&[&write[..], flush, flush].concat()).await;
+    in_time(disk.called(1)).await;
+    disk.hold(false);
+    let cookie = u64::from_be_bytes(*b"ABCDEFGH");
+    for _ in 0..3 {
+        assert_eq!(in_time(peer.simple()).await, (cookie, 0));
+    }
+    assert_eq!(in_time(peer.read(0, 4)).await, b"four");
+}
+
+#[tokio::test]
+async fn what_follows_a_goodbye_is_not_looked_at() {
+    for style in STYLES {
+        let (server, disk) = server(Limits::default());
+        let mut peer = client(&server, style, "disk").await;
+        peer.request(command::DISCONNECT, 0, 7, 7).await;
+        peer.write(0, 0, b"late").await;
+        assert_eq!(in_time(peer.rest()).await, b"", "{style:?}");
+        assert_eq!(disk.take_calls(), []);
+    }
+}
+
+#[tokio::test]
 async fn requests_that_make_no_sense_are_refused_and_the_next_is_served() {
     let end = SIZE;
     let cases = [
