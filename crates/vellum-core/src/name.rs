@@ -18,12 +18,10 @@ pub const NAME_LENGTH_MAX: usize = 128;
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NameError {
     /// Nothing where a name must be.
-    #[error("the {what} name is missing in '{text}'")]
+    #[error("the {what} name is missing")]
     Missing {
         /// Of what.
         what: &'static str,
-        /// All that was written.
-        text: String,
     },
     /// Too long.
     #[error("the {what} name '{text}' is longer than {NAME_LENGTH_MAX} bytes")]
@@ -58,7 +56,7 @@ pub enum NameError {
 /// The rule at the head of this module.
 fn check(what: &'static str, text: &str) -> Result<String, NameError> {
     if text.is_empty() {
-        return Err(NameError::Missing { what, text: quoted(text) });
+        return Err(NameError::Missing { what });
     }
     if text.len() > NAME_LENGTH_MAX {
         return Err(NameError::TooLong { what, text: quoted(text) });

@@ -334,7 +334,7 @@ pub(crate) fn too_deep(record: &ImageRecord) -> Error {
     Error::new(
         ErrorKind::Invalid,
         format!(
-            "the chain of image {} is deeper than {DEPTH_MAX} layers or leads back to itself; flatten an image in it",
+            "the chain of image {} is deeper than {DEPTH_MAX} layers or leads back to itself; flatten an image in it, or remove snapshots",
             record.name
         ),
     )

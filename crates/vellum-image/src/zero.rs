@@ -77,9 +77,9 @@ impl<C: Catalog> Image<C> {
         if options.durable { self.sync().await } else { Ok(()) }
     }
 
-    /// Tells that the content of an extent is not needed. Whole units read as the policy says afterwards; units (in `copy-up`
-    /// mode, inherited objects) that are covered in part are left alone. With [`DiscardPolicy::Inherit`]:
-    /// `Unsupported` where the engine cannot, `Busy` while the image is being flattened.
+    /// Tells that the content of an extent is not needed. Whole units read as the policy says afterwards; units that are covered in
+    /// part are left alone. In `copy-up` mode so are objects that are covered in part: those that are inherited, and with
+    /// [`DiscardPolicy::Inherit`] all of them. With that policy: `Unsupported` where the engine cannot, `Busy` while the image is being flattened.
     pub async fn discard(&self, at: Extent, policy: DiscardPolicy, durable: bool) -> Result<()> {
         let at = self.check_range(at)?;
         self.view().writer()?;

@@ -139,7 +139,9 @@ impl<D: Disk> LocalLayer<D> {
             !std::mem::replace(&mut queue.running, true)
         };
         if drive {
-            self.0.shared.runtime.spawn(drive_syncs(self.0.clone()));
+            // Also where a runtime has ended, and drops this without a step.
+            let driving = Driving { layer: self.0.clone(), ended: false };
+            self.0.shared.runtime.spawn(drive_syncs(driving));
         }
         done.await.unwrap_or_else(|_| {
             Err(Error::new(
@@ -151,8 +153,26 @@ impl<D: Disk> LocalLayer<D> {
     }
 }
 
+/// Whoever runs syncs. Dropped in the middle, by a thread that panics or a runtime that ends, it lets nobody wait for ever: those
+/// who wait hear of it, and the next one who asks finds none running.
+struct Driving<D: Disk> {
+    layer: Arc<Inner<D>>,
+    ended: bool,
+}
+
+impl<D: Disk> Drop for Driving<D> {
+    fn drop(&mut self) {
+        if !self.ended {
+            let mut queue = self.layer.syncing.0.lock();
+            queue.running = false;
+            queue.waiting.clear();
+        }
+    }
+}
+
 /// Runs syncs for as long as somebody waits for one.
-async fn drive_syncs<D: Disk>(layer: Arc<Inner<D>>) {
+async fn drive_syncs<D: Disk>(mut driving: Driving<D>) {
+    let layer = driving.layer.clone();
     loop {
         let waiting = std::mem::take(&mut layer.syncing.0.lock().waiting);
         let result = match layer.check_poison().await {
@@ -165,6 +185,8 @@ async fn drive_syncs<D: Disk>(layer: Arc<Inner<D>>) {
             let _ = waiter.send(result.clone());
         }
         if ended {
+            // Somebody else may run them by now.
+            driving.ended = true;
             return;
         }
     }
@@ -267,8 +289,12 @@ impl<D: Disk> Inner<D> {
     /// Poisons the layer: from the first step no sync publishes anything. Before anybody is told, what would be believed of it is taken away: the logs, which run ahead of what is
     /// on the medium; and the map gets a mark for whoever opens it next.
     pub(crate) async fn poison(&self, doing: &str, error: std::io::Error) -> Error {
-        let error = Error::io(format!("{doing} of layer {}", self.facts.id), error).maybe_done();
         let epoch = *self.epoch.lock();
+        let what = format!(
+            "{doing} of layer {}; what was written since its last good sync ({} seconds after 1970) may be missing",
+            self.facts.id, epoch.last_sync
+        );
+        let error = Error::io(what, error).maybe_done();
         tracing::error!(
             layer = %self.facts.id, image = %self.facts.image_name, last_good_sync = epoch.last_sync, error = %error.chain(),
             "a sync failed: the image takes no writes until it is opened again, and what was written since the last good sync \

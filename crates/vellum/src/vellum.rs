@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use vellum_core::{BufferPool, ImageName, ImageSpec, PoolName};
 use vellum_disk::RealDisk;
@@ -29,6 +30,7 @@ pub struct Vellum(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     home: Home,
+    runtime: Handle,
     resolved: ResolvedCache,
     buffers: BufferPool,
     pools: Pools<Catalog>,
@@ -70,10 +72,13 @@ impl Located {
 }
 
 impl Vellum {
-    /// Opens a home; its directory is created if need be, and its default pool at its first use.
+    /// Opens a home; its directory is created if need be, and its default pool at its first use. The runtime this is called on
+    /// must last as long as the home, its pools and its images: pools are opened there, whoever is the first to need one, and go on
+    /// working there after a request.
     pub async fn open(options: HomeOptions) -> Result<Self> {
         Ok(Self(Arc::new(Shared {
             home: Home::open(&options)?,
+            runtime: Handle::current(),
             resolved: ResolvedCache::default(),
             buffers: BufferPool::default(),
             pools: Pools::default(),
@@ -206,7 +211,12 @@ impl Vellum {
         };
         let options = OpenOptions { mode, copies, store, ..OpenOptions::default() };
         // Threads of its own: a disk that does not answer holds up nobody who waits for another one.
-        let catalog = LocalCatalog::open(RealDisk::default(), path, options).await?;
+        let path = path.to_owned();
+        let open = async move { LocalCatalog::open(RealDisk::default(), &path, options).await };
+        let opened = self.0.runtime.spawn(open).await;
+        let catalog = opened.map_err(|error| {
+            Error::new(ErrorKind::Io, "a pool was not opened").with_source(error)
+        })??;
         self.0.pools.add(catalog.clone());
         Ok(catalog)
     }

@@ -57,7 +57,7 @@ pub async fn run(vellum: &Vellum, arguments: Arguments) -> Result {
 }
 
 async fn export(image: &Image, arguments: &Arguments, stop: &mut Stop) -> Result {
-    let size = source_size(&image.record().meta, image.size());
+    let size = exported_size(image).await?;
     let (file, format) = (arguments.file.clone(), arguments.output_format);
     let options = SinkOptions { format: format.into(), overwrite: arguments.overwrite };
     let bar = progress::bytes("export", size);
@@ -81,6 +81,19 @@ async fn export(image: &Image, arguments: &Arguments, stop: &mut Stop) -> Result
         }
     }
     Err(failure)
+}
+
+/// As long as the file that the image was imported from, or as the image, if something was written behind the end of that file.
+async fn exported_size(image: &Image) -> Result<u64> {
+    let imported = source_size(&image.record().meta, image.size());
+    let behind = Extent::between(imported, image.size());
+    if behind.is_empty() {
+        return Ok(imported);
+    }
+    let buffer = image.buffers().take(behind.len_usize());
+    let (buffer, read) = image.read(behind, buffer, 0..behind.len_usize()).await;
+    read?;
+    Ok(if buffer.iter().all(|byte| *byte == 0) { imported } else { image.size() })
 }
 
 /// Reads everything and sends it on, and at last that it was everything.

@@ -1,5 +1,6 @@
 //! `vellum serve`.
 
+use std::io::IsTerminal;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
@@ -48,7 +49,12 @@ fn address(text: &str) -> std::result::Result<SocketAddr, String> {
 pub fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("VELLUM_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let is_terminal = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(is_terminal)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// Serves until SIGTERM or SIGINT.

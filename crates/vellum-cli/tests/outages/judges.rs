@@ -2,7 +2,6 @@
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use libtest_mimic::Trial;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use vellum_core::Extent;
@@ -11,17 +10,17 @@ use vellum_nbd::{Export, Exports};
 use crate::content::{SECTOR, filled};
 use crate::guest::disk::{Cut, VolatileDisk};
 use crate::record::{Listed, OBJECTS, Outage, Record};
-use crate::trial;
+use crate::{Case, here};
 
-pub fn trials() -> Vec<Trial> {
+pub fn cases() -> Vec<Case> {
     vec![
-        trial("what_a_client_was_told_is_held_against_what_is_there", a_lost_write),
-        trial("a_sector_in_the_wrong_place_is_found", a_misplaced_sector),
-        trial("a_read_beside_a_write_may_have_parts_of_both_and_of_nothing_else", a_torn_read),
-        trial("an_image_that_went_or_came_back_by_itself_is_found", a_lost_image),
-        trial("a_clone_and_its_snapshot_must_agree", a_clone_of_another_moment),
-        trial("a_disk_keeps_what_was_flushed_and_leaves_the_rest_to_chance", a_volatile_disk),
-        trial("a_disk_whose_power_was_cut_answers_nobody_of_before", an_old_connection),
+        here("what_a_client_was_told_is_held_against_what_is_there", a_lost_write),
+        here("a_sector_in_the_wrong_place_is_found", a_misplaced_sector),
+        here("a_read_beside_a_write_may_have_parts_of_both_and_of_nothing_else", a_torn_read),
+        here("an_image_that_went_or_came_back_by_itself_is_found", a_lost_image),
+        here("a_clone_and_its_snapshot_must_agree", a_clone_of_another_moment),
+        here("a_disk_keeps_what_was_flushed_and_leaves_the_rest_to_chance", a_volatile_disk),
+        here("a_disk_whose_power_was_cut_answers_nobody_of_before", an_old_connection),
     ]
 }
 

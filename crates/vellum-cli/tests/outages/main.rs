@@ -31,14 +31,13 @@ use guest::FileSystem::{Ext4, Xfs};
 fn main() -> std::process::ExitCode {
     let arguments = Arguments::from_args();
     let asks_for_slow = arguments.ignored || arguments.include_ignored;
-    let mut trials = judges::trials();
-    trials.extend(cases().into_iter().filter_map(|case| case.trial(asks_for_slow)));
+    let cases = judges::cases().into_iter().chain(cases());
+    let trials = cases.filter_map(|case| case.trial(asks_for_slow)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 fn cases() -> Vec<Case> {
     let (guest, client) = (guest::kernel::unavailable(), guest::kernel::without_client());
-    let here = |name, test| Case { name, test, is_slow: false, lacks: None };
     let in_guest = |name, test| Case { lacks: guest.clone(), ..here(name, test) };
     let with_client = |name, test| Case { lacks: client.clone(), ..here(name, test) };
     let slow = |case: Case| Case { is_slow: true, ..case };
@@ -110,6 +109,11 @@ impl Case {
             }
         }
     }
+}
+
+/// A test that every computer can run.
+fn here(name: &'static str, test: fn() -> Result<()>) -> Case {
+    Case { name, test, is_slow: false, lacks: None }
 }
 
 const SLOW: &str = "slow: cargo xtask slow";

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use vellum_testkit::nbd::Client;
-use vellum_testkit::{Home, process};
+use vellum_testkit::{Home, Serve, process, tools};
 
 use crate::{export, golden, home, pattern, trial};
 
@@ -17,6 +17,7 @@ pub fn trials() -> Vec<Trial> {
         trial("command_lines_that_make_no_sense_end_with_2", usage),
         trial("a_server_whose_standard_output_is_closed_serves", closed_output),
         trial("blocks_of_zeros_are_not_stored_by_an_import", zeros),
+        trial("an_export_is_as_long_as_what_was_imported_or_as_what_was_written_since", tail),
         trial("what_is_stored_is_shown_although_an_image_is_in_use", du_in_use),
         trial("a_copied_pool_can_be_used_once_it_has_an_id_of_its_own", copied_pool),
         trial("a_copied_home_can_be_used_once_its_pool_has_an_id_of_its_own", copied_home),
@@ -38,6 +39,28 @@ fn largest_layer(home: &Home) -> Result<PathBuf> {
     }
     let (_, path) = sized.into_iter().max().context("a layer has files")?;
     Ok(path)
+}
+
+fn tail() -> Result<()> {
+    const LENGTH: usize = 10_000;
+    let home = home()?;
+    let content = pattern(LENGTH, 3);
+    std::fs::write(home.file("in"), &content)?;
+    home.ok(&["import", &home.file("in").display().to_string(), "a"])?;
+    ensure!(export(&home, "a")? == content, "an export is the file");
+    let serve = Serve::start(&home)?;
+    let mut client = Client::connect(serve.socket(), "a")?;
+    client.write(LENGTH as u64, &[0; 1000])?;
+    ensure!(export(&home, "a")? == content, "zeros behind the end are as good as none");
+    client.write(12_287, &[9])?;
+    let mut written = content;
+    written.resize(12_288, 0);
+    written[12_287] = 9;
+    ensure!(export(&home, "a")? == written, "what was written is there");
+    home.ok(&["export", "--output-format", "qcow2", "a", &home.file("q").display().to_string()])?;
+    let info = tools::ok("qemu-img", &["info", &home.file("q").display().to_string()])?;
+    ensure!(info.contains("(12288 bytes)"), "{info}");
+    Ok(())
 }
 
 fn damaged() -> Result<()> {

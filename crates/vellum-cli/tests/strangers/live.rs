@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use vellum_testkit::nbd::{Client, Command};
-use vellum_testkit::{Serve, tools};
+use vellum_testkit::{Home, Serve, tools};
 
 use crate::{export, golden, pattern, trial};
 
@@ -21,6 +21,7 @@ pub fn trials() -> Vec<Trial> {
         ),
         trial("a_held_image_is_in_use_for_others_and_free_after_its_last_client", ownership),
         trial("sigterm_drains_and_loses_nothing", drain),
+        trial("a_pool_made_while_a_server_runs_is_served_as_one_that_was_there", new_pools),
     ]
 }
 
@@ -168,5 +169,26 @@ fn drain() -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+/// The default pool comes to be with its first image, and another one by its command, after the server began.
+fn new_pools() -> Result<()> {
+    let home = Home::new(env!("CARGO_BIN_EXE_vellum"))?;
+    let serve = Serve::start(&home)?;
+    home.ok(&["create", "a", "--size", "1M"])?;
+    home.ok(&["pool", "create", "q", "--path", &home.file("q").display().to_string()])?;
+    home.ok(&["create", "q/b", "--size", "1M"])?;
+    for image in ["a", "q/b"] {
+        for _ in 0..3 {
+            // What it asks of an export before it opens it is what a pool may be opened for.
+            tools::ok("nbdinfo", &["--list", &serve.uri("")])?;
+            let commands = ["-c", "write -P 7 0 4096", "-c", "flush"];
+            tools::ok("qemu-io", &[&["-f", "raw"][..], &commands, &[&serve.uri(image)]].concat())?;
+        }
+        home.ok(&["snap", "create", &format!("{image}@s")])?;
+    }
+    ensure!(serve.terminate()?.success(), "nothing waits for what never comes");
+    ensure!(export(&home, "q/b")?[..4096] == [7; 4096]);
     Ok(())
 }

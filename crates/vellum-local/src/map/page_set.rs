@@ -1,5 +1,7 @@
 //! [`PageSet`]: which pages of a map exist, or are whole.
 
+use std::ops::Range;
+
 use vellum_core::Extent;
 
 use crate::format::PAGE;
@@ -51,11 +53,20 @@ impl PageSet {
 
     /// The first page in it at or after `page`.
     pub(crate) fn next(&self, page: u64) -> Option<u64> {
-        let start = (page / 64) as usize;
-        let first = self.0.get(start)? >> (page % 64) << (page % 64);
-        let words = std::iter::once(first).chain(self.0[start + 1..].iter().copied());
+        self.next_in(page..u64::MAX)
+    }
+
+    /// The first of these pages that is in it. Looks at no others.
+    pub(crate) fn next_in(&self, pages: Range<u64>) -> Option<u64> {
+        let start = (pages.start / 64) as usize;
+        let end = usize::try_from(pages.end.div_ceil(64))
+            .map_or(self.0.len(), |end| end.min(self.0.len()));
+        let words = self.0.get(start..end)?;
+        let first = words.first()? >> (pages.start % 64) << (pages.start % 64);
+        let words = std::iter::once(first).chain(words[1..].iter().copied());
         let (index, word) = words.enumerate().find(|(_, word)| *word != 0)?;
-        Some((start + index) as u64 * 64 + u64::from(word.trailing_zeros()))
+        let page = (start + index) as u64 * 64 + u64::from(word.trailing_zeros());
+        (page < pages.end).then_some(page)
     }
 }
 
@@ -77,6 +88,19 @@ mod tests {
             [after(0), after(1), after(64), after(65), after(1001)],
             [Some(0), Some(63), Some(64), Some(1000), None]
         );
+        let within = |pages| presence.next_in(pages);
+        assert_eq!(
+            [
+                within(0..1),
+                within(1..63),
+                within(1..64),
+                within(65..1000),
+                within(65..1001),
+                within(7..7)
+            ],
+            [Some(0), None, Some(63), None, Some(1000), None]
+        );
+        assert_eq!(within(5000..9000), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -145,6 +146,11 @@ impl Pages {
     /// The first page at or after `page` that may exist on disk.
     pub(crate) fn next_present(&self, page: u64) -> Option<u64> {
         self.inner.read().present.next(page)
+    }
+
+    /// The first of these pages that may exist on disk. Looks at no others.
+    pub(crate) fn next_present_in(&self, pages: Range<u64>) -> Option<u64> {
+        self.inner.read().present.next_in(pages)
     }
 
     pub(crate) fn is_present(&self, page: u64) -> bool {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vellum_core::{Extent, State};
-use vellum_engine::{Catalog, Content, ErrorKind, Fill, Guarded, Head, Ownership, Part};
+use vellum_engine::{Catalog, Content, ErrorKind, Fill, Guarded, Happened, Head, Ownership, Part};
 
 use crate::fixture::{
     Home, byte, clone, image, kind, read, snapshot, snapshot_of, write, write_blocks,
@@ -191,4 +191,27 @@ async fn the_head_is_no_sealed_revision() {
     let child = clone(&pool, &sealed, "child").await.unwrap();
     let foreign = pool.layer(&child.id, &record.head).await;
     assert_eq!(kind(foreign), ErrorKind::NotFound, "the revision of another image");
+}
+
+#[test]
+fn a_sync_whose_runtime_has_ended_is_an_error_each_time_and_never_a_wait() {
+    let home = Home::new();
+    let new = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = new();
+    let head = runtime.block_on(async {
+        let pool = home.pool().await;
+        let head = pool.own(&image(&pool, "a").await.id).await.unwrap();
+        write_blocks(&head, 0, 1, b'x').await;
+        head
+    });
+    drop(runtime);
+    let runtime = new();
+    runtime.block_on(async {
+        for _ in 0..3 {
+            let sync = tokio::time::timeout(Duration::from_secs(20), head.sync());
+            let error = sync.await.expect("it waits for what never comes").unwrap_err();
+            assert_eq!(error.happened(), Happened::MaybeDone);
+        }
+        drop(head);
+    });
 }

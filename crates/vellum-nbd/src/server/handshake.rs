@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::export::{Export, Exports, OpenError};
+use crate::export::{Export, ExportInfo, Exports, OpenError};
 use crate::proto::option::{self, About, Agreed, Asked, Negotiation, OPTION_HEADER, OptionHeader};
 use crate::server::Shared;
 
@@ -38,7 +38,7 @@ pub(super) async fn negotiate<E: Exports>(
                 writer.write_all(&answer).await?;
             }
             Asked::Contexts { name, set, contexts } => {
-                let answer = match server.exports.info(&name).await {
+                let answer = match info(server, name.clone()).await? {
                     Ok(_) => {
                         let answer = option::contexts(set, &contexts);
                         if set {
@@ -51,7 +51,7 @@ pub(super) async fn negotiate<E: Exports>(
                 writer.write_all(&answer).await?;
             }
             Asked::Info { name, go: false, wanted } => {
-                let answer = match server.exports.info(&name).await {
+                let answer = match info(server, name.clone()).await? {
                     Ok(info) => negotiation.describe(false, &name, &wanted, &info),
                     Err(why) => option::refuse(About::Info { go: false }, &why),
                 };
@@ -79,10 +79,11 @@ pub(super) async fn negotiate<E: Exports>(
 }
 
 /// The answer to a request for the list, with the room that it takes among what all clients have not taken yet.
-async fn list<E: Exports>(server: &Shared<E>) -> io::Result<(Vec<u8>, OwnedSemaphorePermit)> {
+async fn list<E: Exports>(server: &Arc<Shared<E>>) -> io::Result<(Vec<u8>, OwnedSemaphorePermit)> {
     // A few at a time, since nobody knows how long one is before it is made.
     let _making = server.lists.acquire().await.map_err(io::Error::other)?;
-    let answer = match server.exports.list().await {
+    let this = server.clone();
+    let answer = match on_server(server, async move { this.exports.list().await }).await? {
         Ok(exports) => option::list(&exports[..exports.len().min(server.limits.listed_max)]),
         Err(why) => option::refuse(About::List, &why),
     };
@@ -90,14 +91,31 @@ async fn list<E: Exports>(server: &Shared<E>) -> io::Result<(Vec<u8>, OwnedSemap
     Ok((answer, room))
 }
 
-/// Opens an export on the server's runtime.
+/// What is known of an export that nobody opens for it.
+async fn info<E: Exports>(
+    server: &Arc<Shared<E>>,
+    name: String,
+) -> io::Result<Result<ExportInfo, OpenError>> {
+    let this = server.clone();
+    on_server(server, async move { this.exports.info(&name).await }).await
+}
+
+/// Opens an export.
 async fn open<E: Exports>(
     server: &Arc<Shared<E>>,
     name: String,
 ) -> io::Result<Result<Arc<E::Export>, OpenError>> {
     let this = server.clone();
-    let opened = server.runtime.spawn(async move { this.exports.open(&name).await });
-    opened.await.map_err(io::Error::other)
+    on_server(server, async move { this.exports.open(&name).await }).await
+}
+
+/// Asks the exports for something on the server's runtime: what it leaves running, or opens for others as well, must outlive the
+/// connection and its runtime.
+async fn on_server<E: Exports, T: Send + 'static>(
+    server: &Shared<E>,
+    asked: impl Future<Output = T> + Send + 'static,
+) -> io::Result<T> {
+    server.runtime.spawn(asked).await.map_err(io::Error::other)
 }
 
 fn broken(why: option::Broken) -> io::Error {

@@ -6,7 +6,8 @@
 //! where it was parsed. What was started is never cancelled because its connection died; what was not, never is once the
 //! client is known to have hung up.
 //!
-//! Exports are opened on the runtime that the server was made on, so that what they leave running outlives the connection.
+//! Exports are listed, described and opened on the runtime that the server was made on, so that what that leaves running outlives
+//! the connection.
 
 mod handshake;
 mod hangup;

@@ -25,6 +25,7 @@ super::cases! {
     sizes_beyond_the_limit_are_refused,
     block_sizes_outside_the_limits_are_refused,
     the_largest_image_costs_no_more_than_a_small_one,
+    the_largest_image_is_owned_again_whatever_lies_between_its_data,
     another_process_sees_what_one_has_changed,
     two_that_create_one_name_have_one_winner,
     what_is_pending_can_be_finished,
@@ -202,6 +203,28 @@ async fn the_largest_image_costs_no_more_than_a_small_one<H: Harness>(pool: Pool
     head.sync().await?;
     // Proportional to the image, even one bit a unit would be gibibytes.
     assert!(pool.catalog.stored_bytes(&record.id, &record.head).await? < 16 << 20);
+    Ok(())
+}
+
+async fn the_largest_image_is_owned_again_whatever_lies_between_its_data<H: Harness>(
+    pool: Pool<H>,
+) -> Result<()> {
+    let size = pool.can().size_max;
+    let record = pool.catalog.create(NewImage { size, ..pool.new_image("image")? }).await?;
+    let mut head = pool.own(&record).await?;
+    // Ever closer together, from both ends; where it is time that a step between them takes, all of them take too long.
+    let last = (size - 1) / 4096;
+    let places = (1..12).flat_map(|part| [last / part, last - last / part]);
+    for (number, place) in (1..).zip(places) {
+        let at = Extent::new(place * 4096 / pool.block() * pool.block(), pool.block()).clip(size);
+        if at.is_empty() {
+            continue;
+        }
+        put(&head, at, number).await?;
+        head.close().await?;
+        head = pool.own(&record).await?;
+        assert_eq!(crate::see::read(head.layer(), at).await?.bytes, crate::act::bytes(at, number));
+    }
     Ok(())
 }
 
