@@ -266,8 +266,10 @@ impl SimDisk {
 
     fn file(&self, path: &Path, number: u64) -> SimFile {
         let id = self.shared.next_description.fetch_add(1, Ordering::Relaxed);
-        let open = Description { disk: self.clone(), id };
-        SimFile { open: Arc::new(open), number, path: path.into() }
+        let path: Arc<Path> = path.into();
+        self.world().opened(self.process, number);
+        let open = Description { disk: self.clone(), id, number, path: path.clone() };
+        SimFile { open: Arc::new(open), number, path }
     }
 }
 
@@ -361,11 +363,15 @@ pub struct SimFile {
 struct Description {
     disk: SimDisk,
     id: u64,
+    number: u64,
+    path: Arc<Path>,
 }
 
 impl Drop for Description {
     fn drop(&mut self) {
-        self.disk.world().close(self.id);
+        let mut world = self.disk.world();
+        world.close(self.id);
+        world.closed(self.disk.process, self.number, &self.path);
     }
 }
 

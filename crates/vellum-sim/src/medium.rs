@@ -35,6 +35,11 @@ impl Medium {
         self.length
     }
 
+    /// Whether a sync would write anything.
+    pub(crate) fn is_unsynced(&self) -> bool {
+        !self.versions.is_empty()
+    }
+
     /// How many sectors occupy space.
     pub(crate) fn sectors(&self) -> u64 {
         self.seen.len() as u64

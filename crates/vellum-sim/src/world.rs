@@ -75,6 +75,9 @@ pub struct World {
     pub(crate) files: HashMap<u64, Medium>,
     next_file: u64,
     pub(crate) locks: Vec<Lock>,
+    /// How many descriptions of a file a process has open.
+    open: BTreeMap<(u64, u64), u64>,
+    closed_unsynced: Vec<PathBuf>,
     /// Those of SQLite, by the file's number.
     pub(crate) databases: BTreeMap<u64, Database>,
     /// Which boot of the machine this is.
@@ -109,6 +112,8 @@ impl World {
             files: HashMap::new(),
             next_file: 1,
             locks: Vec::new(),
+            open: BTreeMap::new(),
+            closed_unsynced: Vec::new(),
             databases: BTreeMap::new(),
             boot: Some(BootId([1; 16])),
             processes: BTreeSet::new(),
@@ -354,6 +359,26 @@ impl World {
     pub(crate) fn close(&mut self, description: u64) {
         self.unlock(description, Extent::new(0, u64::MAX));
         self.databases.values_mut().for_each(|database| database.close(description));
+    }
+
+    /// A process has one more description of a file open.
+    pub(crate) fn opened(&mut self, process: u64, file: u64) {
+        *self.open.entry((process, file)).or_default() += 1;
+    }
+
+    /// It has one less. The last one that a living process closes should leave nothing unsynced.
+    pub(crate) fn closed(&mut self, process: u64, file: u64, path: &Path) {
+        let open = self.open.get_mut(&(process, file)).expect("it was opened");
+        *open -= 1;
+        if *open == 0 && self.lives(process) && self.files[&file].is_unsynced() {
+            self.closed_unsynced.push(path.to_owned());
+        }
+    }
+
+    /// The files of which a living process closed its last description while something was written and not synced, since this
+    /// was asked last.
+    pub fn take_closed_unsynced(&mut self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.closed_unsynced)
     }
 
     /// Releases what a description holds within a range.

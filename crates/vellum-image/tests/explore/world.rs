@@ -7,12 +7,12 @@ use tokio::runtime::Handle;
 use vellum_core::{Buffer, Extent, Geometry};
 use vellum_engine::memory::{MemoryCatalog, MemoryOptions, MemoryStore};
 use vellum_engine::paced::{Pace, PacedCatalog};
-use vellum_engine::{AtomicSpan, Catalog, ErrorKind, Layering, Snapshots};
+use vellum_engine::{AtomicSpan, Catalog, ErrorKind, Layering, Repair, Snapshots};
 use vellum_image::Canary;
 use vellum_image::image::Open;
 use vellum_image::{
     CloneOptions, CreateOptions, DiscardPolicy, FlattenOptions, Image, ImageOptions, Job, Pools,
-    WriteOptions, ZeroOptions, admin,
+    WriteOptions, ZeroOptions, admin, check,
 };
 use vellum_sim::{Order, Task};
 
@@ -272,6 +272,9 @@ impl World {
         if let Some(before) = &self.before {
             assert!(self.snapshot("before").await == *before, "the snapshot from before");
         }
+        again.close().await.unwrap();
+        let found = check::check(&self.pools, &self.catalog, None, Repair::No).await.unwrap();
+        assert!(found.is_empty(), "a check finds {found:?}");
     }
 }
 

@@ -1,14 +1,17 @@
 //! A pool, and short ways to make images in it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use vellum_core::{Buffer, Extent, Geometry, ImageName, SnapshotName};
 use vellum_engine::count::{CountCatalog, Counts};
 use vellum_engine::fault::{FaultCatalog, Faults};
-use vellum_engine::{Catalog, ImageRecord, Layering, Result};
+use vellum_engine::{Catalog, ImageRecord, Layering, Repair, Result, Severity};
 use vellum_image::image::Open;
 use vellum_image::{
     CloneOptions, CreateOptions, Image, ImageOptions, Mapped, MappedKind, Pools, WriteOptions,
-    admin,
+    admin, check,
 };
 
 use super::place::{Base, Place};
@@ -25,25 +28,27 @@ pub struct Fixture {
     pub counts: Counts,
     pub faults: Faults,
     pub place: Place,
+    end: End,
 }
 
 impl Fixture {
     pub async fn new() -> Self {
-        Self::at(Place::new()).await
+        Self::at(Place::new(), Arc::default()).await
     }
 
-    async fn at(place: Place) -> Self {
+    async fn at(place: Place, disorder: Arc<AtomicBool>) -> Self {
         let (counts, faults) = (Counts::default(), Faults::default());
         let faulty = FaultCatalog::new(place.open("pool").await, faults.clone());
         let catalog = CountCatalog::new(faulty, counts.clone());
         let pools = Pools::default();
         pools.add(catalog.clone());
-        Self { pools, catalog, counts, faults, place }
+        let end = End { place: place.clone(), disorder };
+        Self { pools, catalog, counts, faults, place, end }
     }
 
     /// The same pool, as another process has it open.
     pub async fn another_process(&self) -> Self {
-        Self::at(self.place.clone()).await
+        Self::at(self.place.clone(), self.end.disorder.clone()).await
     }
 
     /// Another pool, known here too.
@@ -57,6 +62,11 @@ impl Fixture {
         let catalog = CountCatalog::new(faulty, self.counts.clone());
         self.pools.add(catalog.clone());
         catalog
+    }
+
+    /// Tells that the test leaves behind what a check must find.
+    pub fn leaves_disorder(&self) {
+        self.end.disorder.store(true, Ordering::Relaxed);
     }
 
     /// Takes away what only the end of a process leaves and the end of the machine does not.
@@ -120,6 +130,45 @@ impl Fixture {
     pub async fn open_as(&self, name: &str, what: Open) -> Result<TestImage> {
         let id = self.catalog.find(&image_name(name)).await?.id;
         Image::open(&self.pools, &self.catalog, &id, what, ImageOptions::default()).await
+    }
+}
+
+/// The end of a scene, at which a check of all its pools must find them in order. Layers that the test still has open for writing
+/// are in use, and not looked at.
+struct End {
+    place: Place,
+    /// It is to leave disorder behind.
+    disorder: Arc<AtomicBool>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if std::thread::panicking() || self.disorder.load(Ordering::Relaxed) {
+            return;
+        }
+        // As another process does, since the runtime of the test stands still here.
+        let place = self.place.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(must_be_in_order(&place));
+        })
+        .join()
+        .expect("the pools are in order");
+    }
+}
+
+/// Checks every pool of a place.
+async fn must_be_in_order(place: &Place) {
+    let (pools, mut catalogs) = (Pools::default(), Vec::new());
+    for pool in place.pools() {
+        let catalog = place.open(&pool).await;
+        pools.add(catalog.clone());
+        catalogs.push(catalog);
+    }
+    for catalog in catalogs {
+        let mut found = check::check(&pools, &catalog, None, Repair::No).await.unwrap();
+        found.retain(|it| !matches!(it.severity, Severity::Leak | Severity::Unknown));
+        assert!(found.is_empty(), "a check finds {found:?}");
     }
 }
 

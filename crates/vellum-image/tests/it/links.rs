@@ -43,6 +43,7 @@ impl Family {
 
     /// Takes the child from its parent's list, as nothing does that keeps the rules.
     async fn forget_child(&self) {
+        self.fixture.leaves_disorder();
         let child = ChildRef { pool: self.another.pool(), image: self.child.id.clone() };
         self.fixture.catalog.detach(&self.gold.id, &self.revision(), &child).await.unwrap();
     }

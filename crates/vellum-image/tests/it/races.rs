@@ -192,6 +192,38 @@ async fn a_snapshot_during_a_copy_up_is_not_changed_by_it() {
     }
 }
 
+/// How long a test waits for what must go on.
+const LONG: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn writes_are_acknowledged_while_a_snapshot_syncs_what_is_dirty_and_are_in_it() {
+    for layering in [Layering::Sparse, Layering::CopyUp] {
+        let fixture = Fixture::new().await;
+        let (mut content, child) = fixture.child(8 * SIZE, layering).await;
+        // More than a snapshot leaves to be synced inside the gate.
+        let much = pattern(Extent::new(0, 5 * SIZE), 1);
+        write(&child, 0, &much).await.unwrap();
+        content[..much.len()].copy_from_slice(&much);
+        let pause = fixture.faults.pause(Operation::Sync);
+        let snapshot = tokio::spawn({
+            let child = child.clone();
+            async move { child.snapshot(snapshot_name("s"), false).await }
+        });
+        tokio::time::timeout(LONG, pause.reached()).await.expect("it syncs");
+        // One over what is dirty, and one that passes the gate a second time, after a copy-up.
+        for offset in [100, 7 * SIZE + 100] {
+            let acknowledged = tokio::time::timeout(LONG, write(&child, offset, &[2; 50])).await;
+            acknowledged.expect("the gate is open while it syncs").unwrap();
+            content[offset as usize..][..50].fill(2);
+        }
+        assert!(!snapshot.is_finished(), "{layering:?}");
+        pause.release();
+        snapshot.await.unwrap().unwrap();
+        write(&child, 100, &[3; 50]).await.unwrap();
+        assert!(read_all(&fixture.open_snapshot("child", "s").await).await == content);
+    }
+}
+
 #[tokio::test]
 async fn a_read_during_a_copy_up_sees_the_old_or_the_new() {
     let mut seen = Vec::new();

@@ -1,11 +1,13 @@
 //! The table of layering rules, one behaviour a test, in both modes.
 
 use vellum_core::{Extent, Geometry};
-use vellum_engine::count::Operation;
+use vellum_engine::count::{CountCatalog, Counts, Operation};
+use vellum_engine::paced::{Pace, PacedCatalog};
 use vellum_engine::{Catalog, ErrorKind, Layering};
 use vellum_image::image::Open;
 use vellum_image::{
-    CloneOptions, CreateOptions, DiscardPolicy, FlattenOptions, Job, MappedKind, ZeroOptions, admin,
+    CloneOptions, CreateOptions, DiscardPolicy, FlattenOptions, Image, ImageOptions, Job,
+    MappedKind, Pools, ZeroOptions, admin,
 };
 
 use super::fixture::*;
@@ -500,9 +502,27 @@ async fn a_discard_over_many_finely_striped_objects_looks_at_each_object_once() 
         ..CloneOptions::default()
     };
     fixture.clone("gold", "s", "child", striped).await;
-    let child = fixture.open("child").await;
+    // Without a memory of states, so that every look at one is a call.
+    let (counts, pools) = (Counts::default(), Pools::default());
+    let forgetful = PacedCatalog::new(fixture.catalog.clone(), Pace::new(|| 0));
+    let catalog = CountCatalog::new(forgetful, counts.clone());
+    pools.add(catalog.clone());
+    let id = catalog.find(&image_name("child")).await.unwrap().id;
+    let child = Image::open(&pools, &catalog, &id, Open::Own, ImageOptions::default());
+    let child = child.await.unwrap();
+    counts.reset();
     // Both ends cover an object in part; each has thousands of stripe units.
     child.discard(Extent::new(512, size - 1024), DiscardPolicy::Zero, false).await.unwrap();
+    let stripe_units = 2 * child.geometry().object_set_size() / 512;
+    let looks = counts.calls(Operation::LoadStates);
+    // At two layers, to learn what shows and then what is there; never at all of an object for each of its stripe units.
+    assert!(
+        (stripe_units..5 * stripe_units).contains(&looks),
+        "{looks} looks at {stripe_units} stripe units"
+    );
+    assert!(counts.calls(Operation::Set) < 10, "{counts:?}");
+    child.close().await.unwrap();
+    let child = fixture.open("child").await;
     assert_eq!(read(&child, Extent::new(0, 1024)).await, [[1; 512], [0; 512]].concat());
 }
 

@@ -2,13 +2,15 @@
 
 use bytes::Bytes;
 use vellum_core::Extent;
-use vellum_engine::{Catalog, Content, ErrorKind, Fill, Guarded, Happened, Head, Part, Result};
+use vellum_engine::{
+    Catalog, Content, ErrorKind, Fill, Guarded, Happened, Head, Part, Repair, Result,
+};
 use vellum_image::image::Open;
 use vellum_image::{CloneOptions, CreateOptions, Image, ImageOptions, Pools, WriteOptions, admin};
 use vellum_local::{Canary, LocalCatalog, Mode, OpenOptions, StoreOptions};
 use vellum_sim::{Call, Fault, SimDisk};
 
-use crate::ground::Engine;
+use crate::ground::{Engine, must_be_in_order};
 use crate::life::POOLS;
 
 const SIZE: u64 = 64 << 10;
@@ -17,6 +19,7 @@ const EIO: i32 = 5;
 /// A process that has both pools open.
 struct Process {
     disk: SimDisk,
+    canary: Option<Canary>,
     pools: Pools<Engine>,
     catalogs: Vec<Engine>,
 }
@@ -32,7 +35,7 @@ impl Process {
             pools.add(catalog.clone());
             catalogs.push(catalog);
         }
-        Ok(Self { disk: disk.clone(), pools, catalogs })
+        Ok(Self { disk: disk.clone(), canary, pools, catalogs })
     }
 
     async fn new(seed: u64, canary: Option<Canary>) -> Self {
@@ -96,9 +99,30 @@ impl Process {
         }
     }
 
-    /// The next process, after all have died.
+    /// The next process, after all have died, which finds the pools in order, unless a mistake was made.
     async fn after_all_died(self) -> Self {
-        Self::on(&self.disk.after_all_died(), None).await.unwrap()
+        let disk = self.disk.after_all_died();
+        self.next_on(&disk).await.unwrap()
+    }
+
+    /// The same, after a power cut; an error if the pools cannot be opened.
+    async fn after_a_power_cut(self) -> Result<Self> {
+        let disk = self.disk.power_cut();
+        self.next_on(&disk).await
+    }
+
+    async fn next_on(self, disk: &SimDisk) -> Result<Self> {
+        let next = Self::on(disk, None).await?;
+        if self.canary.is_none() {
+            next.must_be_in_order().await;
+        }
+        Ok(next)
+    }
+
+    async fn must_be_in_order(&self) {
+        for catalog in &self.catalogs {
+            must_be_in_order(&self.pools, catalog, Repair::No).await;
+        }
     }
 }
 
@@ -226,7 +250,7 @@ async fn a_clone_in_another_pool_that_may_have_been_made_is_in_its_parents_list(
         process.disk.fail(Fault { call: Call::SyncData, file, error: EIO, times: 1, skip: 0 });
         let error = process.clone_into_the_other("c").await.unwrap_err();
         assert_eq!((error.kind(), error.happened()), (ErrorKind::Io, Happened::MaybeDone));
-        let later = Process::on(&process.disk.power_cut(), None).await.unwrap();
+        let later = process.after_a_power_cut().await.unwrap();
         let there = later.catalogs[1].find(&"c".parse().unwrap()).await.is_ok();
         let listed = !later.catalogs[0].children(&id).await.unwrap().is_empty();
         assert!(listed || !there);
@@ -247,7 +271,7 @@ async fn what_is_committed_after_a_catalog_was_opened_whose_log_could_not_be_syn
             Err(_) => Process::on(&disk.after_all_died(), None).await.unwrap(),
         };
         second.create("c").await.unwrap();
-        let third = Process::on(&second.disk.power_cut(), None).await.unwrap();
+        let third = second.after_a_power_cut().await.unwrap();
         for name in ["a", "c"] {
             assert!(third.own(name).await.is_ok(), "{name} is lost, call {call}");
         }
@@ -272,7 +296,7 @@ async fn a_pool_whose_creation_failed_can_be_made_again_and_keeps_what_comes_the
             };
             let _ = first.create("a").await;
             first.create("b").await.unwrap();
-            let again = Process::on(&first.disk.power_cut(), None).await;
+            let again = first.after_a_power_cut().await;
             let what = format!("{call:?} {skip} of {file}, seed {seed}");
             let again = again.unwrap_or_else(|error| panic!("{error:?}, {what}"));
             assert!(again.own("b").await.is_ok(), "b is lost, {what}");
@@ -305,5 +329,6 @@ async fn whoever_opens_a_layer_while_another_process_begins_to_fill_it_finds_it_
             }
         };
         tokio::join!(fill, look);
+        filling.must_be_in_order().await;
     }
 }

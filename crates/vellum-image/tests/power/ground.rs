@@ -6,7 +6,8 @@ use std::rc::Rc;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::sync::Notify;
-use vellum_engine::{Error, ErrorKind, Result};
+use vellum_engine::{Error, ErrorKind, Repair, Result, Severity};
+use vellum_image::{Pools, check};
 use vellum_local::LocalCatalog;
 use vellum_sim::{Call, Fault, SimDisk};
 
@@ -63,15 +64,26 @@ impl Ground {
         Self { disk: self.disk.another_process(), process, ..self.clone() }
     }
 
-    /// Lets layers fail from now on: a sync, or every write once the space is used up.
+    /// Lets layers fail from now on: a sync, another call of one of their files, or every write once the space is used up.
     pub fn make_trouble(&self, chance: &mut StdRng) {
         self.trouble.set(true);
-        if chance.random_bool(0.3) {
-            self.disk.world().free = chance.random_range(0..200);
-        } else {
-            let file = if chance.random_bool(0.7) { "data.0" } else { "map" };
-            self.disk.fail(Fault { call: Call::SyncData, file, error: EIO, times: 1, skip: 0 });
-        }
+        let (call, file) = match chance.random_range(0..10) {
+            0..2 => {
+                self.disk.world().free = chance.random_range(0..200);
+                return;
+            }
+            2..5 => (Call::SyncData, "data.0"),
+            5 => (Call::SyncData, "map"),
+            6 => (Call::Write, one_of(chance, &["data.0", "map", ".0", ".1"])),
+            7 => (Call::Punch, "data.0"),
+            8 => (Call::Create, one_of(chance, &["data.0", "map", ".0", ".1"])),
+            // Of whichever directory, since a layer's has a name of its own.
+            _ => (Call::SyncDir, ""),
+        };
+        let error = if chance.random_bool(0.7) { EIO } else { ENOSPC };
+        let most = if call == Call::SyncData { 2 } else { 4 };
+        let (times, skip) = (chance.random_range(1..3), chance.random_range(0..most));
+        self.disk.fail(Fault { call, file, error, times, skip });
     }
 
     /// Lets a catalog fail, at some call that is still to come.
@@ -122,6 +134,21 @@ impl Ground {
         self.given_up.notify_one();
         std::future::pending().await
     }
+}
+
+fn one_of<T: Copy>(chance: &mut StdRng, all: &[T]) -> T {
+    all[chance.random_range(0..all.len())]
+}
+
+/// Checks a pool, which must be in order but for what a crash may leave: space that nothing refers to, and children in other pools
+/// that deny it.
+pub async fn must_be_in_order(pools: &Pools<Engine>, catalog: &Engine, repair: Repair) {
+    let mut found = check::check(pools, catalog, None, repair).await.unwrap();
+    found.retain(|it| {
+        let denied = it.what.contains("is listed as a child, and does not hang on it");
+        it.severity != Severity::Leak && !(it.severity == Severity::Stale && denied)
+    });
+    assert!(found.is_empty(), "a check finds {found:?}");
 }
 
 /// An answer, which in a life that is over nobody hears; one that failing layers gave ends the life.

@@ -6,9 +6,16 @@ use vellum_core::Extent;
 use vellum_sim::{History, Value};
 
 pub const SECTOR: u64 = 512;
-/// Not a multiple of any unit, so that the last one is short.
+/// How much is known of an image: all of a small one, or the end of a larger one, which has nothing before. Not a multiple of any
+/// unit, so that the last one is short.
 pub const SIZE: u64 = 24 * 4096 + 3 * SECTOR;
 pub const SECTORS: u64 = SIZE / SECTOR;
+
+/// So much before what is known of an image that a border between two sectors of its layers' maps, each of them about 1,984 units,
+/// lies in the middle of that. With blocks of 512 bytes it is one between two pages, of eight sectors each.
+pub const BEFORE_A_SECTOR: u64 = 1984 * 4096 - 12 * 4096;
+/// So much that it is a border between two pages, whatever the blocks.
+pub const BEFORE_A_PAGE: u64 = 8 * 1984 * 4096 - 12 * 4096;
 
 /// What each sector of a snapshot may read as; it is one thing for ever, which the first look finds out.
 #[derive(Clone, Debug)]

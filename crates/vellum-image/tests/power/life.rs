@@ -19,7 +19,7 @@ use vellum_local::{LocalCatalog, Mode, OpenOptions, StoreOptions};
 
 use crate::book::{Book, Shared};
 use crate::ground::{Engine, Ground, alive};
-use crate::known::{Change, Frozen, Known, SIZE};
+use crate::known::{BEFORE_A_PAGE, BEFORE_A_SECTOR, Change, Frozen, Known, SIZE};
 use crate::work::{Worker, try_values, values};
 
 /// A mistake to make, in the engine or above it.
@@ -91,14 +91,32 @@ impl Life {
     pub async fn live(&mut self) {
         for _ in 0..self.chance.random_range(1..5) {
             self.administer().await;
-            if self.chance.random_bool(0.07) && !self.ground.catalog_trouble.get() {
+            if self.chance.random_bool(0.1) && !self.ground.catalog_trouble.get() {
                 self.ground.make_trouble(&mut self.chance);
             }
             self.work().await;
         }
+        self.close_all().await;
+    }
+
+    /// The names of the images that are there.
+    pub fn names(&self) -> Vec<String> {
+        self.book.images().iter().map(|known| known.borrow().name.clone()).collect()
+    }
+
+    pub async fn close_all(&mut self) {
         for (name, image) in std::mem::take(&mut self.open) {
             self.close(&name, image).await;
         }
+    }
+
+    /// An image of this name that it has, or opens for writing.
+    pub async fn owned(&mut self, name: &str) -> (Shared<Known>, Image<Engine>) {
+        let known = self.book.find(name).expect("it is there");
+        if !self.open.contains_key(name) {
+            self.own(&known).await;
+        }
+        (known, self.open[name].clone())
     }
 
     /// Whether another process may be in the way.
@@ -267,7 +285,18 @@ impl Life {
         let name = self.book.new_name("i");
         let (layering, geometry, block_size) = self.shape();
         let options = CreateOptions { geometry, layering, block_size, ..CreateOptions::default() };
-        let making = admin::create(&self.catalogs[pool], name.parse().unwrap(), SIZE, options);
+        let before = match self.chance.random_range(0..10) {
+            0..7 => 0,
+            7..9 => BEFORE_A_SECTOR,
+            _ => BEFORE_A_PAGE,
+        };
+        self.create_as(&name, pool, before, options).await;
+    }
+
+    /// Makes an image, with so much before what is known of it.
+    pub async fn create_as(&self, name: &str, pool: usize, before: u64, options: CreateOptions) {
+        let (catalog, name, size) = (&self.catalogs[pool], name.to_owned(), before + SIZE);
+        let making = admin::create(catalog, name.parse().unwrap(), size, options);
         match self.change(&name, Change::Create { pool }, making).await {
             Some(Ok(_)) => self.book.add(&name, pool, &Frozen::zeros(), None),
             Some(Err(error)) => assert!(self.ground.explains(&error), "{error:?}"),
@@ -280,8 +309,6 @@ impl Life {
         let (Some(snapshot), Some(pool)) = (self.pick_snapshot(&parent), self.room()) else {
             return;
         };
-        let of = parent.borrow().name.clone();
-        let Some(content) = self.look_at_snapshot(&parent, &snapshot).await else { return };
         let name = self.book.new_name("c");
         let (layering, geometry, block_size) = self.shape();
         let options = CloneOptions {
@@ -290,15 +317,6 @@ impl Life {
             block_size: Some(block_size),
             ..CloneOptions::default()
         };
-        let Some(record) = self.record(&parent).await else { return };
-        let Some(frozen) = record.snapshot(&snapshot.parse().unwrap()) else {
-            assert!(self.book.may_lack(&of, &snapshot), "{of} has lost {snapshot}");
-            return;
-        };
-        let (from, into) = (&self.catalogs[parent.borrow().pool], &self.catalogs[pool]);
-        let child = name.parse().unwrap();
-        let making = admin::clone(&self.pools, from, &record, frozen, into, child, options);
-        let change = Change::Clone { pool, content: content.clone() };
         let pauses = self.chance.random_range(0..60);
         let listing = self.chance.random_bool(0.5).then_some(async {
             for _ in 0..pauses {
@@ -306,17 +324,38 @@ impl Life {
             }
             self.list_children_of(&parent).await;
         });
-        let making = async {
-            match self.change(&name, change, making).await {
-                Some(Ok(_)) => self.book.add(&name, pool, &content, Some(content.clone())),
-                Some(Err(error)) if error.kind() == ErrorKind::NotFound => {
-                    assert!(self.book.may_lack(&of, &snapshot), "{error:?}");
-                }
-                Some(Err(error)) => assert!(self.ground.explains(&error), "{error:?}"),
-                None => {}
-            }
-        };
+        let making = self.clone_as(&parent, &snapshot, &name, pool, options);
         futures::future::join(making, futures::future::OptionFuture::from(listing)).await;
+    }
+
+    /// Clones a snapshot.
+    pub async fn clone_as(
+        &self,
+        parent: &Shared<Known>,
+        snapshot: &str,
+        name: &str,
+        pool: usize,
+        options: CloneOptions,
+    ) {
+        let of = parent.borrow().name.clone();
+        let Some(content) = self.look_at_snapshot(parent, snapshot).await else { return };
+        let Some(record) = self.record(parent).await else { return };
+        let Some(frozen) = record.snapshot(&snapshot.parse().unwrap()) else {
+            assert!(self.book.may_lack(&of, snapshot), "{of} has lost {snapshot}");
+            return;
+        };
+        let (from, into) = (&self.catalogs[parent.borrow().pool], &self.catalogs[pool]);
+        let child = name.parse().unwrap();
+        let making = admin::clone(&self.pools, from, &record, frozen, into, child, options);
+        let change = Change::Clone { pool, content: content.clone() };
+        match self.change(name, change, making).await {
+            Some(Ok(_)) => self.book.add(name, pool, &content, Some(content.clone())),
+            Some(Err(error)) if error.kind() == ErrorKind::NotFound => {
+                assert!(self.book.may_lack(&of, snapshot), "{error:?}");
+            }
+            Some(Err(error)) => assert!(self.ground.explains(&error), "{error:?}"),
+            None => {}
+        }
     }
 
     async fn list_children(&mut self) {
@@ -352,6 +391,17 @@ impl Life {
         let name = known.borrow().name.clone();
         let Some(image) = self.open.get(&name).cloned() else { return };
         let Some(snapshot) = self.pick_snapshot(&known) else { return };
+        self.remove_this_snapshot(&known, &image, snapshot).await;
+    }
+
+    /// Removes a snapshot, unless it has children.
+    pub async fn remove_this_snapshot(
+        &self,
+        known: &Shared<Known>,
+        image: &Image<Engine>,
+        snapshot: String,
+    ) {
+        let name = known.borrow().name.clone();
         let removing = async { image.remove_snapshot(&snapshot.parse().unwrap()).await };
         let change = Change::RemoveSnapshot { name: snapshot.clone() };
         match self.change(&name, change, removing).await {
@@ -364,11 +414,16 @@ impl Life {
 
     async fn remove(&mut self) {
         let Some(known) = self.pick() else { return };
+        self.remove_this(&known).await;
+    }
+
+    /// Closes an image and removes it, unless it has children.
+    pub async fn remove_this(&mut self, known: &Shared<Known>) {
         let (name, pool) = (known.borrow().name.clone(), known.borrow().pool);
         if let Some(image) = self.open.remove(&name) {
             self.close(&name, image).await;
         }
-        let Some(record) = self.record(&known).await else { return };
+        let Some(record) = self.record(known).await else { return };
         let removing = admin::remove(&self.pools, &self.catalogs[pool], &record.id);
         match self.change(&name, Change::Remove, removing).await {
             Some(Ok(())) => self.book.remove(&name),
@@ -421,7 +476,7 @@ impl Life {
         futures::future::join(futures::future::join_all(workers), beside).await;
     }
 
-    async fn snapshot(&self, known: &Shared<Known>, image: &Image<Engine>) {
+    pub async fn snapshot(&self, known: &Shared<Known>, image: &Image<Engine>) {
         if known.borrow().snapshots.len() >= SNAPSHOTS_MAX {
             return;
         }
@@ -436,7 +491,7 @@ impl Life {
         }
     }
 
-    async fn flatten(&self, known: &Shared<Known>, image: &Image<Engine>) {
+    pub async fn flatten(&self, known: &Shared<Known>, image: &Image<Engine>) {
         known.borrow_mut().flattens = true;
         let name = known.borrow().name.clone();
         let job = Job::default();

@@ -8,11 +8,14 @@
 //! VELLUM_SEEDS=17..18 cargo test -p vellum-image --test power -- whatever_call
 //! VELLUM_SEEDS=0..10000 cargo test --release -p vellum-image --test power -- whatever_call --nocapture
 //! ```
+//!
+//! Beside stories there is a program that ends at [every] call, and single [moments] of one process and of [two](beside).
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod beside;
 mod book;
+mod every;
 mod ground;
 mod known;
 mod life;
@@ -39,10 +42,14 @@ fn seeds() -> Range<u64> {
     first.parse().unwrap()..end.parse().unwrap()
 }
 
-fn tell(seed: u64, lives: u32, mistake: Option<Mistake>) -> Story {
+/// Tells something on one thread, whose clock goes on when there is nothing else to do.
+fn told<T>(telling: impl Future<Output = T>) -> T {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(Story::tell(seed, lives, mistake))
+    runtime.enable_time().start_paused(true).build().unwrap().block_on(telling)
+}
+
+fn tell(seed: u64, lives: u32, mistake: Option<Mistake>) -> Story {
+    told(Story::tell(seed, lives, mistake))
 }
 
 #[test]

@@ -10,6 +10,8 @@ use vellum_image::{
 use vellum_local::{Canary, LocalCatalog, Mode, OpenOptions, StoreOptions};
 use vellum_sim::{Call, SimDisk};
 
+use crate::ground::must_be_in_order;
+
 type Engine = LocalCatalog<SimDisk>;
 
 const SIZE: u64 = 64 << 10;
@@ -76,6 +78,68 @@ async fn zeros_are_not_acknowledged_before_those_they_rely_on() {
     drop(hold);
     let (first, again, discarded) = futures::join!(first, again, discarded);
     first.and(again).and(discarded).unwrap();
+    image.close().await.unwrap();
+    must_be_in_order(&pools, &catalog, Repair::No).await;
+}
+
+/// More than a snapshot leaves to be synced inside its gate.
+const MUCH: u64 = 5 << 20;
+
+/// Fills a part of an image, so many times as long as `MUCH`, that nobody else fills.
+async fn fill(image: &Image<Engine>, part: u8, length: u64) {
+    let data = Bytes::from(vec![part; length as usize]);
+    image.write(u64::from(part) * MUCH, data, WriteOptions::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_snapshot_syncs_ahead_of_its_gate_while_much_is_left_and_three_times_at_most() {
+    for ahead in 1..=3u8 {
+        let disk = SimDisk::new(1);
+        let (pools, catalog) = pool(&disk).await;
+        let (name, options) = ("a".parse().unwrap(), CreateOptions::default());
+        admin::create(&catalog, name, 8 * MUCH, options).await.unwrap();
+        let image = open(&pools, &catalog, "a").await;
+        fill(&image, 1, MUCH).await;
+        let mut hold = disk.hold(Call::SyncData, "data.0");
+        let mut taking = Box::pin(image.snapshot("s".parse().unwrap(), false));
+        for sync in 1..=ahead {
+            tokio::select! {
+                biased;
+                _ = &mut taking => panic!("its sync stands still"),
+                () = hold.arrived() => {}
+            }
+            // Acknowledged while it stands still: the gate is open.
+            let much = sync < ahead || ahead == 3;
+            fill(&image, 1 + sync, if much { MUCH } else { 4096 }).await;
+            let next = disk.hold(Call::SyncData, "data.0");
+            drop(std::mem::replace(&mut hold, next));
+        }
+        tokio::select! {
+            biased;
+            _ = &mut taking => panic!("what is left is synced, ahead {ahead}"),
+            () = hold.arrived() => {}
+        }
+        let mut late = Box::pin(fill(&image, 7, 4096));
+        for _ in 0..100 {
+            assert!(futures::poll!(&mut late).is_pending(), "the gate is open, ahead {ahead}");
+            tokio::task::yield_now().await;
+        }
+        drop(hold);
+        let (taken, ()) = futures::join!(taking, late);
+        taken.unwrap();
+        let id = image.id().clone();
+        let (what, options) = (Open::Snapshot("s".parse().unwrap()), ImageOptions::default());
+        let frozen = Image::open(&pools, &catalog, &id, what, options).await.unwrap();
+        for (part, there) in (1..=7).map(|part| (part, part <= 1 + ahead)) {
+            let at = Extent::new(u64::from(part) * MUCH, 4096);
+            let pieces = frozen.read_pieces(at).await.unwrap();
+            let is_there = pieces[0].data.as_ref().is_some_and(|data| data[0] == part);
+            assert_eq!(is_there, there, "part {part}, ahead {ahead}");
+        }
+        drop(frozen);
+        image.close().await.unwrap();
+        must_be_in_order(&pools, &catalog, Repair::No).await;
+    }
 }
 
 /// Ends the removal of an image at a call, by the death of the process, and the next life, which collects what it finds, at
@@ -111,6 +175,9 @@ async fn removal_cut_at(call: u64, then: u64, canary: Option<Canary>) -> (bool, 
     }
     let disk = disk.power_cut();
     let (pools, catalog) = pool(&disk).await;
+    if canary.is_none() {
+        must_be_in_order(&pools, &catalog, Repair::No).await;
+    }
     let found = vellum_image::check::check(&pools, &catalog, None, Repair::No).await.unwrap();
     if found.iter().any(|it| it.severity == vellum_engine::Severity::Damage) {
         return (true, true);

@@ -2,6 +2,7 @@
 //! left, again and again. `VELLUM_SEEDS=first..end` runs other stories than the usual ones.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,9 +13,10 @@ use rand::{RngExt, SeedableRng};
 use vellum_core::{Extent, State};
 use vellum_engine::{Content, Durability, Fill, Guard, Guarded, Layer, Part, SetTo, Write};
 
-use super::{BLOCK, Lab, SimLayer, facts};
-use crate::format::SECTOR;
+use super::leftovers::{MAP, contents};
+use super::{BLOCK, Lab, SimLayer, assert_in_order, facts};
 use crate::format::sector::PAGE_UNITS;
+use crate::format::{self, SECTOR};
 use crate::store::{Access, StoreOptions};
 use vellum_sim::{Call, History, SimDisk, Value};
 
@@ -54,10 +56,16 @@ fn whatever_moment_a_crash_picks_every_sector_reads_as_promised() {
 
 #[test]
 fn a_seed_tells_the_same_story_each_time() {
-    let calls = run(7);
+    let calls = run(7).calls;
     assert!(calls.len() > 100);
-    assert_eq!(first_difference(&calls, &run(7)), None);
-    assert_ne!(first_difference(&calls, &run(8)), None);
+    assert_eq!(first_difference(&calls, &run(7).calls), None);
+    assert_ne!(first_difference(&calls, &run(8).calls), None);
+}
+
+#[test]
+fn power_cuts_in_the_stories_tear_pages_of_the_map_on_both_sides_of_a_border() {
+    let torn: BTreeSet<u64> = (0..40).flat_map(|seed| run(seed).torn).collect();
+    assert!(torn.is_superset(&[0, 1].into()), "{torn:?}");
 }
 
 /// Where two stories part, and how they go on.
@@ -67,19 +75,30 @@ fn first_difference<T: PartialEq + Clone>(a: &[T], b: &[T]) -> Option<(usize, [V
     Some((at, [a, b].map(|story| story.iter().skip(at).take(5).cloned().collect())))
 }
 
-/// Tells a story to its end, and answers with the calls that were made in it.
-fn run(seed: u64) -> Vec<(Call, String)> {
+/// What is known of a story that was told.
+#[derive(Default)]
+struct Told {
+    calls: Vec<(Call, String)>,
+    /// Pages of the map that a power cut tore: some of their sectors are of one sync, and others of another.
+    torn: BTreeSet<u64>,
+}
+
+/// Tells a story to its end.
+fn run(seed: u64) -> Told {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_time().start_paused(true).build().unwrap().block_on(tell(seed))
 }
 
-async fn tell(seed: u64) -> Vec<(Call, String)> {
+async fn tell(seed: u64) -> Told {
+    let mut told = Told::default();
     let mut chance = StdRng::seed_from_u64(seed);
     let history = Rc::new(RefCell::new(History::new()));
     let mut disk = SimDisk::new(seed);
     disk.world().yields_max = 3;
     for _ in 0..5 {
-        let lab = Lab::with(disk.clone(), facts(SIZE, BLOCK), options(&mut chance)).await;
+        // Checked below, by whoever looks at what is left.
+        let life = Lab::with(disk.clone(), facts(SIZE, BLOCK), options(&mut chance));
+        let lab = life.await.with_damage();
         // Opening may be cut short as well.
         disk.world().calls_left = Some(chance.random_range(1..400));
         let worked = async {
@@ -93,14 +112,34 @@ async fn tell(seed: u64) -> Vec<(Call, String)> {
         }
         let power_cut = chance.random_bool(0.5);
         disk = if power_cut { disk.power_cut() } else { disk.process_death() };
+        if power_cut {
+            told.torn.extend(torn_pages(&disk).await);
+        }
         let access = if chance.random_bool(0.5) { Access::Own } else { Access::Read };
-        let lab = Lab::with(disk.clone(), facts(SIZE, BLOCK), options(&mut chance)).await;
+        let life = Lab::with(disk.clone(), facts(SIZE, BLOCK), options(&mut chance));
+        let lab = life.await.with_damage();
         let layer = lab.open(access).await.unwrap();
         look_at_what_is_left(&layer, &history, power_cut).await;
+        assert_in_order(&layer).await;
         // As a process that dies while it has nothing to do.
         disk = disk.process_death();
     }
-    disk.take_trace()
+    told.calls = disk.take_trace();
+    told
+}
+
+/// The pages of the map whose sectors are of more than one sync.
+async fn torn_pages(disk: &SimDisk) -> Vec<u64> {
+    if !disk.world().children("/pool/layers/00000000000000ab".as_ref()).contains(&MAP.into()) {
+        return Vec::new();
+    }
+    let map = contents(disk, MAP).await;
+    let epochs = |page: &[u8]| -> BTreeSet<u64> {
+        let epoch = |sector: &[u8]| u64::from_le_bytes(sector[8..16].try_into().unwrap());
+        page.chunks_exact(SECTOR).map(epoch).collect()
+    };
+    let pages = map.chunks_exact(format::PAGE).skip(1).zip(0..SIZE.div_ceil(PAGE));
+    pages.filter(|(bytes, _)| epochs(bytes).len() > 1).map(|(_, page)| page).collect()
 }
 
 fn options(chance: &mut StdRng) -> StoreOptions {
@@ -255,14 +294,13 @@ impl Worker {
     }
 }
 
-fn bytes(at: Extent, number: u64) -> Bytes {
+/// A number, as often as it fits into an extent.
+pub(super) fn bytes(at: Extent, number: u64) -> Bytes {
     Bytes::from(number.to_le_bytes().repeat(at.len_usize() / 8))
 }
 
 /// What each sector of an extent reads as.
-async fn values(layer: &SimLayer, at: Extent) -> Vec<(u64, Value)> {
-    let size = layer.size();
-    assert_eq!(size, SIZE);
+pub(super) async fn values(layer: &SimLayer, at: Extent) -> Vec<(u64, Value)> {
     let buffer = vellum_core::Buffer::from_vec(vec![0xff; at.len_usize()]);
     let (buffer, runs) = layer.read(at, buffer, 0..at.len_usize()).await;
     let mut values = Vec::new();
@@ -286,6 +324,7 @@ async fn values(layer: &SimLayer, at: Extent) -> Vec<(u64, Value)> {
 }
 
 async fn look_at_what_is_left(layer: &SimLayer, history: &RefCell<History>, power_cut: bool) {
+    assert_eq!(layer.size(), SIZE);
     history.borrow_mut().tick();
     for place in PLACES {
         let found = values(layer, Extent::between(place.start, place.end)).await;

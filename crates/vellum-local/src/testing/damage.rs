@@ -92,7 +92,7 @@ async fn a_data_file_of_any_other_length_reads_what_it_has_and_is_corrupt_for_th
         let lacks = length < needed[1];
         assert_eq!(is_found(Ok(reader)).await, lacks, "a check, {length} bytes");
         for access in [Access::Own, Access::Fill] {
-            let lab = Lab::on(lab.disk.process_death(), lab.facts.clone()).await;
+            let lab = Lab::on(lab.disk.process_death(), lab.facts.clone()).await.with_damage();
             let opened = lab.open(access).await;
             if lacks {
                 let error = opened.unwrap_err();
@@ -112,7 +112,7 @@ async fn a_log_of_any_length_is_as_long_as_its_whole_records() {
         let whole = length.checked_sub(SECTOR).map_or(0, |behind| behind / RECORD);
         let expected = [b"a????", b"ab???", b"abc??", b"abcd?"][whole];
         for access in ALL {
-            let lab = Lab::on(lab.disk.process_death(), lab.facts.clone()).await;
+            let lab = Lab::on(lab.disk.process_death(), lab.facts.clone()).await.with_damage();
             assert_eq!(seen(&lab.open(access).await.unwrap(), 0, 5).await, expected, "{length}");
         }
     }
@@ -134,7 +134,7 @@ async fn the_log_of_another_layer_says_nothing() {
 async fn a_log_of_an_earlier_moment_says_nothing_and_one_of_a_later_is_not_put_behind_an_older_map()
 {
     // What lay there between the first and the second sync, and after the second.
-    let lab = Lab::new(64 * BLOCK).await;
+    let lab = Lab::new(64 * BLOCK).await.with_damage();
     let layer = lab.own().await;
     write(&layer, blocks(0, 1), b'a').await;
     layer.seal().await.unwrap();
@@ -154,7 +154,7 @@ async fn a_log_of_an_earlier_moment_says_nothing_and_one_of_a_later_is_not_put_b
     ] {
         replace(&disk, MAP, map.clone()).await;
         replace(&disk, LOG, log.clone()).await;
-        let lab = Lab::on(disk.process_death(), lab.facts.clone()).await;
+        let lab = Lab::on(disk.process_death(), lab.facts.clone()).await.with_damage();
         assert_eq!(seen(&lab.open(Access::Read).await.unwrap(), 0, 4).await, expected);
         disk = lab.disk.process_death();
     }
@@ -183,7 +183,7 @@ async fn the_files_of_another_layer_are_corrupt_where_that_can_be_known() {
 
 #[tokio::test]
 async fn a_log_that_speaks_of_a_page_that_the_map_lost_is_corrupt_and_nobody_makes_it_anew() {
-    let lab = Lab::new(2 * PAGE_UNITS * BLOCK).await;
+    let lab = Lab::new(2 * PAGE_UNITS * BLOCK).await.with_damage();
     let layer = lab.own().await;
     write(&layer, blocks(0, 1), b'a').await;
     write(&layer, blocks(PAGE_UNITS, 1), b'b').await;

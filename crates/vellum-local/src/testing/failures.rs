@@ -13,7 +13,7 @@ use crate::store::{Access, StoreOptions};
 use vellum_sim::SimDisk;
 use vellum_sim::{Call, Fault};
 
-const EIO: i32 = 5;
+pub(super) const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 const EMFILE: i32 = 24;
 
@@ -21,12 +21,12 @@ async fn try_write(layer: &SimLayer, block: u64, byte: u8) -> Result<Guarded> {
     layer.write(write_of(blocks(block, 1), byte)).await
 }
 
-fn once(call: Call, file: &'static str, error: i32) -> Fault {
+pub(super) fn once(call: Call, file: &'static str, error: i32) -> Fault {
     Fault { call, file, error, times: 1, skip: 0 }
 }
 
 /// What a sync consists of that can fail for good.
-const STEPS: [(Call, &str); 3] =
+pub(super) const STEPS: [(Call, &str); 3] =
     [(Call::SyncData, "data.0"), (Call::Write, "map"), (Call::SyncData, "map")];
 
 #[tokio::test]

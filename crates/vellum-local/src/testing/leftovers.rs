@@ -36,9 +36,9 @@ pub(super) async fn replace(disk: &SimDisk, path: &str, bytes: Vec<u8>) {
     file.write_at(vec![Bytes::from(bytes)], 0, OnDisk::AtSync).await.unwrap();
 }
 
-/// A process that wrote `a` and synced, then wrote blocks 1 to 3 and died.
+/// A process that wrote `a` and synced, then wrote blocks 1 to 3 and died. What it left is to be damaged.
 pub(super) async fn dead() -> Lab {
-    let lab = Lab::new(2 * PAGE_UNITS * BLOCK).await;
+    let lab = Lab::new(2 * PAGE_UNITS * BLOCK).await.with_damage();
     let layer = lab.own().await;
     write(&layer, blocks(0, 1), b'a').await;
     layer.seal().await.unwrap();
@@ -116,7 +116,8 @@ async fn a_log_of_unknown_boot_is_believed_or_not_by_what_the_user_says() {
     ] {
         let lab = dead().await;
         rebind(&lab, |header| LogHeader { boot: None, ..header }).await;
-        let lab = Lab::with(lab.disk, lab.facts, StoreOptions { after, ..options() }).await;
+        let options = StoreOptions { after, ..options() };
+        let lab = Lab::with(lab.disk.clone(), lab.facts.clone(), options).await.with_damage();
         match expected {
             None => assert_eq!(lab.open(Access::Own).await.unwrap_err().kind(), ErrorKind::Busy),
             Some(expected) => assert_eq!(seen(&lab.own().await, 0, 5).await, expected),
@@ -234,9 +235,9 @@ async fn a_layer_cut_short_at_its_birth_holds_nothing_and_can_be_written() {
     }
 }
 
-/// A layer that was closed in good order, with data in both pages.
+/// A layer that was closed in good order, with data in both pages. What it left is to be damaged.
 pub(super) async fn closed() -> Lab {
-    let lab = Lab::new(2 * PAGE_UNITS * BLOCK).await;
+    let lab = Lab::new(2 * PAGE_UNITS * BLOCK).await.with_damage();
     let layer = lab.own().await;
     write(&layer, blocks(0, 1), b'a').await;
     write(&layer, blocks(PAGE_UNITS, 1), b'b').await;
@@ -296,7 +297,7 @@ async fn a_missing_data_file_is_corrupt() {
     assert_eq!(look(&layer, blocks(0, 1)).await.unwrap_err().kind(), ErrorKind::Corrupt);
     // Or the first write would make an empty one, and what was lost would be zeros for good.
     for access in [Access::Own, Access::Fill] {
-        let lab = Lab::on(lab.disk.process_death(), lab.facts.clone()).await;
+        let lab = Lab::on(lab.disk.process_death(), lab.facts.clone()).await.with_damage();
         assert_eq!(lab.open(access).await.unwrap_err().kind(), ErrorKind::Corrupt);
     }
 }

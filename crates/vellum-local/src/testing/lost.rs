@@ -94,7 +94,8 @@ async fn what_a_power_cut_left_of_a_new_page_is_inherited_and_made_whole_by_the_
     // Some sectors of the page reach the medium, and the sync that would have named it never ends.
     let mut left = BTreeSet::new();
     for seed in 0..40 {
-        let lab = Lab::on(SimDisk::new(seed), facts(2 * PAGE_UNITS * BLOCK, BLOCK)).await;
+        let facts = facts(2 * PAGE_UNITS * BLOCK, BLOCK);
+        let lab = Lab::on(SimDisk::new(seed), facts).await.with_damage();
         let layer = lab.own().await;
         write(&layer, blocks(0, 1), b'a').await;
         layer.sync().await.unwrap();

@@ -1,23 +1,32 @@
 //! What the tests of layers on disk stand on: a simulated disk and a record of what may be read
 //! (vellum-sim), and short ways to say what is done to a layer. Not part of the engine.
 //!
-//! The scenarios are a file each: [crashes] at random moments, [sync_steps] cut one after another, [failures] of calls and of
-//! space, [leftovers] that an earlier life left behind, [damage] to whole files, and the [cost] of a request in calls.
+//! The scenarios are a file each: [crashes] at random moments, [sync_steps] cut one after another, a whole [program] cut at each
+//! of its calls, [failures] of calls and of space, what is said and left of a [failed_sync], [leftovers] that an earlier life left
+//! behind, [damage] to whole files, [open_files] that are closed, and the [cost] of a request in calls.
+//!
+//! Where a test ends, the engine's own check must find no damage, unless the test made some: see [`Lab::with_damage`].
 
 mod cost;
 mod crashes;
 mod damage;
+mod failed_sync;
 mod failures;
 mod leftovers;
 mod lost;
+mod open_files;
+mod program;
 mod sync_steps;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use vellum_core::{Buffer, Extent, Runs, State};
-use vellum_engine::{Durability, Guard, Guarded, ImageId, Known, Layer, Result, TryRead, Write};
+use vellum_engine::{
+    Durability, Guard, Guarded, ImageId, Known, Layer, Repair, Result, Severity, TryRead, Write,
+};
 
 use crate::LayerId;
 use crate::layer::LocalLayer;
@@ -27,11 +36,13 @@ use vellum_sim::SimDisk;
 pub(crate) const BLOCK: u64 = 4096;
 pub(crate) const ID: &str = "00000000000000ab";
 
-/// One life of a process that has a layer open, or may open it.
+/// One life of a process that has a layer open, or may open it. Where the last life of a test ends, what it leaves is checked.
 pub(crate) struct Lab {
     pub(crate) disk: SimDisk,
     pub(crate) store: LayerStore<SimDisk>,
     pub(crate) facts: LayerFacts,
+    /// Whether what is left when this life ends must be in order.
+    is_checked: bool,
 }
 
 pub(crate) type SimLayer = LocalLayer<SimDisk>;
@@ -49,7 +60,13 @@ impl Lab {
 
     pub(crate) async fn with(disk: SimDisk, facts: LayerFacts, options: StoreOptions) -> Self {
         let store = LayerStore::open(disk.clone(), PathBuf::from("/pool"), options).await.unwrap();
-        Self { disk, store, facts }
+        Self { disk, store, facts, is_checked: true }
+    }
+
+    /// The test makes damage: neither this life nor one after it is checked where it ends.
+    pub(crate) fn with_damage(mut self) -> Self {
+        self.is_checked = false;
+        self
     }
 
     pub(crate) async fn open(&self, access: Access) -> Result<SimLayer> {
@@ -62,13 +79,47 @@ impl Lab {
 
     /// The next process, after this one died.
     pub(crate) async fn after_death(self) -> Self {
-        Self::on(self.disk.process_death(), self.facts).await
+        let disk = self.disk.process_death();
+        self.followed_on(disk).await
     }
 
     /// The next process, after a power cut.
     pub(crate) async fn after_power_cut(self) -> Self {
-        Self::on(self.disk.power_cut(), self.facts).await
+        let disk = self.disk.power_cut();
+        self.followed_on(disk).await
     }
+
+    /// The next life, which is the one to be checked.
+    async fn followed_on(mut self, disk: SimDisk) -> Self {
+        let mut next = Self::on(disk, self.facts.clone()).await;
+        next.is_checked = std::mem::take(&mut self.is_checked);
+        next
+    }
+}
+
+impl Drop for Lab {
+    /// The process dies, and another one looks at what it left.
+    fn drop(&mut self) {
+        if !self.is_checked || std::thread::panicking() {
+            return;
+        }
+        let disk = self.disk.process_death();
+        disk.world().yields_max = 0;
+        let facts = self.facts.clone();
+        let look = async move {
+            let lab = Self::on(disk, facts).await.with_damage();
+            assert_in_order(&lab.open(Access::Read).await.unwrap()).await;
+        };
+        // Nothing waits on a disk that lets nobody else run in between.
+        tokio::task::unconstrained(look).now_or_never().expect("a check of a layer does not wait");
+    }
+}
+
+/// The engine's own check of a layer finds no damage. Space that nothing refers to is none.
+pub(crate) async fn assert_in_order(layer: &SimLayer) {
+    let findings = layer.check(Repair::No).await.unwrap();
+    let is_leak = |found: &vellum_engine::Finding| found.severity == Severity::Leak;
+    assert!(findings.iter().all(is_leak), "{findings:?}");
 }
 
 /// No sync but those that are asked for.

@@ -87,7 +87,7 @@ async fn lost_and_damaged_files_are_damage_that_names_image_and_place() {
     ];
     for (what, harm, named) in harms {
         for repair in [Repair::No, Repair::Safe] {
-            let home = Home::new();
+            let home = Home::with_damage();
             let pool = home.pool().await;
             let record = written(&pool, "harmed").await;
             written(&pool, "whole").await;
@@ -104,7 +104,7 @@ async fn lost_and_damaged_files_are_damage_that_names_image_and_place() {
 #[tokio::test]
 async fn lost_files_of_an_image_whose_log_is_there_are_damage_that_names_it() {
     for repair in [Repair::No, Repair::Safe] {
-        let home = Home::new();
+        let home = Home::with_damage();
         let pool = home.pool().await;
         let record = image(&pool, "lost").await;
         let head = pool.own(&record.id).await.unwrap();
@@ -155,7 +155,7 @@ fn lose_states(directory: &Path, bytes: usize) {
 async fn states_that_were_lost_are_damage_and_no_repair_frees_their_data() {
     // One sector of the only page, and the whole page.
     for lost in [512, 4096] {
-        let home = Home::new();
+        let home = Home::with_damage();
         let pool = home.pool().await;
         let record = written(&pool, "image").await;
         let directory = layer_dir(&pool, &record);
@@ -194,7 +194,7 @@ async fn space_whose_states_were_never_written_is_not_freed_unless_that_is_asked
 
 #[tokio::test]
 async fn what_cannot_be_looked_at_keeps_no_check_from_looking_at_the_rest() {
-    let home = Home::new();
+    let home = Home::with_damage();
     let pool = home.pool().await;
     let odd = written(&pool, "a").await;
     let damaged = written(&pool, "b").await;
@@ -296,7 +296,7 @@ async fn a_catalog_that_breaks_its_invariants_is_damage_and_nothing_is_repaired_
         "UPDATE layers SET below = 'own', below_layer = id, overlap = size WHERE below <> 'parent'",
         "DELETE FROM children; DELETE FROM snapshots",
     ] {
-        let home = Home::new();
+        let home = Home::with_damage();
         let pool = home.pool().await;
         let record = image(&pool, "image").await;
         let head = pool.own(&record.id).await.unwrap();

@@ -69,7 +69,7 @@ fn is_clear(kind: ErrorKind) -> bool {
 
 #[tokio::test]
 async fn each_changed_byte_in_the_head_of_a_catalog_is_an_error_or_changes_nothing() {
-    let home = Home::new();
+    let home = Home::with_damage();
     let whole = pool_with_images(&home).await;
     let pool = home.path("pool");
     let expected = names(&pool, Mode::ReadOnly).await.unwrap();
@@ -94,7 +94,7 @@ async fn each_changed_byte_in_the_head_of_a_catalog_is_an_error_or_changes_nothi
 
 #[tokio::test]
 async fn a_catalog_of_any_other_length_is_an_error_or_lacks_nothing() {
-    let home = Home::new();
+    let home = Home::with_damage();
     let whole = pool_with_images(&home).await;
     let pool = home.path("pool");
     let expected = names(&pool, Mode::ReadOnly).await.unwrap();
@@ -116,7 +116,7 @@ async fn a_catalog_of_any_other_length_is_an_error_or_lacks_nothing() {
 
 #[tokio::test]
 async fn a_changed_byte_in_the_log_of_a_closed_catalog_takes_nothing_away() {
-    let home = Home::new();
+    let home = Home::with_damage();
     let pool = home.pool().await;
     for n in 0..20 {
         image(&pool, &format!("image-{n:02}")).await;
@@ -180,7 +180,7 @@ async fn a_catalog_that_was_only_looked_at_keeps_its_log_as_it_was() {
 
 #[tokio::test]
 async fn an_emptied_catalog_beside_layers_is_corrupt_and_no_new_one_is_made() {
-    let home = Home::new();
+    let home = Home::with_damage();
     pool_with_images(&home).await;
     let pool = home.path("pool");
     put(&pool, &[]);
@@ -191,7 +191,7 @@ async fn an_emptied_catalog_beside_layers_is_corrupt_and_no_new_one_is_made() {
 
 #[tokio::test]
 async fn the_catalog_of_another_pool_is_refused() {
-    let (home, elsewhere) = (Home::new(), Home::new());
+    let (home, elsewhere) = (Home::with_damage(), Home::new());
     let own = pool_with_images(&home).await;
     let stranger = pool_with_images(&elsewhere).await;
     assert_ne!(own, stranger);

@@ -8,7 +8,8 @@ use vellum_core::{Buffer, Extent, Geometry, Runs};
 use vellum_disk::{BootId, Disk, FileSystem, OpenMode, RealDisk};
 use vellum_engine::{
     Catalog, ChildRef, Committed, Durability, ErrorKind, Guard, Guarded, Head, HeadChange,
-    ImageRecord, Layer, Layering, NewImage, NewParent, ParentLink, Prepared, Result, Write,
+    ImageRecord, Layer, Layering, NewImage, NewParent, ParentLink, Prepared, Repair, Result,
+    Severity, Write,
 };
 use vellum_local::{LocalCatalog, LocalHead, Mode, OpenOptions};
 
@@ -17,14 +18,22 @@ pub(crate) type Owner = LocalHead<RealDisk>;
 
 pub(crate) const MIB: u64 = 1 << 20;
 
-/// A directory that goes with its tests, and the path of a pool in it.
+/// A directory that goes with its tests, and the path of a pool in it, which must be in order where its test ends.
 pub(crate) struct Home {
     directory: tempfile::TempDir,
+    is_checked: bool,
 }
 
 impl Home {
     pub(crate) fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
+        Self { directory: tempfile::tempdir().unwrap(), is_checked: true }
+    }
+
+    /// One whose pool the test damages, and leaves so.
+    pub(crate) fn with_damage() -> Self {
+        let mut home = Self::new();
+        home.is_checked = false;
+        home
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -34,6 +43,28 @@ impl Home {
     /// The pool `pool`, created if it does not exist. Each call opens it anew, as another process would.
     pub(crate) async fn pool(&self) -> Pool {
         open(&self.path("pool"), Mode::CreateIfMissing).await.unwrap()
+    }
+}
+
+impl Drop for Home {
+    /// The check of the pool finds no damage and nothing stale. What a head leaves that was not closed is no damage.
+    fn drop(&mut self) {
+        let pool = self.path("pool");
+        if !self.is_checked || std::thread::panicking() || !pool.join("pool.sqlite").exists() {
+            return;
+        }
+        // The runtime of the test is still running, and knows nothing of another one on a thread of its own.
+        let check = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let pool = open(&pool, Mode::Existing).await.unwrap();
+                pool.check(None, Repair::No).await.unwrap()
+            })
+        });
+        let wrong = [Severity::Damage, Severity::Stale];
+        let mut findings = check.join().unwrap();
+        findings.retain(|found| wrong.contains(&found.severity));
+        assert!(findings.is_empty(), "{findings:?}");
     }
 }
 

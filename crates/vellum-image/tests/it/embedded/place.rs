@@ -33,6 +33,12 @@ impl Place {
         LocalCatalog::open(RealDisk::default(), self.0.path().join(pool), options).await.unwrap()
     }
 
+    /// The names of the pools that were opened.
+    pub fn pools(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.0.path()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
     /// Where a pool is.
     pub fn path(&self, pool: &str) -> std::path::PathBuf {
         self.0.path().join(pool)

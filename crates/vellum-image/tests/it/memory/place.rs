@@ -22,6 +22,11 @@ impl Place {
         self.0.lock().unwrap().entry(pool.to_owned()).or_default().catalog()
     }
 
+    /// The names of the pools that were opened.
+    pub fn pools(&self) -> Vec<String> {
+        self.0.lock().unwrap().keys().cloned().collect()
+    }
+
     /// Takes away what only the end of a process leaves and the end of the machine does not.
     pub fn forget_unsynced(&self) {
         self.0.lock().unwrap().values().for_each(MemoryStore::power_cut);

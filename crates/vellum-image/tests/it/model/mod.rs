@@ -118,3 +118,37 @@ fn a_discard_within_the_short_last_unit_leaves_it_alone() {
         }
     }
 }
+
+/// A child of one image, to which this is done, one after the other, in both modes, on each engine.
+fn done_to_a_child(acts: &[Act]) {
+    for layering in [Sparse, CopyUp] {
+        let task = acts.iter().map(|act| Op { image: 1, act: act.clone() }).collect();
+        let steps = [Step::Together(vec![task])];
+        on_every_engine(&[shape(Sparse), shape(layering)], &steps);
+    }
+}
+
+#[test]
+fn zeroes_discards_and_a_flatten_across_objects_reach_one_at_a_time() {
+    // From within the first object to within the last.
+    let at = Extent::new(8192, 28_672);
+    for act in [
+        Act::Zero { at, no_hole: false, fast: false },
+        Act::Discard { at, to_parent: false },
+        Act::Discard { at, to_parent: true },
+        Act::Flatten,
+    ] {
+        done_to_a_child(&[act]);
+    }
+}
+
+#[test]
+fn zeroes_and_discards_fill_an_object_that_a_snapshot_shares_before_they_touch_it() {
+    // A unit of an object that the head has nothing of: what the snapshot shows there is the parent's.
+    let at = Extent::new(4096, 4096);
+    for act in
+        [Act::Zero { at, no_hole: false, fast: false }, Act::Discard { at, to_parent: false }]
+    {
+        done_to_a_child(&[Act::Snapshot, act]);
+    }
+}

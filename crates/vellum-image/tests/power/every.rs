@@ -1,0 +1,105 @@
+//! One program over catalogs and layers together, which ends at each of its calls: by the death of the process and by a power cut.
+//!
+//! [Stories](crate::story) draw their calls at random, and may miss one for long. Here none is missed that this program makes.
+
+use vellum_core::{Extent, Geometry};
+use vellum_engine::Layering;
+use vellum_image::{CloneOptions, CreateOptions, DiscardPolicy, ZeroOptions};
+
+use crate::known::{BEFORE_A_SECTOR, SECTOR, SIZE};
+use crate::life::{Life, Mistake};
+use crate::story::{End, Story};
+use crate::told;
+use crate::work::Worker;
+
+const UNIT: u64 = 4096;
+const OBJECT: u64 = 16 << 10;
+
+/// Makes a golden image and two clones of its snapshot, one in the other pool and flattened, one in the same and removed; then
+/// takes everything away but the first of them.
+async fn from_creation_to_removal(life: &mut Life) {
+    let geometry = Geometry::unstriped(OBJECT).unwrap();
+    // A border between two sectors of each layer's map lies in the middle of what is written.
+    let options = CreateOptions { geometry, ..CreateOptions::default() };
+    life.create_as("gold", 0, BEFORE_A_SECTOR, options).await;
+    let (gold, golden) = life.owned("gold").await;
+    let by = Worker::alone(&life.ground);
+    by.write_at(&gold, &golden, Extent::new(0, SIZE), 1, false).await;
+    by.sync(&gold, &golden).await;
+    by.write_at(&gold, &golden, Extent::new(SECTOR, 2 * SECTOR), 2, false).await;
+    life.snapshot(&gold, &golden).await;
+    by.write_at(&gold, &golden, Extent::new(UNIT, UNIT), 3, true).await;
+
+    let frozen = gold.borrow().snapshots[0].name.clone();
+    for (name, pool, layering) in [("child", 1, Layering::Sparse), ("copy", 0, Layering::CopyUp)] {
+        let layering = Some(layering);
+        let options = CloneOptions { layering, ..CloneOptions::default() };
+        life.clone_as(&gold, &frozen, name, pool, options).await;
+        let (known, image) = life.owned(name).await;
+        // The end of one unit and the beginning of the next, both inherited.
+        let partly = Extent::new(11 * UNIT + 5 * SECTOR, UNIT);
+        by.write_at(&known, &image, partly, 4, false).await;
+        by.write_at(&known, &image, Extent::new(UNIT, UNIT), 5, true).await;
+    }
+
+    let (child, image) = life.owned("child").await;
+    by.zero_at(&child, &image, Extent::new(3 * SECTOR, UNIT), ZeroOptions::default()).await;
+    life.snapshot(&child, &image).await;
+    let object = Extent::new(0, OBJECT);
+    by.discard_at(&child, &image, object, DiscardPolicy::Inherit, false).await;
+    by.write_at(&child, &image, Extent::new(SECTOR, SECTOR), 6, false).await;
+    life.flatten(&child, &image).await;
+    by.discard_at(&child, &image, Extent::new(UNIT, 2 * UNIT), DiscardPolicy::Zero, false).await;
+    by.sync(&child, &image).await;
+
+    let (copy, _) = life.owned("copy").await;
+    life.remove_this(&copy).await;
+    let frozen_child = child.borrow().snapshots[0].name.clone();
+    life.remove_this_snapshot(&child, &image, frozen_child).await;
+    life.remove_this_snapshot(&gold, &golden, frozen).await;
+    by.write_at(&child, &image, Extent::new(0, 2 * SECTOR), 7, false).await;
+    for known in [&gold, &child] {
+        assert!(known.borrow().snapshots.is_empty() && known.borrow().parent.is_none());
+    }
+    drop((image, golden));
+    life.remove_this(&gold).await;
+    assert_eq!(life.names(), ["child"]);
+    life.close_all().await;
+}
+
+/// Ends it at every call. Answers how many it has.
+fn end_at_every_call(mistake: Option<Mistake>) -> usize {
+    for call in 1.. {
+        for end in [End::Death, End::PowerCut] {
+            let telling = || Story::tell_until(1, call, end, mistake, from_creation_to_removal);
+            let ended = std::panic::catch_unwind(|| told(telling()));
+            if let Some(calls) = ended.unwrap_or_else(|_| panic!("{end:?} at call {call}")) {
+                return calls;
+            }
+        }
+    }
+    unreachable!("every program ends")
+}
+
+/// A mistake, asked for by a test, is found at some call.
+fn finds(mistake: Mistake) {
+    let told = std::panic::catch_unwind(|| end_at_every_call(Some(mistake)));
+    assert!(told.is_err(), "no end of the program finds {mistake:?}");
+}
+
+#[test]
+fn a_program_over_catalogs_and_layers_ends_at_each_of_its_calls_in_both_ways() {
+    let calls = end_at_every_call(None);
+    println!("{calls} calls");
+    assert!(calls > 200, "{calls} calls, so much of it is not done");
+}
+
+#[test]
+fn a_program_finds_a_link_that_is_cut_while_units_are_missing() {
+    finds(Mistake::Image(vellum_image::Canary::CutTooEarly));
+}
+
+#[test]
+fn a_program_finds_a_log_of_another_boot_that_is_believed() {
+    finds(Mistake::Engine(vellum_local::Canary::LogOfAnotherBoot));
+}
