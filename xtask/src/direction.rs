@@ -128,6 +128,21 @@ const RULES: &[Rule] = &[
             "clap",
         ],
     },
+    // The way to a cluster: objects, and not what they hold. Its sockets are librados' own.
+    Rule {
+        name: "vellum-rados",
+        forbidden: &[
+            "vellum-engine",
+            "vellum-image",
+            "vellum-disk",
+            "vellum-local",
+            "vellum-rbd",
+            "vellum",
+            "mio",
+            "rustix",
+            "clap",
+        ],
+    },
     // Files in and out: no runtime, no images.
     Rule {
         name: "vellum-convert",

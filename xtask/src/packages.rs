@@ -29,6 +29,8 @@ pub const FOR_TESTS: &[Wanted] = &[
     ("depmod", "kmod"),
     ("c++", "g++"),
     ("nbd-client", "nbd-client"),
+    ("ceph-mon", "ceph-mon"),
+    ("ceph-osd", "ceph-osd"),
 ];
 
 /// Installs, in one go, the packages whose program is not found. An error names what is missing; whether one can do without is

@@ -4,10 +4,11 @@
 //! Nothing here knows the inside of Vellum: what these tests find, a user would find. [`home`] runs commands, [`serve`] holds a
 //! server, [`process`] ends whatever a test started itself, [`tools`] finds other people's programs, [`nbd`] speaks just enough
 //! of the protocol to keep a record of what was acknowledged, [`loop_device`] makes a device of a file, [`block_device`] one of an
-//! export, and [`mounted`] is a file system to put a pool on.
+//! export, [`mounted`] is a file system to put a pool on, and [`ceph`] a Ceph of its own.
 #![forbid(unsafe_code)]
 
 pub mod block_device;
+pub mod ceph;
 pub mod home;
 pub mod loop_device;
 pub mod mounted;

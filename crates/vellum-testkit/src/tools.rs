@@ -55,12 +55,16 @@ pub fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Result<Output> {
 
 /// Runs a program that must succeed, and returns what it printed.
 pub fn ok<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Result<String> {
-    let output = run(program, arguments)?;
+    output(command(program)?.args(arguments))
+}
+
+/// What a command prints that must succeed.
+pub fn output(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("run {command:?}"))?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(
         output.status.success(),
-        "{program} {:?} ended with {}: {printed}{}",
-        arguments.iter().map(AsRef::as_ref).collect::<Vec<_>>(),
+        "{command:?} ended with {}: {printed}{}",
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );

@@ -1,0 +1,89 @@
+//! [`Cluster`]: a Ceph of its own for a test, which ends with it. A monitor and a storage daemon of the machine's packages, on
+//! loopback, with two pools; it is there in a second or two.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::tools;
+
+/// What starts and stops one, by hand too.
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/ceph/cluster.sh");
+
+/// Its pools.
+pub const POOLS: [&str; 2] = ["rbd", "rbd2"];
+
+/// A cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: TempDir,
+}
+
+/// Where a cluster keeps its objects.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Store {
+    /// In memory.
+    Memory,
+    /// As Ceph does, in a file.
+    Blue,
+}
+
+impl Cluster {
+    /// Why there can be none on this machine.
+    pub fn unavailable() -> Option<String> {
+        let missing = ["ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool"]
+            .into_iter()
+            .find(|program| tools::find(program).is_none());
+        missing.map(|program| format!("{program} is not installed (Debian: ceph-mon ceph-osd)"))
+    }
+
+    /// Starts one, and waits until its pools take objects.
+    pub fn start(store: Store) -> Result<Self> {
+        // Paths of sockets are short, so it is not below whatever the temporary directory is.
+        let dir = tempfile::Builder::new().prefix("vellum-ceph-").tempdir_in("/tmp")?;
+        let cluster = Self { dir };
+        let store = match store {
+            Store::Memory => "memstore",
+            Store::Blue => "bluestore",
+        };
+        cluster.script(&["start"], &["--store", store, "--mgr", "no"]).context("start a Ceph")?;
+        Ok(cluster)
+    }
+
+    /// Its configuration, which says where its monitor is, and where the keys are.
+    pub fn conf(&self) -> PathBuf {
+        self.path().join("ceph.conf")
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("c")
+    }
+
+    /// A program of Ceph's that works on this cluster.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("CEPH_CONF", self.conf()).env_remove("CEPH_ARGS");
+        command
+    }
+
+    /// What such a program prints. An error if it fails.
+    pub fn ok(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        tools::output(self.command(program).args(arguments))
+    }
+
+    fn script(&self, verb: &[&str], options: &[&str]) -> Result<String> {
+        let path = self.path();
+        let path: &Path = &path;
+        tools::output(Command::new("bash").arg(SCRIPT).args(verb).arg(path).args(options))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Err(error) = self.script(&["destroy"], &[]) {
+            eprintln!("a Ceph was not stopped: {error:#}");
+        }
+    }
+}
