@@ -3,13 +3,14 @@
 //! [`Objects`] is all that the engine asks of a pool: an operation is a list of steps on one object, which all take effect or none.
 //! [`WriteOp`] and [`ReadOp`] are such lists, as data; [`Failure`] is what the cluster answers. [`librados`] keeps the promises on
 //! a real cluster, by a library that is looked for when a pool is first opened, so that a program without Ceph beside it starts and
-//! runs.
+//! runs; [`memory`] is a cluster for tests.
 //!
 //! The seam knows nothing of images and their format, and no layering.
 
 mod contract;
 mod failure;
 pub mod librados;
+pub mod memory;
 mod op;
 
 pub use contract::{Event, List, Objects, ReadDone, SnapContext, SnapId, Watch};

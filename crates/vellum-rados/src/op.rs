@@ -6,7 +6,10 @@ use std::ops::Range;
 use bytes::Bytes;
 use vellum_core::Buffer;
 
-/// Steps that change an object. They are taken in their order, all of them or, if one fails, none.
+use crate::failure::{Failure, Result};
+
+/// Steps that change an object. They are taken in their order, all of them or, if one fails, none. Those that only
+/// [look](WriteStep::only_looks) come first, and fail with `NOT_FOUND` if there is no object. See [`check`](Self::check).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct WriteOp {
     /// The steps.
@@ -16,10 +19,9 @@ pub struct WriteOp {
 /// One step of a [`WriteOp`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum WriteStep {
-    /// Fails with `NOT_FOUND` unless the object is there.
+    /// Nothing but that the object is there.
     AssertExists,
-    /// Fails with `MISMATCH` unless an attribute has this value; one that is not there has none, as if it were empty. Fails with
-    /// `NOT_FOUND` if there is no object.
+    /// Fails with `MISMATCH` unless an attribute has this value; one that is not there has none, as if it were empty.
     CompareXattr {
         /// Its name.
         name: String,
@@ -54,7 +56,8 @@ pub enum WriteStep {
     },
     /// Makes these bytes the whole object.
     WriteFull(Bytes),
-    /// Makes a range zeros. Makes no object, and does not make it longer.
+    /// Makes a range zeros. Makes no object, and does not make it longer; one that ends within the range, or with it, ends where
+    /// the range begins.
     Zero {
         /// Where in the object.
         offset: u64,
@@ -76,7 +79,7 @@ pub enum WriteStep {
     RemoveXattr(String),
     /// Sets keys, and makes the object.
     SetOmap(BTreeMap<Vec<u8>, Vec<u8>>),
-    /// Removes keys; those that are not there are fine.
+    /// Removes keys; those that are not there are fine. Fails with `NOT_FOUND` if there is no object.
     RemoveOmap(BTreeSet<Vec<u8>>),
     /// Has a method of an object class work on the object, inside the cluster.
     Call {
@@ -96,10 +99,51 @@ pub enum WriteStep {
     },
 }
 
+impl WriteStep {
+    /// Whether a step changes nothing.
+    pub fn only_looks(&self) -> bool {
+        matches!(
+            self,
+            Self::AssertExists
+                | Self::CompareXattr { .. }
+                | Self::CompareOmap { .. }
+                | Self::CompareExtent { .. }
+        )
+    }
+}
+
 impl WriteOp {
     /// One of no steps.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Whether an operation means the same whatever the object has been through; if not, it is not sent. These do not, on Ceph
+    /// 16.2: a range of no bytes that becomes zeros, of which the storage daemons die; no bytes as a whole object, which are an
+    /// object or not by what snapshots keep of an older one; a look behind a change, which sees what was there before; and a
+    /// removal with other changes, which may bring attributes back.
+    ///
+    /// # Errors
+    /// `INVALID`; also for the name of an attribute with a zero byte in it.
+    pub fn check(&self) -> Result<()> {
+        let is_named_well = |step: &WriteStep| match step {
+            WriteStep::SetXattr { name, .. }
+            | WriteStep::CompareXattr { name, .. }
+            | WriteStep::RemoveXattr(name) => !name.contains('\0'),
+            WriteStep::Zero { length, .. } => *length > 0,
+            WriteStep::WriteFull(data) => !data.is_empty(),
+            _ => true,
+        };
+        let looks = self.steps.iter().take_while(|step| step.only_looks()).count();
+        let changes = &self.steps[looks..];
+        let removes = changes.contains(&WriteStep::Remove);
+        if self.steps.iter().all(is_named_well)
+            && !changes.iter().any(WriteStep::only_looks)
+            && !(removes && changes.len() > 1)
+        {
+            return Ok(());
+        }
+        Err(Failure::INVALID)
     }
 
     /// With one step more.
@@ -269,4 +313,33 @@ pub enum Found {
     },
     /// What a method answered.
     Output(Vec<u8>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_not_mean_the_same_everywhere_is_not_sent() {
+        let bad = [
+            WriteOp::new().then(WriteStep::Zero { offset: 7, length: 0 }),
+            WriteOp::new().then(WriteStep::WriteFull(Bytes::new())),
+            WriteOp::new().write(0, "x").assert_exists(),
+            WriteOp::new().remove().write(0, "x"),
+            WriteOp::new().set_xattr("a", "").remove(),
+            WriteOp::new().set_xattr("a\0b", ""),
+        ];
+        for op in bad {
+            assert_eq!(op.check(), Err(Failure::INVALID), "{op:?}");
+        }
+        let good = [
+            WriteOp::new(),
+            WriteOp::new().compare_xattr("a", "").assert_exists().write(0, "x").set_xattr("a", ""),
+            WriteOp::new().assert_exists().remove(),
+            WriteOp::new().create(true).then(WriteStep::Truncate(0)),
+        ];
+        for op in good {
+            assert_eq!(op.check(), Ok(()), "{op:?}");
+        }
+    }
 }

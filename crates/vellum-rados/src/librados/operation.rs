@@ -48,8 +48,14 @@ unsafe impl Send for NativeWrite {}
 
 impl NativeWrite {
     pub(super) fn new(library: &'static Library, op: &WriteOp) -> Result<Self> {
+        op.check()?;
         // SAFETY: it makes one, and nothing else.
         let new = Self { handle: unsafe { (library.create_write_op)() }, library };
+        // Without it a comparison says one thing of what never was there, another of what snapshots keep, and a third where
+        // something else is written.
+        if op.steps.iter().any(WriteStep::only_looks) {
+            new.add(&WriteStep::AssertExists)?;
+        }
         op.steps.iter().try_for_each(|step| new.add(step))?;
         Ok(new)
     }

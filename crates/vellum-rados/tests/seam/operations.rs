@@ -1,15 +1,13 @@
 //! Steps on one object.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use vellum_core::Buffer;
 use vellum_rados::{
     Failure, Found, Objects, ReadOp, ReadStep, SnapContext, SnapId, WriteOp, WriteStep,
 };
-use vellum_testkit::ceph::Cluster;
 
-use crate::{bytes, client, look, write};
+use crate::{Place, bytes, look, write};
 
 crate::cases! {
     all_steps_take_effect_or_none,
@@ -28,23 +26,25 @@ crate::cases! {
     every_object_is_listed_once,
     namespaces_keep_objects_apart,
     names_with_a_zero_byte_are_refused,
+    a_range_of_no_bytes_is_refused_and_not_sent,
 }
 
-async fn all_steps_take_effect_or_none(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn all_steps_take_effect_or_none<P: Place>(place: P) {
+    let pool = place.client().await;
     let op = WriteOp::new().write(0, "data").set_xattr("a", "1").set_omap("k", "v");
     write(&pool, "together", op).await.unwrap();
     assert_eq!(bytes(&pool, "together", 4).await.unwrap(), b"data");
-    let op = WriteOp::new().write(0, "DATA").set_xattr("a", "2").compare_omap("k", "other");
-    assert_eq!(write(&pool, "together", op).await, Err(Failure::MISMATCH));
+    let call =
+        WriteOp::new().write(0, "DATA").set_xattr("a", "2").call("rbd", "set_id", *b"\x01\0\0\0x");
+    assert_eq!(write(&pool, "together", call).await, Err(Failure::EXISTS));
     assert_eq!(bytes(&pool, "together", 4).await.unwrap(), b"data");
     let xattrs = look(&pool, "together", ReadStep::Xattrs).await.unwrap();
     assert_eq!(xattrs, Found::Xattrs(BTreeMap::from([("a".to_owned(), b"1".to_vec())])));
     write(&pool, "nothing", WriteOp::new()).await.unwrap();
 }
 
-async fn what_is_created_exclusively_is_created_once(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn what_is_created_exclusively_is_created_once<P: Place>(place: P) {
+    let pool = place.client().await;
     let create = || write(&pool, "once", WriteOp::new().create(true).write(0, "x"));
     let (one, other) = tokio::join!(create(), create());
     assert!(one.is_ok() != other.is_ok(), "{one:?}, {other:?}");
@@ -55,8 +55,8 @@ async fn what_is_created_exclusively_is_created_once(cluster: Arc<Cluster>) {
     assert_eq!(bytes(&pool, "never", 1).await, Err(Failure::NOT_FOUND));
 }
 
-async fn an_attribute_is_compared_and_changed_in_one_step(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn an_attribute_is_compared_and_changed_in_one_step<P: Place>(place: P) {
+    let pool = place.client().await;
     let swap = |from: &str, to: &str| {
         write(&pool, "swap", WriteOp::new().compare_xattr("v", from).set_xattr("v", to))
     };
@@ -70,8 +70,8 @@ async fn an_attribute_is_compared_and_changed_in_one_step(cluster: Arc<Cluster>)
     swap("", "3").await.unwrap();
 }
 
-async fn a_key_is_compared_and_a_missing_one_is_empty(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn a_key_is_compared_and_a_missing_one_is_empty<P: Place>(place: P) {
+    let pool = place.client().await;
     let set = |from: &[u8], to: &[u8]| {
         write(&pool, "keys", WriteOp::new().compare_omap(*b"k\0y", from).set_omap(*b"k\0y", to))
     };
@@ -88,8 +88,8 @@ async fn a_key_is_compared_and_a_missing_one_is_empty(cluster: Arc<Cluster>) {
     assert_eq!(found, Found::Omap { values: BTreeMap::new(), more: false });
 }
 
-async fn bytes_are_compared_where_they_lie(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn bytes_are_compared_where_they_lie<P: Place>(place: P) {
+    let pool = place.client().await;
     write(&pool, "compare", WriteOp::new().write(0, "abcdef")).await.unwrap();
     let change = |offset, data: &'static str| {
         let compare = WriteStep::CompareExtent { offset, data: data.into() };
@@ -102,8 +102,8 @@ async fn bytes_are_compared_where_they_lie(cluster: Arc<Cluster>) {
     assert_eq!(bytes(&pool, "compare", 6).await.unwrap(), b"ABCdef");
 }
 
-async fn an_object_is_truncated_zeroed_and_removed(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn an_object_is_truncated_zeroed_and_removed<P: Place>(place: P) {
+    let pool = place.client().await;
     let step = |step| write(&pool, "shrink", WriteOp::new().then(step));
     step(WriteStep::Zero { offset: 0, length: 9 }).await.unwrap();
     step(WriteStep::Truncate(9)).await.unwrap();
@@ -119,8 +119,8 @@ async fn an_object_is_truncated_zeroed_and_removed(cluster: Arc<Cluster>) {
     assert_eq!(look(&pool, "shrink", ReadStep::AssertExists).await, Err(Failure::NOT_FOUND));
 }
 
-async fn keys_are_listed_by_prefix_in_pieces(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn keys_are_listed_by_prefix_in_pieces<P: Place>(place: P) {
+    let pool = place.client().await;
     let all: BTreeMap<Vec<u8>, Vec<u8>> = (0..25_u8)
         .map(|number| (format!("image_{number:02}").into_bytes(), vec![number]))
         .chain([(b"other".to_vec(), Vec::new()), (b"a".to_vec(), Vec::new())])
@@ -142,8 +142,8 @@ async fn keys_are_listed_by_prefix_in_pieces(cluster: Arc<Cluster>) {
     assert_eq!(listed, (0..25).collect::<Vec<u8>>());
 }
 
-async fn data_goes_into_a_part_of_a_buffer_that_comes_back_whatever_happens(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn data_goes_into_a_part_of_a_buffer_that_comes_back_whatever_happens<P: Place>(place: P) {
+    let pool = place.client().await;
     write(&pool, "part", WriteOp::new().write(0, "0123456789")).await.unwrap();
     for (object, at, filled, expected) in [
         ("part", 3, Some(4), &b"??3456????"[..]),
@@ -161,8 +161,8 @@ async fn data_goes_into_a_part_of_a_buffer_that_comes_back_whatever_happens(clus
     assert_eq!((done.buffer.unwrap().len(), done.result), (10, Err(Failure::INVALID)));
 }
 
-async fn attributes_length_and_data_are_of_one_moment(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn attributes_length_and_data_are_of_one_moment<P: Place>(place: P) {
+    let pool = place.client().await;
     let change = |number: u8| {
         let data = vec![number; usize::from(number) + 1];
         let op = WriteOp::new().then(WriteStep::WriteFull(data.into()));
@@ -191,8 +191,8 @@ async fn attributes_length_and_data_are_of_one_moment(cluster: Arc<Cluster>) {
     tokio::join!(writer, reader);
 }
 
-async fn a_class_works_on_an_object_and_one_that_is_unknown_is_refused(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn a_class_works_on_an_object_and_one_that_is_unknown_is_refused<P: Place>(place: P) {
+    let pool = place.client().await;
     let id = [&4_u32.to_le_bytes()[..], b"abcd"].concat();
     let set = || WriteOp::new().create(false).call("rbd", "set_id", id.clone());
     write(&pool, "rbd_id.x", set()).await.unwrap();
@@ -206,8 +206,8 @@ async fn a_class_works_on_an_object_and_one_that_is_unknown_is_refused(cluster: 
     assert_eq!(unknown, Failure::UNSUPPORTED);
 }
 
-async fn many_operations_are_under_way_at_once(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn many_operations_are_under_way_at_once<P: Place>(place: P) {
+    let pool = place.client().await;
     let work = (0..2000_u32).map(|number| {
         let pool = pool.clone();
         tokio::spawn(async move {
@@ -222,8 +222,8 @@ async fn many_operations_are_under_way_at_once(cluster: Arc<Cluster>) {
     }
 }
 
-async fn operations_on_one_object_take_effect_in_their_order(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn operations_on_one_object_take_effect_in_their_order<P: Place>(place: P) {
+    let pool = place.client().await;
     let writes =
         (0..100_u8).map(|number| write(&pool, "order", WriteOp::new().write(0, vec![number])));
     // Polled one after the other, and answered in whatever order.
@@ -233,8 +233,8 @@ async fn operations_on_one_object_take_effect_in_their_order(cluster: Arc<Cluste
     assert_eq!(bytes(&pool, "order", 1).await.unwrap(), [99]);
 }
 
-async fn an_operation_whose_future_was_dropped_takes_effect(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn an_operation_whose_future_was_dropped_takes_effect<P: Place>(place: P) {
+    let pool = place.client().await;
     for number in 0..50_u8 {
         let context = SnapContext::default();
         let op = WriteOp::new().write(0, vec![number; 1 << 16]);
@@ -250,9 +250,9 @@ async fn an_operation_whose_future_was_dropped_takes_effect(cluster: Arc<Cluster
     assert_eq!(bytes(&pool, "dropped", 1 << 16).await.unwrap(), [49; 1 << 16]);
 }
 
-async fn every_object_is_listed_once(cluster: Arc<Cluster>) {
-    let client = client(&cluster).await;
-    let pool = client.cluster().pool("rbd2", "listed").await.unwrap();
+async fn every_object_is_listed_once<P: Place>(place: P) {
+    let client = place.client().await;
+    let pool = place.other(&client, "rbd2", "listed").await;
     let all: BTreeSet<String> = (0..2500).map(|number| format!("o{number}")).collect();
     let make = |object: &String| {
         let (pool, object) = (pool.clone(), object.clone());
@@ -271,20 +271,30 @@ async fn every_object_is_listed_once(cluster: Arc<Cluster>) {
     begun.next().await.unwrap().unwrap();
 }
 
-async fn namespaces_keep_objects_apart(cluster: Arc<Cluster>) {
-    let here = client(&cluster).await;
-    let there = here.cluster().pool("rbd", "apart").await.unwrap();
+async fn namespaces_keep_objects_apart<P: Place>(place: P) {
+    let here = place.client().await;
+    let there = place.other(&here, "rbd", "apart").await;
     assert_eq!(here.pool(), there.pool());
     write(&there, "apart", WriteOp::new().write(0, "there")).await.unwrap();
     assert_eq!(bytes(&here, "apart", 5).await, Err(Failure::NOT_FOUND));
     assert_eq!(bytes(&there, "apart", 5).await.unwrap(), b"there");
 }
 
-async fn names_with_a_zero_byte_are_refused(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn names_with_a_zero_byte_are_refused<P: Place>(place: P) {
+    let pool = place.client().await;
     let op = || WriteOp::new().create(false);
     assert_eq!(write(&pool, "a\0b", op()).await, Err(Failure::INVALID));
     assert_eq!(write(&pool, "x", op().set_xattr("a\0b", "")).await, Err(Failure::INVALID));
     assert_eq!(bytes(&pool, "a\0b", 1).await, Err(Failure::INVALID));
     assert_eq!(bytes(&pool, "x", 1).await, Err(Failure::NOT_FOUND), "nothing was begun");
+}
+
+async fn a_range_of_no_bytes_is_refused_and_not_sent<P: Place>(place: P) {
+    let pool = place.client().await;
+    let zero = WriteStep::Zero { offset: 1, length: 0 };
+    for nothing in [zero, WriteStep::WriteFull(bytes::Bytes::new())] {
+        let refused = write(&pool, "range", WriteOp::new().write(0, "abc").then(nothing)).await;
+        assert_eq!(refused, Err(Failure::INVALID));
+    }
+    assert_eq!(bytes(&pool, "range", 3).await, Err(Failure::NOT_FOUND));
 }

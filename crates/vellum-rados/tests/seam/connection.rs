@@ -7,15 +7,25 @@ use vellum_rados::librados::{self, ConnectError, Options};
 use vellum_rados::{Failure, Objects, WriteOp};
 use vellum_testkit::ceph::Cluster;
 
-use crate::{bytes, client, write};
+use crate::{Case, Place, bytes, write};
 
-crate::cases! {
-    a_configuration_that_is_not_there_is_an_error_that_names_it,
-    a_cluster_that_does_not_answer_is_an_error_in_the_time_it_was_given,
-    a_pool_that_is_not_there_is_not_found,
-    a_client_that_was_blocklisted_changes_nothing_any_more,
-    connections_end_with_what_was_opened_through_them,
-}
+pub(crate) const CASES: &[Case<Arc<Cluster>>] = &[
+    ("a_configuration_that_is_not_there_is_an_error_that_names_it", |cluster| {
+        Box::pin(a_configuration_that_is_not_there_is_an_error_that_names_it(cluster))
+    }),
+    ("a_cluster_that_does_not_answer_is_an_error_in_the_time_it_was_given", |cluster| {
+        Box::pin(a_cluster_that_does_not_answer_is_an_error_in_the_time_it_was_given(cluster))
+    }),
+    ("a_pool_that_is_not_there_is_not_found", |cluster| {
+        Box::pin(a_pool_that_is_not_there_is_not_found(cluster))
+    }),
+    ("a_client_that_was_blocklisted_changes_nothing_any_more", |cluster| {
+        Box::pin(a_client_that_was_blocklisted_changes_nothing_any_more(cluster))
+    }),
+    ("connections_end_with_what_was_opened_through_them", |cluster| {
+        Box::pin(connections_end_with_what_was_opened_through_them(cluster))
+    }),
+];
 
 async fn a_configuration_that_is_not_there_is_an_error_that_names_it(_: Arc<Cluster>) {
     let conf = Some("/nowhere/ceph.conf".into());
@@ -49,14 +59,14 @@ fn tempfile_of(text: &str) -> std::path::PathBuf {
 }
 
 async fn a_pool_that_is_not_there_is_not_found(cluster: Arc<Cluster>) {
-    let client = client(&cluster).await;
+    let client = cluster.client().await;
     assert_eq!(client.cluster().pool("absent", "").await.unwrap_err(), Failure::NOT_FOUND);
     let absent = client.cluster().pool_by_id(4711, "").unwrap();
     assert_eq!(bytes(&absent, "x", 1).await, Err(Failure::NOT_FOUND));
 }
 
 async fn a_client_that_was_blocklisted_changes_nothing_any_more(cluster: Arc<Cluster>) {
-    let (here, there) = (client(&cluster).await, client(&cluster).await);
+    let (here, there) = (cluster.client().await, cluster.client().await);
     write(&there, "fenced", WriteOp::new().write(0, "before")).await.unwrap();
     let address = there.cluster().address().unwrap();
     here.cluster().blocklist(&address, Duration::from_secs(60)).await.unwrap();
@@ -71,12 +81,12 @@ async fn a_client_that_was_blocklisted_changes_nothing_any_more(cluster: Arc<Clu
 
 async fn connections_end_with_what_was_opened_through_them(cluster: Arc<Cluster>) {
     for _ in 0..10 {
-        let pool = client(&cluster).await;
+        let pool = cluster.client().await;
         let mut last = Box::pin(write(&pool, "ends", WriteOp::new().write(0, vec![1; 1 << 20])));
         let _ = futures::poll!(&mut last);
         drop(last);
         drop(pool);
     }
-    let pool = client(&cluster).await;
+    let pool = cluster.client().await;
     write(&pool, "ends", WriteOp::new().write(1 << 20, "end")).await.unwrap();
 }

@@ -1,11 +1,8 @@
 //! Snapshots of objects.
 
-use std::sync::Arc;
-
 use vellum_rados::{Failure, Objects, SnapContext, SnapId, WriteOp, WriteStep};
-use vellum_testkit::ceph::Cluster;
 
-use crate::{bytes, bytes_at, client, write};
+use crate::{Place, bytes, bytes_at, write};
 
 crate::cases! {
     a_snapshot_keeps_an_object_with_its_attributes_as_it_was,
@@ -13,8 +10,8 @@ crate::cases! {
     what_a_snapshot_alone_keeps_is_gone_with_it,
 }
 
-async fn a_snapshot_keeps_an_object_with_its_attributes_as_it_was(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn a_snapshot_keeps_an_object_with_its_attributes_as_it_was<P: Place>(place: P) {
+    let pool = place.client().await;
     write(&pool, "kept", WriteOp::new().write(0, "old").set_xattr("v", "1")).await.unwrap();
     let first = pool.create_snapshot().await.unwrap();
     let second = pool.create_snapshot().await.unwrap();
@@ -32,8 +29,8 @@ async fn a_snapshot_keeps_an_object_with_its_attributes_as_it_was(cluster: Arc<C
     assert_eq!(refused, Err(Failure::INVALID), "the newest comes first");
 }
 
-async fn an_object_made_under_no_snapshot_is_in_all_of_them(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn an_object_made_under_no_snapshot_is_in_all_of_them<P: Place>(place: P) {
+    let pool = place.client().await;
     let snapshot = pool.create_snapshot().await.unwrap();
     let context = SnapContext { newest: snapshot, snapshots: vec![snapshot] };
     write(&pool, "early", WriteOp::new().create(true).write(0, "parent")).await.unwrap();
@@ -45,8 +42,8 @@ async fn an_object_made_under_no_snapshot_is_in_all_of_them(cluster: Arc<Cluster
     assert_eq!(before, Err(Failure::NOT_FOUND));
 }
 
-async fn what_a_snapshot_alone_keeps_is_gone_with_it(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn what_a_snapshot_alone_keeps_is_gone_with_it<P: Place>(place: P) {
+    let pool = place.client().await;
     let full = |data: &'static str| WriteOp::new().then(WriteStep::WriteFull(data.into()));
     write(&pool, "trimmed", full("old")).await.unwrap();
     let snapshot = pool.create_snapshot().await.unwrap();

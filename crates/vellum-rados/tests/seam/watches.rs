@@ -1,12 +1,10 @@
 //! What is said about an object.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use vellum_rados::{Event, Failure, Objects, Watch, WriteOp};
-use vellum_testkit::ceph::Cluster;
 
-use crate::{client, write};
+use crate::{Place, write};
 
 crate::cases! {
     whoever_watches_hears_what_is_said_and_answers,
@@ -28,8 +26,8 @@ fn counts(answers: &[u8]) -> (u32, u32) {
     (answered, number(at))
 }
 
-async fn whoever_watches_hears_what_is_said_and_answers(cluster: Arc<Cluster>) {
-    let (here, there) = (client(&cluster).await, client(&cluster).await);
+async fn whoever_watches_hears_what_is_said_and_answers<P: Place>(place: P) {
+    let (here, there) = (place.client().await, place.client().await);
     write(&here, "heard", WriteOp::new().create(true)).await.unwrap();
     let mut watch = there.watch("heard").await.unwrap();
     let speaker = here.clone();
@@ -47,8 +45,8 @@ async fn whoever_watches_hears_what_is_said_and_answers(cluster: Arc<Cluster>) {
     watch.close().await.unwrap();
 }
 
-async fn whoever_does_not_answer_is_named_when_the_time_is_over(cluster: Arc<Cluster>) {
-    let (here, there) = (client(&cluster).await, client(&cluster).await);
+async fn whoever_does_not_answer_is_named_when_the_time_is_over<P: Place>(place: P) {
+    let (here, there) = (place.client().await, place.client().await);
     write(&here, "silent", WriteOp::new().create(true)).await.unwrap();
     let watch = there.watch("silent").await.unwrap();
     let answers = here.notify("silent", Vec::new(), Duration::from_secs(1)).await.unwrap();
@@ -56,8 +54,8 @@ async fn whoever_does_not_answer_is_named_when_the_time_is_over(cluster: Arc<Clu
     watch.close().await.unwrap();
 }
 
-async fn nobody_hears_anything_after_a_watch_was_closed(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn nobody_hears_anything_after_a_watch_was_closed<P: Place>(place: P) {
+    let pool = place.client().await;
     write(&pool, "closed", WriteOp::new().create(true)).await.unwrap();
     for _ in 0..20 {
         pool.watch("closed").await.unwrap().close().await.unwrap();
@@ -72,8 +70,8 @@ async fn nobody_hears_anything_after_a_watch_was_closed(cluster: Arc<Cluster>) {
     }
 }
 
-async fn an_object_that_is_not_there_cannot_be_watched(cluster: Arc<Cluster>) {
-    let pool = client(&cluster).await;
+async fn an_object_that_is_not_there_cannot_be_watched<P: Place>(place: P) {
+    let pool = place.client().await;
     assert_eq!(pool.watch("absent").await.unwrap_err(), Failure::NOT_FOUND);
     let said = pool.notify("absent", Vec::new(), SOON).await;
     assert_eq!(said.unwrap_err(), Failure::NOT_FOUND);

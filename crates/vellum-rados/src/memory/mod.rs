@@ -1,0 +1,104 @@
+//! RADOS in memory, for tests: a cluster whose clients live in one process. It is the reference of what the seam promises, and
+//! behaves as Ceph 16.2 does where the engine can tell, snapshots and class methods included.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `object` | one object: its content, what snapshots keep of it, and the steps of an operation |
+//! | `pool` | [`MemoryPool`]: the seam, for one client |
+//! | `watch` | who watches which object, and what they are told |
+//!
+//! Object classes are not here: whoever needs one [brings it](MemoryCluster::with_class).
+
+mod object;
+mod pool;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+pub use object::{Class, ClassObject};
+pub use pool::MemoryPool;
+pub use watch::MemoryWatch;
+
+use object::Object;
+use watch::Watchers;
+
+/// A cluster in memory. Clones share it.
+#[derive(Clone, Default)]
+pub struct MemoryCluster(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    classes: HashMap<&'static str, Box<dyn Class>>,
+}
+
+/// All that a cluster knows.
+#[derive(Default)]
+struct State {
+    clients: u64,
+    pools: BTreeMap<String, i64>,
+    /// The highest snapshot id that each pool gave out.
+    snapshots: HashMap<i64, u64>,
+    objects: BTreeMap<Address, Object>,
+    watchers: Watchers,
+    blocklisted: BTreeSet<u64>,
+    is_full: bool,
+}
+
+/// Where an object is: its pool, its namespace, its name.
+type Address = (i64, String, String);
+
+impl MemoryCluster {
+    /// One with these pools, numbered from 1 on.
+    pub fn new(pools: &[&str]) -> Self {
+        let state = State {
+            pools: pools.iter().map(|name| (*name).to_owned()).zip(1..).collect(),
+            ..State::default()
+        };
+        Self(Arc::new(Shared { state: Mutex::new(state), classes: HashMap::new() }))
+    }
+
+    /// With a class of this name in addition.
+    ///
+    /// # Panics
+    /// If somebody has the cluster already.
+    #[must_use]
+    pub fn with_class(mut self, name: &'static str, class: impl Class) -> Self {
+        let shared = Arc::get_mut(&mut self.0).expect("classes come before clients");
+        shared.classes.insert(name, Box::new(class));
+        self
+    }
+
+    /// A client of its own, at a pool and a namespace.
+    ///
+    /// # Panics
+    /// If there is no such pool.
+    pub fn client(&self, pool: &str, namespace: &str) -> MemoryPool {
+        let mut state = self.0.state.lock();
+        state.clients += 1;
+        let pool = state.pools[pool];
+        MemoryPool::new(self.clone(), state.clients, pool, namespace)
+    }
+
+    /// Refuses all that a client sends from now on.
+    pub fn blocklist(&self, client: u64) {
+        let mut state = self.0.state.lock();
+        state.blocklisted.insert(client);
+        state.watchers.lose(client);
+    }
+
+    /// Whether the cluster takes nothing that needs space.
+    pub fn set_full(&self, is_full: bool) {
+        self.0.state.lock().is_full = is_full;
+    }
+}
+
+impl fmt::Debug for MemoryCluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MemoryCluster({} objects)", self.0.state.lock().objects.len())
+    }
+}
