@@ -143,6 +143,19 @@ const RULES: &[Rule] = &[
             "clap",
         ],
     },
+    // An engine: objects of a cluster, and nothing of layering.
+    Rule {
+        name: "vellum-ceph",
+        forbidden: &[
+            "vellum-image",
+            "vellum-disk",
+            "vellum-local",
+            "vellum-nbd",
+            "vellum",
+            "rusqlite",
+            "clap",
+        ],
+    },
     // Files in and out: no runtime, no images.
     Rule {
         name: "vellum-convert",

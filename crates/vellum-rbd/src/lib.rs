@@ -11,6 +11,7 @@
 //! | [`features`] | the bits of an image, which go together, and which a clone inherits |
 //! | [`records`] | snapshots, parents, children, trash: what the keys hold |
 //! | [`object_map`] | which data objects exist, two bits each |
+//! | [`method`] | what the cluster's own methods are given and answer |
 //! | [`lock`] | who holds a lock on an object |
 //! | [`notify`] | what the clients of an image tell each other |
 //!
@@ -20,6 +21,7 @@
 
 pub mod features;
 pub mod lock;
+pub mod method;
 pub mod names;
 pub mod notify;
 pub mod object_map;

@@ -144,7 +144,7 @@ pub mod key {
 
 /// The key of the children of a snapshot, in [`CHILDREN`].
 pub fn children_of(pool: u64, image: &str, snapshot: u64) -> Vec<u8> {
-    ((pool, Text::from(image)), snapshot).to_bytes()
+    (pool, Text::from(image), snapshot).to_bytes()
 }
 
 #[cfg(test)]

@@ -245,17 +245,27 @@ impl<T: Decode> Decode for Option<T> {
     }
 }
 
-impl<A: Encode, B: Encode> Encode for (A, B) {
-    fn encode(&self, out: &mut Vec<u8>) {
-        self.0.encode(out);
-        self.1.encode(out);
-    }
+macro_rules! tuples {
+    ($($(($letter:ident, $place:tt)),+;)*) => {$(
+        impl<$($letter: Encode),+> Encode for ($($letter,)+) {
+            fn encode(&self, out: &mut Vec<u8>) {
+                $(self.$place.encode(out);)+
+            }
+        }
+
+        impl<$($letter: Decode),+> Decode for ($($letter,)+) {
+            fn decode(input: &mut Reader<'_>) -> Result<Self> {
+                Ok(($(input.value::<$letter>()?,)+))
+            }
+        }
+    )*};
 }
 
-impl<A: Decode, B: Decode> Decode for (A, B) {
-    fn decode(input: &mut Reader<'_>) -> Result<Self> {
-        Ok((input.value()?, input.value()?))
-    }
+tuples! {
+    (A, 0), (B, 1);
+    (A, 0), (B, 1), (C, 2);
+    (A, 0), (B, 1), (C, 2), (D, 3);
+    (A, 0), (B, 1), (C, 2), (D, 3), (E, 4);
 }
 
 impl<T: Encode> Encode for Vec<T> {

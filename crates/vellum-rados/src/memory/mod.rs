@@ -23,7 +23,7 @@ pub use object::{Class, ClassObject};
 pub use pool::MemoryPool;
 pub use watch::MemoryWatch;
 
-use object::Object;
+use object::{Classes, Object};
 use watch::Watchers;
 
 /// A cluster in memory. Clones share it.
@@ -33,7 +33,7 @@ pub struct MemoryCluster(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    classes: HashMap<&'static str, Box<dyn Class>>,
+    classes: Classes,
 }
 
 /// All that a cluster knows.

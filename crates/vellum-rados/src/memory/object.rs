@@ -18,17 +18,28 @@ pub struct ClassObject {
 
 /// Methods that work on an object inside the cluster.
 pub trait Class: Send + Sync + 'static {
-    /// Calls a method. What it does to the object counts only if it succeeds, and so does the operation that it is a step of; an
+    /// Calls a method for a client, by its number. What it does to the object counts only if it succeeds, and so does the operation that it is a step of; an
     /// object that it makes of none comes to be. It is `UNSUPPORTED` if there is none of this name.
     ///
     /// # Errors
     /// Whatever the method answers.
-    fn call(&self, method: &str, object: &mut Option<ClassObject>, input: &[u8])
-    -> Result<Vec<u8>>;
+    fn call(
+        &self,
+        method: &str,
+        client: u64,
+        object: &mut Option<ClassObject>,
+        input: &[u8],
+    ) -> Result<Vec<u8>>;
 }
 
 /// Classes by their names.
 pub(super) type Classes = HashMap<&'static str, Box<dyn Class>>;
+
+/// Who calls methods, and of which classes.
+pub(super) struct Caller<'a> {
+    pub(super) classes: &'a Classes,
+    pub(super) client: u64,
+}
 
 /// An object as it is, and as snapshots keep it.
 #[derive(Clone, Debug, Default)]
@@ -75,7 +86,7 @@ impl Object {
         &mut self,
         context: &SnapContext,
         steps: &[WriteStep],
-        classes: &Classes,
+        caller: &Caller<'_>,
     ) -> Result<()> {
         if !context.snapshots.is_sorted_by(|a, b| a > b)
             || context.snapshots.first().is_some_and(|first| *first > context.newest)
@@ -87,7 +98,7 @@ impl Object {
         }
         let mut changed = self.head.clone();
         for step in steps {
-            take(step, &mut changed, classes)?;
+            take(step, &mut changed, caller)?;
         }
         let may_do_nothing = |step: &WriteStep| {
             step.only_looks() || matches!(step, WriteStep::Zero { .. } | WriteStep::Truncate(_))
@@ -153,7 +164,7 @@ fn write_at(object: &mut ClassObject, offset: u64, bytes: &[u8]) -> Result<()> {
 }
 
 /// One step.
-fn take(step: &WriteStep, object: &mut Option<ClassObject>, classes: &Classes) -> Result<()> {
+fn take(step: &WriteStep, object: &mut Option<ClassObject>, caller: &Caller<'_>) -> Result<()> {
     match step {
         WriteStep::AssertExists => there(object).map(drop),
         WriteStep::CompareXattr { name, value } => {
@@ -217,7 +228,7 @@ fn take(step: &WriteStep, object: &mut Option<ClassObject>, classes: &Classes) -
             Ok(())
         }
         WriteStep::Call { class, method, input } => {
-            call(classes, class, method, object, input).map(drop)
+            call(caller, class, method, object, input).map(drop)
         }
         WriteStep::AllocHint { .. } => {
             object.get_or_insert_default();
@@ -227,25 +238,26 @@ fn take(step: &WriteStep, object: &mut Option<ClassObject>, classes: &Classes) -
 }
 
 fn call(
-    classes: &Classes,
+    caller: &Caller<'_>,
     class: &str,
     method: &str,
     object: &mut Option<ClassObject>,
     input: &[u8],
 ) -> Result<Vec<u8>> {
-    classes.get(class).ok_or(Failure::UNSUPPORTED)?.call(method, object, input)
+    let class = caller.classes.get(class).ok_or(Failure::UNSUPPORTED)?;
+    class.call(method, caller.client, object, input)
 }
 
 /// What the steps of a read find.
 pub(super) fn look(
     object: Option<&ClassObject>,
     steps: &[ReadStep],
-    classes: &Classes,
+    caller: &Caller<'_>,
 ) -> Result<Vec<Found>> {
-    steps.iter().map(|step| look_once(object, step, classes)).collect()
+    steps.iter().map(|step| look_once(object, step, caller)).collect()
 }
 
-fn look_once(object: Option<&ClassObject>, step: &ReadStep, classes: &Classes) -> Result<Found> {
+fn look_once(object: Option<&ClassObject>, step: &ReadStep, caller: &Caller<'_>) -> Result<Found> {
     let object = object.ok_or(Failure::NOT_FOUND)?;
     Ok(match step {
         ReadStep::AssertExists => Found::Nothing,
@@ -267,7 +279,7 @@ fn look_once(object: Option<&ClassObject>, step: &ReadStep, classes: &Classes) -
         }
         ReadStep::Call { class, method, input } => {
             // What it does to the object is for nothing.
-            Found::Output(call(classes, class, method, &mut Some(object.clone()), input)?)
+            Found::Output(call(caller, class, method, &mut Some(object.clone()), input)?)
         }
     })
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::object::{Object, look};
+use super::object::{Caller, Object, look};
 use super::watch::{MemoryWatch, gather};
 use super::{Address, MemoryCluster, State};
 use crate::failure::{Failure, Result};
@@ -44,6 +44,10 @@ impl MemoryPool {
         Ok((self.pool, self.namespace.clone(), object.to_owned()))
     }
 
+    fn caller(&self) -> Caller<'_> {
+        Caller { classes: &self.cluster.0.classes, client: self.client }
+    }
+
     /// Runs a call on all that the cluster knows, alone, if the cluster still listens to this client.
     fn with<T>(&self, call: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         let mut state = self.cluster.0.state.lock();
@@ -61,7 +65,7 @@ impl MemoryPool {
                 return Err(Failure::NO_SPACE);
             }
             let mut object: Object = state.objects.get(&address).cloned().unwrap_or_default();
-            object.write(context, &op.steps, &self.cluster.0.classes)?;
+            object.write(context, &op.steps, &self.caller())?;
             match object.is_gone() {
                 true => state.objects.remove(&address),
                 false => state.objects.insert(address, object),
@@ -74,7 +78,7 @@ impl MemoryPool {
         let address = self.address(object)?;
         self.with(|state| {
             let object = state.objects.get(&address).and_then(|object| object.at(at));
-            let found = look(object, &op.steps, &self.cluster.0.classes)?;
+            let found = look(object, &op.steps, &self.caller())?;
             let object = object.ok_or(Failure::NOT_FOUND)?;
             let Some(DataRead { offset, buffer, into }) = &mut op.data else {
                 return Ok((0, found));

@@ -125,6 +125,7 @@ impl Class for Ids {
     fn call(
         &self,
         method: &str,
+        _client: u64,
         object: &mut Option<ClassObject>,
         input: &[u8],
     ) -> Result<Vec<u8>> {
