@@ -10,6 +10,7 @@
 //! | [`names`] | which objects an image has, and the keys in them |
 //! | [`features`] | the bits of an image, which go together, and which a clone inherits |
 //! | [`records`] | snapshots, parents, children, trash: what the keys hold |
+//! | [`header`] | all that the keys of an image's header say |
 //! | [`object_map`] | which data objects exist, two bits each |
 //! | [`method`] | what the cluster's own methods are given and answer |
 //! | [`lock`] | who holds a lock on an object |
@@ -20,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod features;
+pub mod header;
 pub mod lock;
 pub mod method;
 pub mod names;
@@ -29,4 +31,5 @@ pub mod records;
 pub mod wire;
 
 pub use features::Features;
+pub use header::Header;
 pub use wire::{Decode, Encode, Malformed, Text};

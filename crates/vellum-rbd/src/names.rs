@@ -136,9 +136,18 @@ pub mod key {
         format!("snap_children_{snapshot:016x}")
     }
 
+    /// The snapshot whose children a key is of.
+    pub fn children_id(key: &str) -> Option<u64> {
+        let id = u64::from_str_radix(key.strip_prefix("snap_children_")?, 16).ok()?;
+        (children(id) == key).then_some(id)
+    }
+
+    /// What the keys of whatever users have put there begin with.
+    pub const METADATA: &str = "metadata_";
+
     /// Whatever a user has put there.
     pub fn metadata(key: &str) -> String {
-        format!("metadata_{key}")
+        format!("{METADATA}{key}")
     }
 }
 
