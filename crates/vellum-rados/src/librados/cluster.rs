@@ -164,7 +164,8 @@ impl Cluster {
     /// `NOT_PERMITTED` if this user may not.
     pub async fn blocklist(&self, address: &str, time: Duration) -> Result<()> {
         let address = text(address)?;
-        let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        // None would be as long as the monitors like.
+        let seconds = time.as_millis().div_ceil(1000).clamp(1, u32::MAX.into()) as u32;
         self.ask(move |library, handle| {
             // SAFETY: the connection is open, and the address ends with a zero byte; it is only read.
             unsafe { (library.blocklist_add)(handle, address.as_ptr().cast_mut(), seconds) }
@@ -273,5 +274,12 @@ impl Drop for Connection {
 
 /// Does what librados has no callback for, on a thread that may wait.
 pub(super) async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(what).await.expect("it does not panic, and is not cancelled")
+    match tokio::task::spawn_blocking(what).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is ending, and so is whoever waits.
+            Err(_) => std::future::pending().await,
+        },
+    }
 }

@@ -198,6 +198,10 @@ impl NativeRead {
         }
         if let Some(DataRead { offset, buffer, into }) = &mut self.data {
             let into = buffer.get_mut(into.clone()).ok_or(Failure::INVALID)?;
+            if into.is_empty() {
+                // To read nothing would be to ask for the whole object.
+                return add(handle, library, &ReadStep::AssertExists, &mut Slot::Nothing);
+            }
             // SAFETY: the buffer is on the heap and belongs to this, as does `read`; both stay where they are until the
             // operation is done.
             unsafe {
@@ -224,7 +228,7 @@ impl NativeRead {
 impl Drop for NativeRead {
     fn drop(&mut self) {
         for mut slot in std::mem::take(&mut self.slots) {
-            slot.take(self.library);
+            slot.free(self.library);
         }
         // SAFETY: it was made by `new`, and librados is done with it.
         unsafe { (self.library.release_read_op)(self.handle) }
@@ -269,7 +273,21 @@ fn add(handle: Handle, library: &Library, step: &ReadStep, slot: &mut Slot) -> R
 }
 
 impl Slot {
-    /// What is in it, and frees what librados has made for it.
+    /// Frees what librados has made for it, and does not look at that: of an operation that was never answered there is
+    /// nothing to see, and to look for it would be to follow a pointer that leads nowhere.
+    fn free(&mut self, library: &Library) {
+        // SAFETY: each is what librados has made for this, if it is there, and nobody else knows it.
+        unsafe {
+            match std::mem::replace(self, Self::Nothing) {
+                Self::Xattrs(values) if !values.is_null() => (library.getxattrs_end)(values),
+                Self::Omap { values, .. } if !values.is_null() => (library.omap_get_end)(values),
+                Self::Output { bytes, .. } if !bytes.is_null() => (library.buffer_free)(bytes),
+                _ => {}
+            }
+        }
+    }
+
+    /// What is in it once the operation has succeeded, and frees what librados has made for it.
     fn take(&mut self, library: &Library) -> Found {
         match std::mem::replace(self, Self::Nothing) {
             Self::Nothing => Found::Nothing,

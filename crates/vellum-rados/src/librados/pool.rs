@@ -203,7 +203,9 @@ impl Objects for Pool {
     }
 
     async fn watch(&self, object: &str) -> Result<PoolWatch> {
-        PoolWatch::begin(self.io()?, text(object)?).await
+        // In a task of its own: a watch that was begun, and that nobody waits for any more, is ended.
+        let begin = tokio::spawn(PoolWatch::begin(self.io()?, text(object)?));
+        begin.await.unwrap_or(Err(Failure::NOT_CONNECTED))
     }
 
     async fn notify(&self, object: &str, says: Vec<u8>, wait: Duration) -> Result<Vec<u8>> {
@@ -226,7 +228,8 @@ impl Objects for Pool {
 
         let library = self.0.cluster.0.library;
         let said = c_int::try_from(says.len()).map_err(|_| Failure::INVALID)?;
-        let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        // It is counted in whole seconds, and none would be as long as the cluster likes.
+        let wait = wait.as_millis().div_ceil(1000).clamp(1, u32::MAX.into()) as u64 * 1000;
         let (io, object) = (self.io()?, text(object)?);
         let kept = Notify { io, object, says, answers: ptr::null_mut(), length: 0 };
         let (answer, kept) = submit(library, kept, |kept, completion| {
@@ -274,6 +277,9 @@ fn list_into(pool: &Pool, names: &mpsc::Sender<Result<Vec<String>>>) -> Result<(
             Ok(name) => piece.push(name),
             Err(Failure::NOT_FOUND) => break Ok(()),
             Err(failure) => break Err(failure),
+        }
+        if names.is_closed() {
+            break Ok(());
         }
         if piece.len() == LISTED && names.blocking_send(Ok(std::mem::take(&mut piece))).is_err() {
             break Ok(());

@@ -5,6 +5,7 @@ use std::ffi::{CString, c_int, c_void};
 use std::fmt;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::cluster::blocking;
@@ -37,8 +38,11 @@ unsafe impl Send for Open {}
 // SAFETY: as above.
 unsafe impl Sync for Open {}
 
-/// Where events go.
-struct Heard(mpsc::Sender<Event>);
+/// Where events go. There is always room for the last one.
+struct Heard {
+    said: mpsc::Sender<Event>,
+    lost: Mutex<Option<mpsc::OwnedPermit<Event>>>,
+}
 
 impl PoolWatch {
     pub(super) async fn begin(io: Io, object: CString) -> Result<Self> {
@@ -54,7 +58,9 @@ impl PoolWatch {
 
         let library = io.cluster.0.library;
         let (heard, events) = mpsc::channel(WAITING_MAX);
-        let heard = Box::into_raw(Box::new(Heard(heard))).cast_const();
+        let room = heard.clone().try_reserve_owned().expect("nothing was said yet");
+        let heard = Heard { said: heard, lost: Mutex::new(Some(room)) };
+        let heard = Box::into_raw(Box::new(heard)).cast_const();
         let kept = Begin { io: Arc::new(io), object, id: 0, heard };
         let (answer, kept) = submit(library, kept, |kept, completion| {
             // SAFETY: what is kept is there, and stays where it is until the operation is done. `heard` stays until the watch has
@@ -73,8 +79,9 @@ impl PoolWatch {
         match answer {
             Ok(_) => Ok(Self { open: Some(Open { io, object, id, heard }), events }),
             Err(failure) => {
-                // SAFETY: there is no watch, so nobody calls back.
-                drop(unsafe { Box::from_raw(heard.cast_mut()) });
+                // There is no watch, but it may have been lost before it was refused.
+                let open = Open { io, object, id, heard };
+                blocking(move || open.forget()).await;
                 Err(failure)
             }
         }
@@ -137,7 +144,8 @@ impl Watch for PoolWatch {
 
     async fn close(mut self) -> Result<()> {
         match self.open.take() {
-            Some(open) => open.end().await,
+            // In a task of its own, which ends it whoever stops waiting.
+            Some(open) => tokio::spawn(open.end()).await.unwrap_or(Err(Failure::NOT_CONNECTED)),
             None => Ok(()),
         }
     }
@@ -170,12 +178,14 @@ unsafe extern "C" fn said(
 ) {
     // SAFETY: `heard` is what `begin` made, and is there until no callback comes any more. The bytes are there during the call.
     let (heard, bytes) = unsafe { (&*heard.cast::<Heard>(), copied(bytes.cast(), length)) };
-    let _ = heard.0.try_send(Event::Said { said, client, bytes });
+    let _ = heard.said.try_send(Event::Said { said, client, bytes });
 }
 
 /// Called on a thread of librados when the watch is lost.
 unsafe extern "C" fn lost(heard: *mut c_void, _watch: u64, error: c_int) {
     // SAFETY: as above.
     let heard = unsafe { &*heard.cast::<Heard>() };
-    let _ = heard.0.try_send(Event::Lost(Failure(error.saturating_neg())));
+    if let Some(room) = heard.lost.lock().take() {
+        room.send(Event::Lost(Failure(error.saturating_neg())));
+    }
 }

@@ -45,6 +45,7 @@ impl Watchers {
 
     /// Tells all watches of a client that they are lost.
     pub(super) fn lose(&mut self, client: u64) {
+        self.said.retain(|(_, from), _| from.0 != client);
         for open in self.open.values_mut() {
             for (_, lost) in open.extract_if(.., |watcher, _| watcher.0 == client) {
                 let _ = lost.send(Event::Lost(Failure::NOT_CONNECTED));

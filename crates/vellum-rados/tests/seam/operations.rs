@@ -27,6 +27,8 @@ crate::cases! {
     namespaces_keep_objects_apart,
     names_with_a_zero_byte_are_refused,
     a_range_of_no_bytes_is_refused_and_not_sent,
+    a_look_that_was_refused_before_it_was_sent_leaves_nothing_behind,
+    a_read_of_no_bytes_reads_none,
 }
 
 async fn all_steps_take_effect_or_none<P: Place>(place: P) {
@@ -297,4 +299,29 @@ async fn a_range_of_no_bytes_is_refused_and_not_sent<P: Place>(place: P) {
         assert_eq!(refused, Err(Failure::INVALID));
     }
     assert_eq!(bytes(&pool, "range", 3).await, Err(Failure::NOT_FOUND));
+}
+
+async fn a_look_that_was_refused_before_it_was_sent_leaves_nothing_behind<P: Place>(place: P) {
+    let pool = place.client().await;
+    write(&pool, "refused", WriteOp::new().set_omap("k", "v")).await.unwrap();
+    let omap = || ReadStep::Omap { after: String::new(), prefix: String::new(), max: 10 };
+    let keys = ReadStep::OmapKeys(BTreeSet::from([b"k".to_vec()]));
+    for step in [omap(), keys, ReadStep::Xattrs, ReadStep::Stat] {
+        let buffer = Buffer::from_vec(vec![0; 4]);
+        let op = ReadOp::new().then(omap()).then(step).data(0, buffer, 0..5);
+        let done = pool.read("refused", SnapId::HEAD, op).await;
+        assert_eq!((done.result, done.buffer.unwrap().len()), (Err(Failure::INVALID), 4));
+    }
+}
+
+async fn a_read_of_no_bytes_reads_none<P: Place>(place: P) {
+    let pool = place.client().await;
+    write(&pool, "none", WriteOp::new().write(0, "abc")).await.unwrap();
+    let read = async |object| {
+        let buffer = Buffer::from_vec(vec![b'?'; 4]);
+        let done = pool.read(object, SnapId::HEAD, ReadOp::new().data(0, buffer, 2..2)).await;
+        (done.result, done.buffer.unwrap().to_vec())
+    };
+    assert_eq!(read("none").await, (Ok((0, Vec::new())), b"????".to_vec()));
+    assert_eq!(read("never").await, (Err(Failure::NOT_FOUND), b"????".to_vec()));
 }
