@@ -65,13 +65,11 @@ fn heard(bytes: &[u8]) {
 
 /// A map that says what the input wants, and one byte of it changed.
 fn changed_map(input: &mut Input<'_>) {
-    const ALL: [Existence; 4] =
-        [Existence::Absent, Existence::Present, Existence::Pending, Existence::Clean];
     let (at, mask) = (usize::from(input.u16()), input.u8());
     let bytes = input.rest();
     let mut map = ObjectMap::new(bytes.len() as u64);
     for (object, byte) in bytes.iter().enumerate() {
-        map.set(object as u64, ALL[usize::from(byte % 4)]);
+        map.set(object as u64, Existence::ALL[usize::from(byte % 4)]);
     }
     let mut written = map.to_bytes();
     again::<ObjectMap>(&written);

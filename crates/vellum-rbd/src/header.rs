@@ -56,7 +56,7 @@ pub struct BadHeader {
 }
 
 /// Keys of times that change without the image being another one, and those of what is not looked at.
-const IGNORED: [&str; 4] = ["access_timestamp", "modify_timestamp", "snap_limit", "rbd_group_ref"];
+const IGNORED: [&str; 4] = [key::ACCESSED, key::MODIFIED, "snap_limit", "rbd_group_ref"];
 
 impl Header {
     /// What these keys say.
@@ -92,7 +92,7 @@ impl Header {
             children: BTreeMap::new(),
             metadata: BTreeMap::new(),
             migration: keys.find(key::MIGRATION)?,
-            created: keys.find("create_timestamp")?.unwrap_or_default(),
+            created: keys.find(key::CREATED)?.unwrap_or_default(),
             unknown: Vec::new(),
         };
         keys.0.iter().try_for_each(|(name, value)| header.take(name, value))?;
@@ -145,7 +145,7 @@ const KNOWN: [&str; 13] = [
     key::OPERATIONS,
     key::PARENT,
     key::MIGRATION,
-    "create_timestamp",
+    key::CREATED,
 ];
 
 fn bad(key: &str, why: Option<Malformed>) -> BadHeader {

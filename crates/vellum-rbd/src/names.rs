@@ -117,6 +117,12 @@ pub mod key {
     pub const OPERATIONS: &str = "op_features";
     /// [`Parent`](crate::records::Parent).
     pub const PARENT: &str = "parent";
+    /// When the image was made: [`Time`](crate::wire::Time).
+    pub const CREATED: &str = "create_timestamp";
+    /// When it was read, as far as its clients noted it.
+    pub const ACCESSED: &str = "access_timestamp";
+    /// When it was changed, as far as its clients noted it.
+    pub const MODIFIED: &str = "modify_timestamp";
     /// [`Migration`](crate::records::Migration).
     pub const MIGRATION: &str = "migration";
 

@@ -34,13 +34,11 @@ pub enum Existence {
 }
 
 impl Existence {
+    /// Each once, in the place of its number.
+    pub const ALL: [Self; 4] = [Self::Absent, Self::Present, Self::Pending, Self::Clean];
+
     fn of_bits(bits: u8) -> Self {
-        match bits & 3 {
-            0 => Self::Absent,
-            1 => Self::Present,
-            2 => Self::Pending,
-            _ => Self::Clean,
-        }
+        Self::ALL[usize::from(bits & 3)]
     }
 }
 

@@ -41,11 +41,10 @@ impl Class for Rbd {
     fn call(
         &self,
         method: &str,
-        client: u64,
+        _client: u64,
         object: &mut Option<ClassObject>,
         input: &[u8],
     ) -> Result<Vec<u8>> {
-        let _ = client;
         match method {
             "copyup" => return copy_up(object, [(0, input.to_vec())]),
             "sparse_copyup" => return sparse_copy_up(object, input),
@@ -89,10 +88,10 @@ fn header_method(it: &mut ClassObject, method: &str, input: &[u8]) -> Result<Vec
         "set_flags" => nothing(set_flags(it, input)),
         "op_features_get" => Ok(it.find::<u64>(key::OPERATIONS)?.unwrap_or(0).to_bytes()),
         "op_features_set" => nothing(set_operations_asked(it, input)),
-        "get_create_timestamp" => time(it, "create_timestamp"),
-        "get_modify_timestamp" => time(it, "modify_timestamp"),
-        "set_modify_timestamp" => nothing(touch(it, "modify_timestamp")),
-        "set_access_timestamp" => nothing(touch(it, "access_timestamp")),
+        "get_create_timestamp" => time(it, key::CREATED),
+        "get_modify_timestamp" => time(it, key::MODIFIED),
+        "set_modify_timestamp" => nothing(touch(it, key::MODIFIED)),
+        "set_access_timestamp" => nothing(touch(it, key::ACCESSED)),
         "snapshot_add" => nothing(add_snapshot(it, input)),
         "snapshot_remove" => nothing(remove_snapshot(it, given(input)?)),
         "snapshot_rename" => nothing(rename_snapshot(it, input)),
@@ -264,7 +263,7 @@ fn create(it: &mut ClassObject, input: &[u8]) -> Result<()> {
     it.set(key::FEATURES, &features);
     it.set(key::OBJECT_PREFIX, &prefix);
     it.set(key::SNAP_SEQ, &0_u64);
-    for time in ["create_timestamp", "access_timestamp", "modify_timestamp"] {
+    for time in [key::CREATED, key::ACCESSED, key::MODIFIED] {
         it.set(time, &Time::default());
     }
     Ok(())
@@ -629,10 +628,7 @@ fn map_of(it: &ClassObject) -> Result<ObjectMap> {
 }
 
 fn existence(number: u8) -> Result<Existence> {
-    [Existence::Absent, Existence::Present, Existence::Pending, Existence::Clean]
-        .get(usize::from(number))
-        .copied()
-        .ok_or(Failure::INVALID)
+    Existence::ALL.get(usize::from(number)).copied().ok_or(Failure::INVALID)
 }
 
 fn map_method(it: &mut ClassObject, method: &str, input: &[u8]) -> Result<Vec<u8>> {
@@ -716,10 +712,7 @@ fn copy_up(
     if object.is_none() {
         let mut new = ClassObject::default();
         for (offset, bytes) in parts {
-            let start = usize::try_from(offset).map_err(|_| Failure::INVALID)?;
-            let end = start.checked_add(bytes.len()).ok_or(Failure::INVALID)?;
-            new.data.resize(new.data.len().max(end), 0);
-            new.data[start..end].copy_from_slice(&bytes);
+            new.write(offset, &bytes)?;
         }
         *object = Some(new);
     }

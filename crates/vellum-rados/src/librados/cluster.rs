@@ -164,8 +164,7 @@ impl Cluster {
     /// `NOT_PERMITTED` if this user may not.
     pub async fn blocklist(&self, address: &str, time: Duration) -> Result<()> {
         let address = text(address)?;
-        // None would be as long as the monitors like.
-        let seconds = time.as_millis().div_ceil(1000).clamp(1, u32::MAX.into()) as u32;
+        let seconds = whole_seconds(time);
         self.ask(move |library, handle| {
             // SAFETY: the connection is open, and the address ends with a zero byte; it is only read.
             unsafe { (library.blocklist_add)(handle, address.as_ptr().cast_mut(), seconds) }
@@ -270,6 +269,11 @@ impl Drop for Connection {
             end();
         }
     }
+}
+
+/// A time as Ceph counts it: in whole seconds, and at least one, since none is as long as the other side likes.
+pub(super) fn whole_seconds(time: Duration) -> u32 {
+    time.as_millis().div_ceil(1000).clamp(1, u32::MAX.into()) as u32
 }
 
 /// Does what librados has no callback for, on a thread that may wait.

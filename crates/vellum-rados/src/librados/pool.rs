@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, whole_seconds};
 use super::completion::submit;
 use super::library::Handle;
 use super::operation::{NativeRead, NativeWrite, output, text};
@@ -228,8 +228,7 @@ impl Objects for Pool {
 
         let library = self.0.cluster.0.library;
         let said = c_int::try_from(says.len()).map_err(|_| Failure::INVALID)?;
-        // It is counted in whole seconds, and none would be as long as the cluster likes.
-        let wait = wait.as_millis().div_ceil(1000).clamp(1, u32::MAX.into()) as u64 * 1000;
+        let wait = u64::from(whole_seconds(wait)) * 1000;
         let (io, object) = (self.io()?, text(object)?);
         let kept = Notify { io, object, says, answers: ptr::null_mut(), length: 0 };
         let (answer, kept) = submit(library, kept, |kept, completion| {

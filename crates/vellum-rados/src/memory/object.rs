@@ -16,6 +16,20 @@ pub struct ClassObject {
     pub omap: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
+impl ClassObject {
+    /// Writes bytes, with zeros for what is missing before them.
+    ///
+    /// # Errors
+    /// `INVALID` if they lie where no memory is.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let start = usize::try_from(offset).map_err(|_| Failure::INVALID)?;
+        let end = start.checked_add(bytes.len()).ok_or(Failure::INVALID)?;
+        self.data.resize(self.data.len().max(end), 0);
+        self.data[start..end].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
 /// Methods that work on an object inside the cluster.
 pub trait Class: Send + Sync + 'static {
     /// Calls a method for a client, by its number. What it does to the object counts only if it succeeds, and so does the operation that it is a step of; an
@@ -155,14 +169,6 @@ fn bytes_at(object: &ClassObject, offset: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-fn write_at(object: &mut ClassObject, offset: u64, bytes: &[u8]) -> Result<()> {
-    let start = usize::try_from(offset).map_err(|_| Failure::INVALID)?;
-    let end = start.checked_add(bytes.len()).ok_or(Failure::INVALID)?;
-    object.data.resize(object.data.len().max(end), 0);
-    object.data[start..end].copy_from_slice(bytes);
-    Ok(())
-}
-
 /// One step.
 fn take(step: &WriteStep, object: &mut Option<ClassObject>, caller: &Caller<'_>) -> Result<()> {
     match step {
@@ -185,9 +191,7 @@ fn take(step: &WriteStep, object: &mut Option<ClassObject>, caller: &Caller<'_>)
             object.get_or_insert_default();
             Ok(())
         }
-        WriteStep::Write { offset, data } => {
-            write_at(object.get_or_insert_default(), *offset, data)
-        }
+        WriteStep::Write { offset, data } => object.get_or_insert_default().write(*offset, data),
         WriteStep::WriteFull(data) => {
             object.get_or_insert_default().data = data.to_vec();
             Ok(())
