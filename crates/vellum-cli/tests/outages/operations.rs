@@ -11,6 +11,7 @@ use vellum_core::Extent;
 use crate::load::Shared;
 use crate::machine::{Answer, Machine, SECOND_POOL};
 use crate::record::{OBJECTS, SIZE};
+use crate::tally::End;
 
 const IMAGES_MAX: usize = 7;
 const SNAPSHOTS_MAX: usize = 10;
@@ -54,17 +55,18 @@ impl<'a> Operator<'a> {
 
     /// Whether it was done; if not, it may have been. Nothing but an outage, or somebody else who was first, may keep it from it.
     fn command(&mut self, what: &'static str, arguments: &[&str]) -> Result<bool> {
+        self.shared.record().tally.begins(what);
         let answer = self.machine.run(arguments);
         let over = self.shared.is_over();
-        let done = match answer {
-            Ok(answer) if answer.is_done() => true,
-            Ok(answer) if over || is_refused(&answer) => false,
-            Err(_) if over => false,
+        let end = match answer {
+            Ok(answer) if answer.is_done() => End::Done,
+            Ok(answer) if is_refused(&answer) => End::Refused,
+            Ok(_) | Err(_) if over => End::Interrupted,
             Ok(answer) => bail!("vellum {} {}", arguments.join(" "), answer.told()),
             Err(error) => return Err(error),
         };
-        self.shared.record().tally.command(what, done);
-        Ok(done)
+        self.shared.record().tally.ends(what, end);
+        Ok(end == End::Done)
     }
 
     /// The same, on an image that stays meanwhile.

@@ -1,5 +1,6 @@
 //! What both kinds of outages share: how a story begins, and the load between a look and the next outage.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use crate::load::{Shared, Writer};
 use crate::machine::{Machine, SECOND_POOL, ok};
 use crate::operations::Operator;
 use crate::record::{FIRST, FIRST_SNAPSHOT, OBJECTS, SIZE};
+use crate::tally::TARGETS;
 
 /// How long something may take that has to happen.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -111,6 +113,33 @@ pub fn live(
     record.detach_all();
     record.tally.outages += 1;
     Ok(())
+}
+
+/// How an outage finds a command in the middle of its work.
+pub struct Aim {
+    /// How long it waits for one at most.
+    pub waits: Duration,
+    /// How often it looks for one.
+    pub looks: Duration,
+    /// After how many milliseconds it comes then.
+    pub then_ms: Range<u64>,
+}
+
+/// Half of the time, waits until what outages have interrupted least of all [`TARGETS`] is under way.
+pub fn aim(shared: &Shared, chance: &mut StdRng, aim: Aim) {
+    let least = |shared: &Shared| {
+        let tally = &shared.record().tally;
+        TARGETS.into_iter().min_by_key(|what| tally.ended(what).interrupted)
+    };
+    let Some(what) = least(shared).filter(|_| chance.random_bool(0.5)) else { return };
+    let began = Instant::now();
+    while !shared.record().tally.is_under_way(what) {
+        if began.elapsed() > aim.waits {
+            return;
+        }
+        std::thread::sleep(aim.looks);
+    }
+    std::thread::sleep(Duration::from_millis(chance.random_range(aim.then_ms)));
 }
 
 /// Waits for what has to happen.
