@@ -95,12 +95,12 @@ const ENOUGH: u32 = 50;
 const AIM: Aim =
     Aim { waits: Duration::from_millis(500), looks: Duration::from_millis(1), then_ms: 0..25 };
 
-/// So many rounds: a look, a load, a kill.
-pub fn story(rounds: u32) -> Result<()> {
-    let (rounds, seed) = (story::rounds(rounds)?, story::seed()?);
+/// So many rounds of a seed, unless the environment asks for others: a look, a load, a kill.
+pub fn story(rounds: u32, seed: u64) -> Result<()> {
+    let (rounds, seed) = (story::rounds(rounds)?, story::seed_or(seed)?);
     let mut chance = StdRng::seed_from_u64(seed);
     let machine = Processes::new()?;
-    let shared = Shared::default();
+    let shared = Shared::of(seed);
     machine.serve()?;
     story::begin(&machine, &shared)?;
     machine.kill(false)?;

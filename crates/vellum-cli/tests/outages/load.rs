@@ -24,6 +24,11 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Of a story of this seed.
+    pub fn of(seed: u64) -> Self {
+        Self { record: Mutex::new(Record::of(seed)), ..Self::default() }
+    }
+
     pub fn record(&self) -> std::sync::MutexGuard<'_, Record> {
         self.record.lock().expect("nobody panicked with it")
     }
@@ -113,8 +118,11 @@ impl<'a> Writer<'a> {
 
     fn read(&mut self) -> Result<()> {
         let at = self.some_sectors(128);
-        let since = self.shared.record().now(&self.image);
-        let cookie = self.client.send(Command::Read, at.offset(), at.length() as u32, &[])?;
+        let (since, place) = {
+            let mut record = self.shared.record();
+            (record.now(&self.image), record.place(at))
+        };
+        let cookie = self.client.send(Command::Read, place.offset(), at.length() as u32, &[])?;
         self.waiting.insert(cookie, Asked::Read { at, since });
         Ok(())
     }
@@ -155,10 +163,13 @@ impl<'a> Writer<'a> {
         stamp: u64,
         payload: &[u8],
     ) -> Result<()> {
-        let change = self.shared.record().begin(&self.image, at, stamp);
+        let (change, place) = {
+            let mut record = self.shared.record();
+            (record.begin(&self.image, at, stamp), record.place(at))
+        };
         let durable = flags & FUA != 0;
         let length = at.length() as u32;
-        let cookie = self.client.send_flagged(command, flags, at.offset(), length, payload)?;
+        let cookie = self.client.send_flagged(command, flags, place.offset(), length, payload)?;
         self.waiting.insert(cookie, Asked::Change { what, at, change, durable });
         Ok(())
     }

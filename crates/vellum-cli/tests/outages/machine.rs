@@ -82,21 +82,28 @@ fn find(machine: &dyn Machine, arguments: &[&str]) -> Result<Vec<String>> {
     Ok(stale)
 }
 
+/// What is read at once.
+const PIECE: u64 = 256 << 10;
+
 /// Looks at everything that there is, through the server, and holds it against the record.
 pub fn look(machine: &dyn Machine, record: &mut Record, outage: Outage) -> Result<()> {
     record.take_stock(&listed(machine)?)?;
     for (image, snapshot) in record.readable() {
         let export = snapshot.as_ref().map_or(image.clone(), |name| format!("{image}@{name}"));
         let mut client = machine.connect(&export)?;
-        ensure!(client.size() == SIZE, "{export} has {} bytes", client.size());
-        let mut pieces = Extent::new(0, SIZE).chunks(256 << 10);
+        ensure!(client.size() == record.size(), "{export} has {} bytes", client.size());
+        let before = record.before(PIECE);
+        let found = client.read(before.offset(), before.length() as u32)?;
+        ensure!(found.iter().all(|byte| *byte == 0), "{export} has something at {before}");
+        let mut pieces = Extent::new(0, SIZE).chunks(PIECE);
         let mut asked = HashMap::new();
         loop {
             // Two on their way: a guest is slow to answer, and quick to read.
             while asked.len() < 2
                 && let Some(at) = pieces.next()
             {
-                let cookie = client.send(Command::Read, at.offset(), at.length() as u32, &[])?;
+                let (offset, length) = (record.place(at).offset(), at.length() as u32);
+                let cookie = client.send(Command::Read, offset, length, &[])?;
                 asked.insert(cookie, at);
             }
             if asked.is_empty() {

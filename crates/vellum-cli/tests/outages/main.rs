@@ -42,9 +42,9 @@ fn cases() -> Vec<Case> {
     let with_client = |name, test| Case { lacks: client.clone(), ..here(name, test) };
     let slow = |case: Case| Case { is_slow: true, ..case };
     vec![
-        here("kill_9_in_fifty_rounds_loses_no_acknowledged_write", || killed::story(50)),
+        here("kill_9_in_fifty_rounds_loses_no_acknowledged_write", || killed::story(50, 1)),
         slow(here("kill_9_in_five_hundred_rounds_loses_no_acknowledged_write", || {
-            killed::story(500)
+            killed::story(500, 2)
         })),
         in_guest("a_machine_that_loses_power_keeps_what_was_promised", || power::story(2)),
         slow(in_guest("a_machine_that_loses_power_thirty_times_keeps_what_was_promised", || {

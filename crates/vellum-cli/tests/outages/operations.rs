@@ -218,7 +218,8 @@ impl<'a> Operator<'a> {
     }
 
     fn discard(&mut self, image: &str, at: Extent, to: &str) -> Result<bool> {
-        let (offset, length) = (at.offset().to_string(), at.length().to_string());
+        let place = self.shared.record().place(at);
+        let (offset, length) = (place.offset().to_string(), place.length().to_string());
         let arguments = ["discard", image, "--offset", &offset, "--length", &length, "--to", to];
         self.command_on(image, "discard", &arguments)
     }

@@ -34,7 +34,7 @@ impl Machine {
         let socket = dir.join(format!("{}.sock", file_system.name()));
         let disk = Served::start(VolatileDisk::open(&file, file_system.unit())?, &socket)?;
         let chance = StdRng::seed_from_u64(seed);
-        let shared = Shared::default();
+        let shared = Shared::of(seed);
         Ok(Self { file_system, disk, shared, chance, begun: false, unflushed: (0, 0) })
     }
 

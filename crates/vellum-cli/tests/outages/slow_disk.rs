@@ -53,7 +53,7 @@ pub fn killed(file_systems: &[FileSystem], rounds: u32) -> Result<()> {
         let mut kills = Kills {
             guest: &guest,
             disk: &disk.disk,
-            shared: Shared::default(),
+            shared: Shared::of(seed),
             server: Server::One,
             chance: StdRng::seed_from_u64(seed),
             slept: AtomicU64::new(0),
@@ -180,12 +180,13 @@ impl Kills<'_> {
     /// Looks at each piece of an image, and writes it anew.
     fn write_over(&self, image: &str, mut client: Client) -> Result<()> {
         for at in Extent::new(0, SIZE).chunks(256 << 10) {
-            let found = client.read(at.offset(), at.length() as u32)?;
             let mut record = self.shared.record();
+            let place = record.place(at);
+            let found = client.read(place.offset(), at.length() as u32)?;
             record.judge_image(image, at, &found, Outage::Death)?;
             let stamp = record.stamp();
             let change = record.begin(image, at, stamp);
-            client.write(at.offset(), &filled(stamp, at))?;
+            client.write(place.offset(), &filled(stamp, at))?;
             record.end(image, at, change, false);
         }
         client.disconnect()

@@ -28,9 +28,14 @@ pub fn rounds(usual: u32) -> Result<u32> {
     number("VELLUM_ROUNDS", usual)
 }
 
-/// The seed of the first round's dice.
+/// The seed of the first round's dice, and of where in images the load lies.
 pub fn seed() -> Result<u64> {
-    number("VELLUM_SEED", 1)
+    seed_or(1)
+}
+
+/// The same, of a test that usually has another one.
+pub fn seed_or(usual: u64) -> Result<u64> {
+    number("VELLUM_SEED", usual)
 }
 
 fn number<T: std::str::FromStr>(name: &str, usual: T) -> Result<T>
@@ -45,7 +50,7 @@ where
 
 /// Makes the first image, full of data, and a clone of it in each mode. A server must run.
 pub fn begin(machine: &dyn Machine, shared: &Shared) -> Result<()> {
-    let (size, object) = (SIZE.to_string(), OBJECTS[0].to_string());
+    let (size, object) = (shared.record().size().to_string(), OBJECTS[0].to_string());
     ok(machine, &["pool", "create", SECOND_POOL, "--path", &machine.second_pool()])?;
     shared.record().begin_image(FIRST, OBJECTS[0], None);
     ok(machine, &["create", FIRST, "--size", &size, "--object-size", &object])?;
@@ -71,7 +76,7 @@ pub fn fill(machine: &dyn Machine, shared: &Shared) -> Result<()> {
         let mut record = shared.record();
         let stamp = record.stamp();
         let change = record.begin(FIRST, at, stamp);
-        client.write(at.offset(), &filled(stamp, at))?;
+        client.write(record.place(at).offset(), &filled(stamp, at))?;
         record.end(FIRST, at, change, false);
     }
     let since = shared.record().now(FIRST);

@@ -97,7 +97,8 @@ fn tell(guest: &Guest, disk: &VolatileDisk) -> Result<()> {
 }
 
 fn tell_of_load(guest: &Guest, disk: &VolatileDisk, rounds: u32) -> Result<()> {
-    let (seed, shared) = (story::seed()?, Shared::default());
+    let seed = story::seed()?;
+    let shared = Shared::of(seed);
     guest.serve()?;
     story::begin(guest, &shared)?;
     for round in 0..rounds {

@@ -16,11 +16,24 @@ use vellum_sim::{ChangeId, History, Value};
 use crate::content::{SECTOR, is_mixture, stamp_of};
 use crate::tally::Tally;
 
-/// The size of all images.
+/// How much is known of an image: its end. It has nothing before.
 pub const SIZE: u64 = 4 << 20;
+/// So much before that a border between two sectors of its layers' maps, each of 1,984 blocks, lies in the middle of what is known.
+const BEFORE_A_SECTOR: u64 = 6 << 20;
+/// So much that it is a border between two pages, of eight sectors each.
+const BEFORE_A_PAGE: u64 = 60 << 20;
 /// The sizes of their objects: what a copy-up clone copies at once.
 pub const OBJECTS: [u64; 2] = [64 << 10, 1 << 20];
 const SECTORS: u64 = SIZE / SECTOR;
+
+const _: () = {
+    let sector_of_a_map = 1984 * 4096;
+    let (sector, page) = (sector_of_a_map - BEFORE_A_SECTOR, 8 * sector_of_a_map - BEFORE_A_PAGE);
+    assert!(SIZE / 4 < sector && sector < SIZE / 2 && page == SIZE / 2);
+    // What covers whole objects of what is known covers whole objects of the image.
+    assert!(BEFORE_A_SECTOR.is_multiple_of(OBJECTS[1]) && BEFORE_A_PAGE.is_multiple_of(OBJECTS[1]));
+};
+
 /// The image that all others come from, and its snapshot. Both stay.
 pub const FIRST: &str = "gold";
 pub const FIRST_SNAPSHOT: &str = "s";
@@ -112,6 +125,8 @@ pub struct Listed {
 /// Everything that is known.
 #[derive(Debug, Default)]
 pub struct Record {
+    /// How much lies before what is known, in each image.
+    before: u64,
     images: BTreeMap<String, Known>,
     stamps: u64,
     names: u32,
@@ -119,6 +134,27 @@ pub struct Record {
 }
 
 impl Record {
+    /// One of images whose maps are torn between two sectors, or between two pages, by a seed.
+    pub fn of(seed: u64) -> Self {
+        let before = [BEFORE_A_SECTOR, BEFORE_A_PAGE][(seed % 2) as usize];
+        Self { before, ..Self::default() }
+    }
+
+    /// The size of all images.
+    pub fn size(&self) -> u64 {
+        self.before + SIZE
+    }
+
+    /// Where in an image that lies of which something is known.
+    pub fn place(&self, at: Extent) -> Extent {
+        Extent::new(self.before + at.offset(), at.length())
+    }
+
+    /// A piece of an image right before that.
+    pub fn before(&self, length: u64) -> Extent {
+        Extent::between(self.before.saturating_sub(length), self.before)
+    }
+
     /// A number that no request has had yet.
     pub fn stamp(&mut self) -> u64 {
         self.stamps += 1;
