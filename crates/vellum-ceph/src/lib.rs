@@ -1,7 +1,53 @@
 //! The Ceph engine: images on RADOS, in the RBD format.
 //!
-//! Only its ground is here yet: the object classes of Ceph in memory, so that what the engine is going to ask of a cluster can be
-//! tested without one.
+//! It knows objects of a cluster, through the seam of [`vellum_rados`], and the format, by [`vellum_rbd`]; nothing of what lies in
+//! parents, and no file of this machine.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`catalog`] | [`CephCatalog`]: the engine contract, and what of a pool is open |
+//! | `create`, `remove`, `records`, `children`, `change` | each sequence of steps that changes a pool |
+//! | `pending` | notes of such sequences, so that they can be finished after a death |
+//! | `check` | what a check looks at |
+//! | `ownership` | the lock of an image, and who reads its head |
+//! | `watched` | what an open image hears from others, and answers |
+//! | `described` | what a header says, and the record that this makes |
+//! | [`head`] | [`CephHead`]: the one writer |
+//! | [`layer`] | [`CephLayer`]: a revision, for reading |
+//! | `data` | the data objects of a revision, and what is remembered of their states |
+//! | `bitmap` | the allocation bitmap, as it is stored |
+//! | [`plan`] | pure: what a change does to an object |
+//! | [`place`] | pure: where units lie in objects |
+//! | [`states`] | pure: the states of an object's units, as bytes |
+//! | [`presence`] | pure: which objects there are |
+//! | [`keys`] | pure: what is kept beside the RBD format |
+//! | [`classes`] | Ceph's object classes in memory, for tests |
 #![forbid(unsafe_code)]
 
+mod bitmap;
+pub mod catalog;
+mod change;
+mod check;
+mod children;
 pub mod classes;
+mod create;
+mod data;
+mod described;
+mod error;
+pub mod head;
+pub mod keys;
+pub mod layer;
+mod ownership;
+pub mod pending;
+pub mod place;
+pub mod plan;
+pub mod presence;
+mod records;
+mod remove;
+pub mod states;
+mod watched;
+
+pub use catalog::CephCatalog;
+pub use change::CephPrepared;
+pub use head::CephHead;
+pub use layer::CephLayer;

@@ -200,7 +200,7 @@ impl<C: Catalog, W: Watch> Catalog for AroundCatalog<C, W> {
         self.inner.unused_id()
     }
 
-    fn reserve(&self, id: &ImageId) -> Result<Reserved> {
+    fn reserve(&self, id: &ImageId) -> impl Future<Output = Result<Reserved>> + Send {
         self.inner.reserve(id)
     }
 

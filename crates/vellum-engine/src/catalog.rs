@@ -7,8 +7,8 @@ use std::future::Future;
 use vellum_core::{Geometry, ImageName, SnapshotName};
 
 use crate::{
-    ChildRef, Finding, Head, ImageId, ImageRecord, Layer, Layering, ParentLink, PoolId, Repair,
-    Result, RevisionId, SnapshotId, Version,
+    ChildRef, Error, ErrorKind, Finding, Head, ImageId, ImageRecord, Layer, Layering, ParentLink,
+    PoolId, Repair, Result, RevisionId, SnapshotId, Version,
 };
 
 /// The most findings of one check.
@@ -44,7 +44,7 @@ pub trait Catalog: Clone + Send + Sync + std::fmt::Debug + 'static {
 
     /// Keeps an id for an image that is about to be created, so that nobody takes it for [gone](Self::is_gone) until the answer
     /// is dropped or its process dies. `InUse` if somebody keeps it already.
-    fn reserve(&self, id: &ImageId) -> Result<Reserved>;
+    fn reserve(&self, id: &ImageId) -> impl Future<Output = Result<Reserved>> + Send;
 
     /// Whether there is no image with this id, nor will there be: nobody keeps the id, and what a process that died in its
     /// creation left behind can no longer come true. False also where that cannot be made sure, in a pool that is only looked
@@ -187,6 +187,32 @@ pub struct NewImage {
     pub id: Option<ImageId>,
     /// Keys and values for whoever uses the image.
     pub meta: BTreeMap<String, String>,
+}
+
+impl NewImage {
+    /// Whether an engine of these capabilities can have such an image. `Invalid` if not, saying what it can.
+    pub fn check_limits(&self, can: &Capabilities) -> Result<()> {
+        let invalid = |what: String| Err(Error::new(ErrorKind::Invalid, what));
+        if self.size > can.size_max {
+            let max = can.size_max;
+            return invalid(format!("{} bytes are more than an image can have: {max}", self.size));
+        }
+        let blocks = can.block_size_min..=can.block_size_max;
+        if !self.block_size.is_power_of_two() || !blocks.contains(&self.block_size) {
+            return invalid(format!(
+                "a block of {} bytes is not possible; choose a power of two from {} to {}",
+                self.block_size, can.block_size_min, can.block_size_max
+            ));
+        }
+        if !self.geometry.accepts_block_size(u64::from(self.block_size)) {
+            return invalid(format!(
+                "a block of {} bytes does not divide the stripe unit of {}; choose a smaller block",
+                self.block_size,
+                self.geometry.stripe_unit()
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// The parent of a clone to be.

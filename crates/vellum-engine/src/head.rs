@@ -44,7 +44,8 @@ pub trait Head: Clone + Send + Sync + std::fmt::Debug + 'static {
     ///
     /// To zero: units read as zeros at once and their space is freed; one that is data may stay data and be punched.
     /// To inherit: `Unsupported` where [`Capabilities::inherit`](crate::Capabilities::inherit) says so. The space is
-    /// freed by a later call of [`reclaim`](Self::reclaim), since a read may be on its way.
+    /// freed by a later call of [`reclaim`](Self::reclaim), since a read may be on its way; or at once, by an engine whose reads
+    /// get states and bytes of one moment.
     fn set(
         &self,
         at: Extent,

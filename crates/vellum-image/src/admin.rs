@@ -122,7 +122,7 @@ pub async fn clone<C: Catalog>(
     if link.pool == child_catalog.pool() {
         return child_catalog.create(new).await;
     }
-    let kept = child_catalog.reserve(&id)?;
+    let kept = child_catalog.reserve(&id).await?;
     let child = ChildRef { pool: child_catalog.pool(), image: id };
     parent_catalog.attach(&link.image, &link.revision, &child).await?;
     let created = child_catalog.create(new).await;

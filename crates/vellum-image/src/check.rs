@@ -194,7 +194,7 @@ async fn check_children<C: Catalog>(
                 if repair.is_wanted() {
                     !children.is_gone(&child.image).await?
                 } else {
-                    let kept = children.reserve(&child.image);
+                    let kept = children.reserve(&child.image).await;
                     kept.is_err_and(|error| error.kind() == ErrorKind::InUse)
                 }
             }

@@ -271,7 +271,7 @@ impl<D: Disk> Catalog for LocalCatalog<D> {
         ImageNo::random(self.disk()).id()
     }
 
-    fn reserve(&self, id: &ImageId) -> Result<Reserved> {
+    async fn reserve(&self, id: &ImageId) -> Result<Reserved> {
         self.writable()?;
         let kept = self.try_lock(ImageNo::of(id)?.lock(), LockKind::Exclusive)?;
         let in_use =

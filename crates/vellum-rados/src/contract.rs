@@ -38,11 +38,23 @@ pub trait Objects: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// A watch on an object.
     type Watch: Watch;
 
+    /// The cluster, which no other has the number of.
+    fn cluster(&self) -> [u8; 16];
+
     /// The number of the pool, which no other pool of the cluster has or had.
     fn pool(&self) -> i64;
 
     /// The number of this client at the cluster.
     fn client(&self) -> u64;
+
+    /// The same connection at another pool, by its number, and at a namespace in it. Whether there is such a pool may show only
+    /// when it is used.
+    fn at(&self, pool: i64, namespace: &str) -> Result<Self>;
+
+    /// Has the cluster refuse all that a client sends, for an hour or more, and waits until that is so: afterwards whatever it
+    /// had sent has landed or never will. The client is known by its number, and by the address that the locks that it holds
+    /// have of it.
+    fn fence(&self, client: u64, address: &str) -> impl Future<Output = Result<()>> + Send;
 
     /// Changes an object under a snapshot context. Fails with `NO_SPACE` where the cluster is full, rather than wait. An operation
     /// of no steps does nothing.
@@ -83,6 +95,8 @@ pub trait Objects: Clone + Send + Sync + std::fmt::Debug + 'static {
 pub struct ReadDone {
     /// The buffer that was given along, if there was one.
     pub buffer: Option<Buffer>,
+    /// The version that the object was at, which grows with each change of it; nothing to rely on if nothing was read.
+    pub version: u64,
     /// How many bytes of it were filled, and what each step found; or why nothing was.
     pub result: Result<(usize, Vec<Found>)>,
 }

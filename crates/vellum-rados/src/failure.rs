@@ -31,6 +31,8 @@ impl Failure {
     pub const READ_ONLY: Self = Self(30);
     /// `ERANGE`: it is not at the version, or the snapshot, that was asserted.
     pub const RANGE: Self = Self(34);
+    /// `EOVERFLOW`: it is at an older version than was asserted.
+    pub const OVERFLOW: Self = Self(75);
     /// `EOPNOTSUPP`: the cluster does not know the operation.
     pub const UNSUPPORTED: Self = Self(95);
     /// `ENOTCONN`: the watch was lost.

@@ -21,6 +21,8 @@ pub struct WriteOp {
 pub enum WriteStep {
     /// Nothing but that the object is there.
     AssertExists,
+    /// Fails with `MISMATCH` unless the object is at this [version](crate::ReadDone::version).
+    AssertVersion(u64),
     /// Fails with `MISMATCH` unless an attribute has this value; one that is not there has none, as if it were empty.
     CompareXattr {
         /// Its name.
@@ -105,6 +107,7 @@ impl WriteStep {
         matches!(
             self,
             Self::AssertExists
+                | Self::AssertVersion(_)
                 | Self::CompareXattr { .. }
                 | Self::CompareOmap { .. }
                 | Self::CompareExtent { .. }
@@ -157,6 +160,12 @@ impl WriteOp {
     #[must_use]
     pub fn assert_exists(self) -> Self {
         self.then(WriteStep::AssertExists)
+    }
+
+    /// [`WriteStep::AssertVersion`].
+    #[must_use]
+    pub fn assert_version(self, version: u64) -> Self {
+        self.then(WriteStep::AssertVersion(version))
     }
 
     /// [`WriteStep::CompareXattr`].

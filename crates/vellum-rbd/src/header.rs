@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::Features;
 use crate::names::key;
 use crate::records::{Children, Migration, Parent, Snapshot};
-use crate::wire::{Decode, Malformed, Text, Time};
+use crate::wire::{Decode, Encode, Malformed, Text, Time};
 
 /// What a header says of an image.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -120,6 +120,49 @@ impl Header {
         Ok(())
     }
 
+    /// The keys that say this, as the cluster would have written them itself. Those that are not known here are not among them.
+    pub fn to_keys(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let mut keys = BTreeMap::new();
+        let mut set = |key: &str, value: Vec<u8>| keys.insert(key.as_bytes().to_vec(), value);
+        set(key::SIZE, self.size.to_bytes());
+        set(key::ORDER, self.order.to_bytes());
+        set(key::FEATURES, self.features.0.to_bytes());
+        set(key::OBJECT_PREFIX, self.prefix.to_bytes());
+        set(key::SNAP_SEQ, self.snap_seq.to_bytes());
+        for time in [key::CREATED, key::ACCESSED, key::MODIFIED] {
+            set(time, self.created.to_bytes());
+        }
+        if let Some(pool) = self.data_pool {
+            set(key::DATA_POOL, pool.to_bytes());
+        }
+        if let Some((unit, count)) = self.striping {
+            set(key::STRIPE_UNIT, unit.to_bytes());
+            set(key::STRIPE_COUNT, count.to_bytes());
+        }
+        for (key, bits) in [(key::FLAGS, self.flags), (key::OPERATIONS, self.operations)] {
+            if bits != 0 {
+                set(key, bits.to_bytes());
+            }
+        }
+        if let Some(parent) = &self.parent {
+            set(key::PARENT, parent.to_bytes());
+        }
+        if let Some(migration) = &self.migration {
+            set(key::MIGRATION, migration.to_bytes());
+        }
+        for (id, snapshot) in &self.snapshots {
+            set(&key::snapshot(*id), snapshot.to_bytes());
+        }
+        for (id, children) in &self.children {
+            set(&key::children(*id), children.to_bytes());
+        }
+        for (name, value) in &self.metadata {
+            let name = [key::METADATA.as_bytes(), &name.0].concat();
+            keys.insert(name, value.0.clone());
+        }
+        keys
+    }
+
     /// The ids of its snapshots, the newest first, as data objects are written under.
     pub fn snap_context(&self) -> Vec<u64> {
         self.snapshots.keys().rev().copied().collect()
@@ -214,6 +257,15 @@ mod tests {
         assert_eq!(header.metadata[&"conf_rbd_cache".into()], "false".into());
         assert_eq!(header.unknown, ["vellum".into()]);
         assert_eq!((header.data_pool, header.striping, header.migration), (None, None, None));
+    }
+
+    #[test]
+    fn a_header_is_written_as_it_was_read() {
+        let mut known = keys();
+        known.remove(&b"vellum"[..]);
+        known.insert("access_timestamp".into(), known[&b"create_timestamp"[..]].clone());
+        let header = Header::read(&known).unwrap();
+        assert_eq!(header.to_keys(), known);
     }
 
     #[test]

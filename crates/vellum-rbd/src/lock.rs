@@ -5,6 +5,8 @@
 //! no such watch any more is dead.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::wire::{Decode, Encode, Malformed, Reader, Result, Text, Time, fields, structure};
 
@@ -89,6 +91,28 @@ pub struct Address {
     pub nonce: u32,
     /// The address of the socket, with the family in two bytes, little endian.
     pub socket: Vec<u8>,
+}
+
+/// As the monitors take it to blocklist somebody: the address of the socket, and the nonce.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const V4: u8 = 2;
+        const V6: u8 = 10;
+        match self.socket[..] {
+            [V4, 0, high, low, a, b, c, d, ..] => {
+                let (ip, port) = (Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([high, low]));
+                write!(f, "{ip}:{port}/{}", self.nonce)
+            }
+            [V6, 0, high, low, _, _, _, _, ref rest @ ..] if rest.len() >= 16 => {
+                let mut ip = [0; 16];
+                ip.copy_from_slice(&rest[..16]);
+                let (ip, port) = (Ipv6Addr::from(ip), u16::from_be_bytes([high, low]));
+                write!(f, "[{ip}]:{port}/{}", self.nonce)
+            }
+            // Nothing that a monitor would take for somebody.
+            _ => write!(f, "-/{}", self.nonce),
+        }
+    }
 }
 
 impl Encode for Address {
@@ -237,6 +261,7 @@ mod tests {
              0101 2f000000 0000000000000000 | 01 0101 1c000000 01000000 e3d0221e 10000000 0200 0000 7f000001
              0000000000000000 | 00000000 | 01 | 08000000 \"internal\"",
         );
+        assert_eq!(info.address.to_string(), "127.0.0.1:0/505598179");
         assert_eq!(lock.managed_holder(), Some((&holder, &info)));
         assert_eq!(watch_of(&holder.cookie), Some(139_777_697_425_632));
     }

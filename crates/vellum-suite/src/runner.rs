@@ -25,7 +25,8 @@ pub(crate) struct Case<H: Harness> {
     pub run: fn(Pool<H>) -> LocalBoxFuture<'static, Result<()>>,
 }
 
-/// The suite as tests, named `engine::group::case`. `fresh` makes empty storage, once for each case that is run.
+/// The suite as tests, named `engine::group::case`. `fresh` makes empty storage, once for each case that is
+/// run; where it cannot be had it returns a [`Skip`].
 pub fn trials<H: Harness>(
     engine: &str,
     fresh: impl Fn() -> Result<H> + Send + Sync + 'static,
@@ -36,7 +37,10 @@ pub fn trials<H: Harness>(
     });
     all.map(|(name, case)| {
         let fresh = fresh.clone();
-        let run = move || run(case, Arc::new(fresh().map_err(failed)?), TIME_MAX);
+        let run = move || match fresh() {
+            Ok(harness) => run(case, Arc::new(harness), TIME_MAX),
+            Err(error) => ended(Err(error)),
+        };
         Trial::ignorable_test(format!("{engine}::{name}"), run)
     })
     .collect()
@@ -48,23 +52,29 @@ fn run<H: Harness>(
     time_max: Duration,
 ) -> Result<Completion, Failed> {
     // On a thread of its own, which is left behind if it blocks.
-    let (ended, end) = mpsc::channel();
+    let (end, until) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         let outcome = hold(case, harness);
         // The receiver is gone if the time was up.
-        let _ = ended.send(());
+        let _ = end.send(());
         outcome
     });
-    if let Err(RecvTimeoutError::Timeout) = end.recv_timeout(time_max) {
+    if let Err(RecvTimeoutError::Timeout) = until.recv_timeout(time_max) {
         return Err(format!("it did not end within {time_max:?}").into());
     }
     match thread.join() {
-        Ok(Ok(())) => Ok(Completion::Completed),
-        Ok(Err(error)) => match error.downcast_ref::<Skip>() {
+        Ok(outcome) => ended(outcome),
+        Err(panic) => resume_unwind(panic),
+    }
+}
+
+fn ended(outcome: Result<()>) -> Result<Completion, Failed> {
+    match outcome {
+        Ok(()) => Ok(Completion::Completed),
+        Err(error) => match error.downcast_ref::<Skip>() {
             Some(reason) => Ok(Completion::ignored_with(reason)),
             None => Err(failed(error)),
         },
-        Err(panic) => resume_unwind(panic),
     }
 }
 

@@ -98,7 +98,7 @@ impl Catalog for MemoryCatalog {
         self.with(|state| state.images.unused_id())
     }
 
-    fn reserve(&self, id: &ImageId) -> Result<Reserved> {
+    async fn reserve(&self, id: &ImageId) -> Result<Reserved> {
         self.with(|state| Ok(Reserved::new(self.take(state, &kept(id), Hold::Alone)?)))
     }
 

@@ -104,7 +104,7 @@ impl Images {
     }
 
     pub fn create(&mut self, new: NewImage, can: &Capabilities) -> Result<ImageRecord> {
-        check_limits(&new, can)?;
+        new.check_limits(can)?;
         self.refuse_taken_name(&new.name)?;
         if let Some(id) = new.id.as_ref().filter(|id| self.used.contains(*id)) {
             let what = format!("an image with id {id} is or was there already");
@@ -397,27 +397,4 @@ fn parent_links(record: &ImageRecord) -> Vec<ParentLink> {
         Below::Own { .. } | Below::Nothing => None,
     });
     links.collect()
-}
-
-fn check_limits(new: &NewImage, can: &Capabilities) -> Result<()> {
-    let invalid = |what: String| Err(Error::new(ErrorKind::Invalid, what));
-    if new.size > can.size_max {
-        let max = can.size_max;
-        return invalid(format!("{} bytes are more than an image can have: {max}", new.size));
-    }
-    let blocks = can.block_size_min..=can.block_size_max;
-    if !new.block_size.is_power_of_two() || !blocks.contains(&new.block_size) {
-        return invalid(format!(
-            "a block of {} bytes is not possible; choose a power of two from {} to {}",
-            new.block_size, can.block_size_min, can.block_size_max
-        ));
-    }
-    if !new.geometry.accepts_block_size(u64::from(new.block_size)) {
-        return invalid(format!(
-            "a block of {} bytes does not divide the stripe unit of {}; choose a smaller block",
-            new.block_size,
-            new.geometry.stripe_unit()
-        ));
-    }
-    Ok(())
 }

@@ -87,6 +87,7 @@ pub(super) struct Connection {
     pub(super) handle: Handle,
     pub(super) library: &'static Library,
     is_connected: bool,
+    id: [u8; 16],
 }
 
 // SAFETY: librados lets any thread use a connection, also several at once.
@@ -127,6 +128,11 @@ impl Cluster {
     /// `INVALID` if the namespace has a zero byte in it. Whether there is such a pool shows when it is used.
     pub fn pool_by_id(&self, id: i64, namespace: &str) -> Result<Pool> {
         Ok(Pool::new(self.clone(), id, text(namespace)?))
+    }
+
+    /// The cluster, which no other has the number of.
+    pub fn id(&self) -> [u8; 16] {
+        self.0.id
     }
 
     /// The number of this client at the cluster.
@@ -210,13 +216,29 @@ impl Connection {
         // SAFETY: the user is null or ends with a zero byte; the place for the handle is there.
         Failure::check(unsafe { (library.create)(&raw mut handle, user) })
             .map_err(ConnectError::failed("prepare a connection"))?;
-        let mut connection = Self { handle, library, is_connected: false };
+        let mut connection = Self { handle, library, is_connected: false, id: [0; 16] };
         connection.configure(options)?;
         // SAFETY: the handle was created, and is configured and not connected.
         Failure::check(unsafe { (library.connect)(handle) })
             .map_err(ConnectError::failed("connect to the monitors"))?;
         connection.is_connected = true;
+        connection.id =
+            connection.fsid().map_err(ConnectError::failed("ask which cluster it is"))?;
         Ok(connection)
+    }
+
+    /// The number of the cluster, which librados writes as UUIDs are written.
+    fn fsid(&self) -> Result<[u8; 16]> {
+        let mut text = [0_u8; 37];
+        // SAFETY: the connection is open; there is as much room as said, a zero byte included.
+        let length = Failure::check(unsafe {
+            (self.library.cluster_fsid)(self.handle, text.as_mut_ptr().cast(), text.len())
+        })?;
+        let digits = text.iter().take(length as usize).filter(|byte| **byte != b'-');
+        let digits: Vec<u32> = digits.filter_map(|byte| (*byte as char).to_digit(16)).collect();
+        let (pairs, []) = digits.as_chunks::<2>() else { return Err(Failure::INVALID) };
+        let bytes = pairs.iter().map(|[high, low]| (high << 4 | low) as u8).collect::<Vec<u8>>();
+        bytes.try_into().map_err(|_| Failure::INVALID)
     }
 
     fn configure(&self, options: &Options) -> Result<(), ConnectError> {

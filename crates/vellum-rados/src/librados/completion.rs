@@ -14,19 +14,21 @@ use crate::failure::{Failure, Result};
 /// An operation under way: what it keeps, and who waits for it.
 struct Pending<T> {
     kept: T,
-    done: oneshot::Sender<(c_int, T)>,
+    done: oneshot::Sender<(c_int, u64, T)>,
     library: &'static Library,
 }
 
 /// Begins an operation and waits for its end. `start` gets what is kept, in its final place, and the completion; if it answers
 /// below zero it has begun nothing. What is kept may be gone as soon as the operation was begun, so `start` looks at it only before.
 ///
+/// The answer, unless it is a failure, is the version of the object that was worked on.
+///
 /// Begun when this is called, and not when what it returns is first polled.
 pub(super) fn submit<T: Send + 'static, S: FnOnce(*mut T, Handle) -> c_int>(
     library: &'static Library,
     kept: T,
     start: S,
-) -> impl Future<Output = (Result<u32>, Option<T>)> + Send + use<T, S> {
+) -> impl Future<Output = (Result<u64>, Option<T>)> + Send + use<T, S> {
     let (done, answer) = oneshot::channel();
     let pending = Box::into_raw(Box::new(Pending { kept, done, library }));
     let mut completion: Handle = ptr::null_mut();
@@ -48,15 +50,18 @@ pub(super) fn submit<T: Send + 'static, S: FnOnce(*mut T, Handle) -> c_int>(
             // SAFETY: it was made above, and nobody uses it.
             unsafe { (library.aio_release)(completion) };
         }
-        (Failure::check(begun), Some(pending.kept))
+        (Failure::check(begun).map(u64::from), Some(pending.kept))
     });
     async move {
         match refused {
             Some(refused) => refused,
             // Whoever sends is dropped without having sent only if the connection went, and with it all that was under way.
-            None => answer.await.map_or((Err(Failure::NOT_CONNECTED), None), |(answer, kept)| {
-                (Failure::check(answer), Some(kept))
-            }),
+            None => {
+                let answered = answer.await;
+                answered.map_or((Err(Failure::NOT_CONNECTED), None), |(answer, version, kept)| {
+                    (Failure::check(answer).map(|_| version), Some(kept))
+                })
+            }
         }
     }
 }
@@ -68,11 +73,12 @@ unsafe extern "C" fn complete<T>(completion: Handle, argument: *mut c_void) {
     let Pending { kept, done, library } = *pending;
     // SAFETY: the completion is valid until it is released, which nobody else does. librados holds it for as long as it
     // needs it itself.
-    let answer = unsafe {
+    let (answer, version) = unsafe {
         let answer = (library.aio_get_return_value)(completion);
+        let version = (library.aio_get_version)(completion);
         (library.aio_release)(completion);
-        answer
+        (answer, version)
     };
     // Nobody may be waiting any more: what was kept goes here.
-    let _ = done.send((answer, kept));
+    let _ = done.send((answer, version, kept));
 }

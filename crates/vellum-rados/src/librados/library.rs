@@ -52,6 +52,7 @@ functions! {
     connect(Handle) -> c_int;
     shutdown(Handle);
     get_instance_id(Handle) -> u64;
+    cluster_fsid(Handle, *mut c_char, usize) -> c_int;
     getaddrs(Handle, *mut *mut c_char) -> c_int;
     pool_lookup(Handle, Text) -> i64;
     wait_for_latest_osdmap(Handle) -> c_int;
@@ -68,11 +69,13 @@ functions! {
 
     aio_create_completion2(*mut c_void, Option<Callback>, *mut Handle) -> c_int;
     aio_get_return_value(Handle) -> c_int;
+    aio_get_version(Handle) -> u64;
     aio_release(Handle);
 
     create_write_op() -> Handle;
     release_write_op(Handle);
     write_op_assert_exists(Handle);
+    write_op_assert_version(Handle, u64);
     write_op_cmpxattr(Handle, Text, u8, Text, usize);
     write_op_omap_cmp2(Handle, Text, u8, Text, usize, usize, *mut c_int);
     write_op_cmpext(Handle, Text, usize, u64, *mut c_int);

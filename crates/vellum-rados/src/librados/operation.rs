@@ -67,6 +67,9 @@ impl NativeWrite {
         unsafe {
             match step {
                 WriteStep::AssertExists => (library.write_op_assert_exists)(handle),
+                WriteStep::AssertVersion(version) => {
+                    (library.write_op_assert_version)(handle, *version);
+                }
                 WriteStep::CompareXattr { name, value } => {
                     let name = text(name)?;
                     let (value, length) = (start(value), value.len());

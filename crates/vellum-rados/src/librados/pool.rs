@@ -15,10 +15,12 @@ use super::library::Handle;
 use super::operation::{NativeRead, NativeWrite, output, text};
 use super::watch::PoolWatch;
 use crate::failure::{Failure, Result};
-use crate::{List, Objects, ReadDone, ReadOp, SnapContext, SnapId, WriteOp};
+use crate::{List, Objects, ReadDone, ReadOp, SnapContext, SnapId, WriteOp, WriteStep};
 
 /// Fail where the cluster is full, rather than wait: `LIBRADOS_OPERATION_FULL_TRY`.
 const FULL_TRY: c_int = 64;
+/// How long a client that was fenced stays so; one that wakes up later finds its lock taken before it writes.
+const FENCED: Duration = Duration::from_secs(24 * 60 * 60);
 /// Names in one piece of a list, and pieces that wait to be taken.
 const LISTED: usize = 1000;
 const PIECES: usize = 4;
@@ -110,6 +112,10 @@ impl fmt::Debug for Pool {
 impl Objects for Pool {
     type Watch = PoolWatch;
 
+    fn cluster(&self) -> [u8; 16] {
+        self.0.cluster.id()
+    }
+
     fn pool(&self) -> i64 {
         self.0.id
     }
@@ -118,10 +124,21 @@ impl Objects for Pool {
         self.0.cluster.client()
     }
 
+    fn at(&self, pool: i64, namespace: &str) -> Result<Self> {
+        self.0.cluster.pool_by_id(pool, namespace)
+    }
+
+    async fn fence(&self, _client: u64, address: &str) -> Result<()> {
+        self.0.cluster.blocklist(address, FENCED).await?;
+        self.0.cluster.wait_for_newest_map().await
+    }
+
     async fn write(&self, object: &str, context: &SnapContext, op: WriteOp) -> Result<()> {
         if op.steps.is_empty() {
             return Ok(());
         }
+        let asserts_version =
+            op.steps.iter().any(|step| matches!(step, WriteStep::AssertVersion(_)));
         let library = self.0.cluster.0.library;
         let kept = (self.io_under(context)?, NativeWrite::new(library, &op)?, text(object)?);
         let (answer, _) = submit(library, kept, |kept, completion| {
@@ -134,7 +151,11 @@ impl Objects for Pool {
             }
         })
         .await;
-        answer.map(drop)
+        answer.map(drop).map_err(|failure| match failure {
+            // Of a version that was asserted: there is another.
+            Failure::RANGE | Failure::OVERFLOW if asserts_version => Failure::MISMATCH,
+            other => other,
+        })
     }
 
     async fn read(&self, object: &str, at: SnapId, op: ReadOp) -> ReadDone {
@@ -160,7 +181,7 @@ impl Objects for Pool {
         .await;
         match kept {
             Some((_, op, ..)) => done(op, answer),
-            None => ReadDone { buffer: None, result: Err(Failure::NOT_CONNECTED) },
+            None => ReadDone { buffer: None, version: 0, result: Err(Failure::NOT_CONNECTED) },
         }
     }
 
@@ -251,9 +272,10 @@ impl Objects for Pool {
     }
 }
 
-fn done(mut op: NativeRead, answer: Result<u32>) -> ReadDone {
+fn done(mut op: NativeRead, answer: Result<u64>) -> ReadDone {
+    let version = answer.unwrap_or_default();
     let result = answer.map(|_| op.found());
-    ReadDone { buffer: op.into_data().map(|data| data.buffer), result }
+    ReadDone { buffer: op.into_data().map(|data| data.buffer), version, result }
 }
 
 /// Sends all names, until nobody wants them any more.

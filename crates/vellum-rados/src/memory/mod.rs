@@ -16,6 +16,7 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -33,6 +34,7 @@ pub struct MemoryCluster(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
+    id: [u8; 16],
     classes: Classes,
 }
 
@@ -47,6 +49,8 @@ struct State {
     watchers: Watchers,
     blocklisted: BTreeSet<u64>,
     is_full: bool,
+    /// The version that the next change makes.
+    version: u64,
 }
 
 /// Where an object is: its pool, its namespace, its name.
@@ -59,7 +63,11 @@ impl MemoryCluster {
             pools: pools.iter().map(|name| (*name).to_owned()).zip(1..).collect(),
             ..State::default()
         };
-        Self(Arc::new(Shared { state: Mutex::new(state), classes: HashMap::new() }))
+        // No two of a process are the same.
+        static CLUSTERS: AtomicU64 = AtomicU64::new(1);
+        let number = u128::from(CLUSTERS.fetch_add(1, Ordering::Relaxed));
+        let (state, id) = (Mutex::new(state), number.to_le_bytes());
+        Self(Arc::new(Shared { state, id, classes: HashMap::new() }))
     }
 
     /// With a class of this name in addition.
@@ -91,7 +99,7 @@ impl MemoryCluster {
         state.watchers.lose(client);
     }
 
-    /// Whether the cluster takes nothing that needs space.
+    /// Whether the cluster takes nothing by which it would hold more bytes, or more objects.
     pub fn set_full(&self, is_full: bool) {
         self.0.state.lock().is_full = is_full;
     }

@@ -61,6 +61,8 @@ pub(super) struct Object {
     head: Option<ClassObject>,
     /// The newest snapshot context that it was written under.
     newest: u64,
+    /// Which change made it what it is.
+    version: u64,
     /// What snapshots keep, the oldest first.
     clones: Vec<Kept>,
 }
@@ -95,9 +97,15 @@ impl Object {
         kept.snapshots.contains(&at.0).then_some(&kept.content)
     }
 
-    /// Takes steps, all or none, and puts aside first what snapshots must keep.
+    /// Which change made it what it is.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Takes steps, all or none, and puts aside first what snapshots must keep. What changes is at this version then.
     pub(super) fn write(
         &mut self,
+        version: u64,
         context: &SnapContext,
         steps: &[WriteStep],
         caller: &Caller<'_>,
@@ -112,7 +120,10 @@ impl Object {
         }
         let mut changed = self.head.clone();
         for step in steps {
-            take(step, &mut changed, caller)?;
+            match step {
+                WriteStep::AssertVersion(expected) => holds(*expected == self.version)?,
+                step => take(step, &mut changed, caller)?,
+            }
         }
         let may_do_nothing = |step: &WriteStep| {
             step.only_looks() || matches!(step, WriteStep::Zero { .. } | WriteStep::Truncate(_))
@@ -129,7 +140,14 @@ impl Object {
             self.newest = context.newest;
         }
         self.head = changed;
+        self.version = version;
         Ok(())
+    }
+
+    /// How many bytes it holds, what snapshots keep included, and in how many pieces.
+    pub(super) fn space(&self) -> (usize, usize) {
+        let all = self.head.iter().chain(self.clones.iter().map(|kept| &kept.content));
+        all.fold((0, 0), |(bytes, pieces), content| (bytes + content.data.len(), pieces + 1))
     }
 
     /// Lets go of what a snapshot alone keeps.
@@ -138,17 +156,6 @@ impl Object {
             kept.snapshots.retain(|one| *one != snapshot);
         }
         self.clones.retain(|kept| !kept.snapshots.is_empty());
-    }
-}
-
-impl WriteStep {
-    /// Whether a step may need space.
-    pub(super) fn needs_space(&self) -> bool {
-        !self.only_looks()
-            && !matches!(
-                self,
-                Self::Remove | Self::RemoveOmap(_) | Self::RemoveXattr(_) | Self::AllocHint { .. }
-            )
     }
 }
 
@@ -172,7 +179,7 @@ fn bytes_at(object: &ClassObject, offset: u64, length: usize) -> Vec<u8> {
 /// One step.
 fn take(step: &WriteStep, object: &mut Option<ClassObject>, caller: &Caller<'_>) -> Result<()> {
     match step {
-        WriteStep::AssertExists => there(object).map(drop),
+        WriteStep::AssertExists | WriteStep::AssertVersion(_) => there(object).map(drop),
         WriteStep::CompareXattr { name, value } => {
             let found = there(object)?.xattrs.get(name).map_or(&[][..], Vec::as_slice);
             holds(found == value)

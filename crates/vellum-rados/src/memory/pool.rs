@@ -9,9 +9,7 @@ use super::object::{Caller, Object, look};
 use super::watch::{MemoryWatch, gather};
 use super::{Address, MemoryCluster, State};
 use crate::failure::{Failure, Result};
-use crate::{
-    DataRead, Found, List, Objects, ReadDone, ReadOp, SnapContext, SnapId, WriteOp, WriteStep,
-};
+use crate::{DataRead, Found, List, Objects, ReadDone, ReadOp, SnapContext, SnapId, WriteOp};
 
 /// The objects of one pool, in one namespace, for one client.
 #[derive(Clone)]
@@ -61,11 +59,15 @@ impl MemoryPool {
         let address = self.address(object)?;
         op.check()?;
         self.with(|state| {
-            if state.is_full && op.steps.iter().any(WriteStep::needs_space) {
+            let mut object: Object = state.objects.get(&address).cloned().unwrap_or_default();
+            let (bytes, pieces) = object.space();
+            state.version += 1;
+            object.write(state.version, context, &op.steps, &self.caller())?;
+            // As the storage daemons reckon it: attributes and keys do not count.
+            let (more_bytes, more_pieces) = object.space();
+            if state.is_full && (more_bytes > bytes || more_pieces > pieces) {
                 return Err(Failure::NO_SPACE);
             }
-            let mut object: Object = state.objects.get(&address).cloned().unwrap_or_default();
-            object.write(context, &op.steps, &self.caller())?;
             match object.is_gone() {
                 true => state.objects.remove(&address),
                 false => state.objects.insert(address, object),
@@ -74,26 +76,37 @@ impl MemoryPool {
         })
     }
 
-    fn read_now(&self, object: &str, at: SnapId, op: &mut ReadOp) -> Result<(usize, Vec<Found>)> {
+    fn read_now(
+        &self,
+        object: &str,
+        at: SnapId,
+        op: &mut ReadOp,
+    ) -> Result<(u64, (usize, Vec<Found>))> {
         let address = self.address(object)?;
         self.with(|state| {
-            let object = state.objects.get(&address).and_then(|object| object.at(at));
+            let object = state.objects.get(&address);
+            let version = object.map_or(0, Object::version);
+            let object = object.and_then(|object| object.at(at));
             let found = look(object, &op.steps, &self.caller())?;
             let object = object.ok_or(Failure::NOT_FOUND)?;
             let Some(DataRead { offset, buffer, into }) = &mut op.data else {
-                return Ok((0, found));
+                return Ok((version, (0, found)));
             };
             let into = buffer.get_mut(into.clone()).ok_or(Failure::INVALID)?;
             let start = usize::try_from(*offset).unwrap_or(usize::MAX).min(object.data.len());
             let read = into.len().min(object.data.len() - start);
             into[..read].copy_from_slice(&object.data[start..start + read]);
-            Ok((read, found))
+            Ok((version, (read, found)))
         })
     }
 }
 
 impl Objects for MemoryPool {
     type Watch = MemoryWatch;
+
+    fn cluster(&self) -> [u8; 16] {
+        self.cluster.0.id
+    }
 
     fn pool(&self) -> i64 {
         self.pool
@@ -103,13 +116,26 @@ impl Objects for MemoryPool {
         self.client
     }
 
+    fn at(&self, pool: i64, namespace: &str) -> Result<Self> {
+        Ok(Self::new(self.cluster.clone(), self.client, pool, namespace))
+    }
+
+    async fn fence(&self, client: u64, _address: &str) -> Result<()> {
+        self.with(|_| Ok(()))?;
+        self.cluster.blocklist(client);
+        Ok(())
+    }
+
     async fn write(&self, object: &str, context: &SnapContext, op: WriteOp) -> Result<()> {
         if op.steps.is_empty() { Ok(()) } else { self.write_now(object, context, &op) }
     }
 
     async fn read(&self, object: &str, at: SnapId, mut op: ReadOp) -> ReadDone {
-        let result = self.read_now(object, at, &mut op);
-        ReadDone { buffer: op.data.map(|data| data.buffer), result }
+        let (version, result) = match self.read_now(object, at, &mut op) {
+            Ok((version, found)) => (version, Ok(found)),
+            Err(failure) => (0, Err(failure)),
+        };
+        ReadDone { buffer: op.data.map(|data| data.buffer), version, result }
     }
 
     fn list(&self) -> List {

@@ -171,7 +171,7 @@ async fn look(pool: &impl Objects, object: &str, step: ReadStep) -> Result<Found
 /// So many bytes from the beginning of an object, with `?` for what lies behind its end.
 async fn bytes_at(pool: &impl Objects, object: &str, at: SnapId, length: usize) -> Result<Vec<u8>> {
     let buffer = Buffer::from_vec(vec![b'?'; length]);
-    let ReadDone { buffer, result } =
+    let ReadDone { buffer, result, .. } =
         pool.read(object, at, ReadOp::new().data(0, buffer, 0..length)).await;
     let buffer = buffer.expect("it comes back");
     let (read, _) = result?;

@@ -13,6 +13,8 @@ crate::cases! {
     all_steps_take_effect_or_none,
     what_is_created_exclusively_is_created_once,
     an_attribute_is_compared_and_changed_in_one_step,
+    an_object_is_changed_only_at_the_version_that_was_asserted,
+    versions_grow_and_are_not_those_of_other_objects,
     a_key_is_compared_and_a_missing_one_is_empty,
     bytes_are_compared_where_they_lie,
     an_object_is_truncated_zeroed_and_removed,
@@ -55,6 +57,64 @@ async fn what_is_created_exclusively_is_created_once<P: Place>(place: P) {
     let missing = write(&pool, "never", WriteOp::new().assert_exists().write(0, "x")).await;
     assert_eq!(missing, Err(Failure::NOT_FOUND));
     assert_eq!(bytes(&pool, "never", 1).await, Err(Failure::NOT_FOUND));
+}
+
+async fn version(pool: &impl Objects, object: &str) -> u64 {
+    let op = ReadOp::new().then(ReadStep::Stat);
+    let done = pool.read(object, SnapId::HEAD, op).await;
+    done.result.map(|_| done.version).unwrap()
+}
+
+async fn an_object_is_changed_only_at_the_version_that_was_asserted<P: Place>(place: P) {
+    let pool = place.client().await;
+    let missing = WriteOp::new().assert_version(1).write(0, "x");
+    assert_eq!(write(&pool, "versioned", missing).await, Err(Failure::NOT_FOUND));
+    write(&pool, "versioned", WriteOp::new().write(0, "one")).await.unwrap();
+    let first = version(&pool, "versioned").await;
+    let second = WriteOp::new().assert_version(first).write(0, "two");
+    write(&pool, "versioned", second.clone()).await.unwrap();
+    // Older than what is there, and newer.
+    let newer = WriteOp::new().assert_version(first + (1 << 40)).write(0, "six");
+    for op in [second, newer] {
+        assert_eq!(write(&pool, "versioned", op).await, Err(Failure::MISMATCH));
+    }
+    assert_eq!(bytes(&pool, "versioned", 3).await.unwrap(), b"two");
+    // Attributes, keys and methods of classes count as well.
+    for op in [
+        WriteOp::new().set_xattr("a", "1"),
+        WriteOp::new().set_omap("k", "v"),
+        WriteOp::new().call("lock", "lock", asked_for_a_lock()),
+    ] {
+        let before = version(&pool, "versioned").await;
+        let changed = write(&pool, "versioned", op).await;
+        if changed == Err(Failure::UNSUPPORTED) {
+            continue;
+        }
+        changed.unwrap();
+        assert!(version(&pool, "versioned").await > before);
+    }
+}
+
+/// To take a lock, as the class of a real cluster wants to be asked: its name, exclusively, with no cookie, tag or description.
+fn asked_for_a_lock() -> Vec<u8> {
+    let fields = [&1_u32.to_le_bytes()[..], b"x", &[1], &[0; 12], &[0; 8], &[0]].concat();
+    [&[1, 1][..], &(fields.len() as u32).to_le_bytes(), &fields].concat()
+}
+
+async fn versions_grow_and_are_not_those_of_other_objects<P: Place>(place: P) {
+    let pool = place.client().await;
+    for object in ["grows", "other"] {
+        write(&pool, object, WriteOp::new().write(0, "x")).await.unwrap();
+    }
+    let (before, other) = (version(&pool, "grows").await, version(&pool, "other").await);
+    write(&pool, "grows", WriteOp::new().write(0, "y")).await.unwrap();
+    assert!(version(&pool, "grows").await > before);
+    assert_eq!(version(&pool, "other").await, other);
+    // One that comes again is not at a version that it was at before.
+    let before = version(&pool, "grows").await;
+    write(&pool, "grows", WriteOp::new().remove()).await.unwrap();
+    write(&pool, "grows", WriteOp::new().write(0, "z")).await.unwrap();
+    assert!(version(&pool, "grows").await > before);
 }
 
 async fn an_attribute_is_compared_and_changed_in_one_step<P: Place>(place: P) {

@@ -106,14 +106,14 @@ async fn unused_ids_are_never_handed_out_twice<H: Harness>(pool: Pool<H>) -> Res
 async fn an_id_that_is_kept_is_not_gone<H: Harness>(pool: Pool<H>) -> Result<()> {
     let other = pool.another().await?;
     let id = pool.catalog.unused_id();
-    let kept = pool.catalog.reserve(&id)?;
+    let kept = pool.catalog.reserve(&id).await?;
     for catalog in [&pool.catalog, &other.catalog] {
         assert!(!catalog.is_gone(&id).await?);
-        refused(catalog.reserve(&id), ErrorKind::InUse);
+        refused(catalog.reserve(&id).await, ErrorKind::InUse);
     }
     drop(kept);
     assert!(other.catalog.is_gone(&id).await?);
-    let kept = pool.catalog.reserve(&id)?;
+    let kept = pool.catalog.reserve(&id).await?;
     let new = NewImage { id: Some(id.clone()), ..pool.new_image("image")? };
     let created = pool.catalog.create(new).await?;
     drop(kept);

@@ -1,0 +1,423 @@
+//! [`CephCatalog`]: the images of a pool, or of a namespace in it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream;
+use parking_lot::Mutex;
+use vellum_core::{IMAGE_SIZE_MAX, ImageName};
+use vellum_engine::{
+    Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, ImageId, ImageRecord,
+    NewImage, ParentLink, Pending, PoolId, Repair, Reserved, Result, RevisionId, RunToEnd,
+    Snapshots, Version,
+};
+use vellum_rados::{Failure, Objects, ReadOp, SnapId};
+use vellum_rbd::method::{Ask, CLASS, directory, id as id_method};
+use vellum_rbd::{Decode, names};
+
+use crate::data::Data;
+use crate::described::{Described, Home, text};
+use crate::error::{corrupt, failed, no_image, no_image_with_id};
+use crate::head::{ATOMIC, CephHead};
+use crate::layer::{CephLayer, ReadsHead};
+use crate::ownership::{self, described};
+use crate::pending::{self, AtWork};
+use crate::place::Place;
+use crate::watched::Watched;
+use crate::{bitmap, change, check, children, create, keys, records, remove};
+
+/// Records that are read at once.
+const AT_ONCE: usize = 16;
+/// The smallest block: of objects of the usual size there are as many as an object can tell of.
+const BLOCK_SIZE_MIN: u32 = 1024;
+/// The largest block.
+const BLOCK_SIZE_MAX: u32 = 1 << 20;
+
+/// The images of a pool. Clones share the connection, and what is open.
+pub struct CephCatalog<O: Objects>(Arc<Shared<O>>);
+
+struct Shared<O: Objects> {
+    objects: O,
+    home: Home,
+    can: Capabilities,
+    open: Mutex<HashMap<ImageId, Weak<Watched<O>>>>,
+    at_work: AtWork<O>,
+}
+
+impl<O: Objects> Clone for CephCatalog<O> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<O: Objects> fmt::Debug for CephCatalog<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CephCatalog({:?})", self.0.objects)
+    }
+}
+
+impl<O: Objects> CephCatalog<O> {
+    /// The images of a pool, whose objects are in this namespace of it.
+    pub fn new(objects: O, namespace: &str) -> Self {
+        let home = Home {
+            cluster: objects.cluster(),
+            pool: objects.pool(),
+            namespace: namespace.to_owned(),
+        };
+        let can = Capabilities {
+            engine: "ceph",
+            size_max: IMAGE_SIZE_MAX,
+            block_size_min: BLOCK_SIZE_MIN,
+            block_size_max: BLOCK_SIZE_MAX,
+            snapshots: Snapshots::Native,
+            inherit: true,
+            ack_is_durable: true,
+            atomic: ATOMIC,
+            persistent: true,
+        };
+        let at_work = AtWork::new(objects.clone());
+        Self(Arc::new(Shared { objects, home, can, open: Mutex::default(), at_work }))
+    }
+
+    pub(crate) fn objects(&self) -> &O {
+        &self.0.objects
+    }
+
+    pub(crate) fn home(&self) -> &Home {
+        &self.0.home
+    }
+
+    pub(crate) fn at_work(&self) -> &AtWork<O> {
+        &self.0.at_work
+    }
+
+    pub(crate) fn pool_id(&self) -> PoolId {
+        let Home { cluster, pool, namespace } = &self.0.home;
+        keys::pool_id(*cluster, *pool, namespace.as_bytes())
+    }
+
+    /// Where a pool is, if it is one of this cluster: in the same namespace, or in that of who names none.
+    pub(crate) fn place_of(&self, pool: PoolId) -> Option<(i64, String)> {
+        let own = &self.0.home.namespace;
+        [own.as_str(), ""].into_iter().find_map(|namespace| {
+            let number = keys::pool_number(pool, self.0.home.cluster, namespace.as_bytes())?;
+            Some((number, namespace.to_owned()))
+        })
+    }
+
+    /// Asks an object something; `None` if there is no such object, or it holds nothing to answer with.
+    pub(crate) async fn ask<T: Decode>(
+        &self,
+        object: &str,
+        ask: Ask<T>,
+        doing: impl Fn() -> String,
+    ) -> Result<Option<T>> {
+        let op = ReadOp::new().call(CLASS, ask.method, ask.input.clone());
+        let done = self.0.objects.read(object, SnapId::HEAD, op).await;
+        match done.result.map(|(_, mut found)| found.pop()) {
+            Ok(Some(vellum_rados::Found::Output(output))) => {
+                ask.read(&output).map(Some).map_err(|why| corrupt(doing(), why))
+            }
+            Ok(_) => Err(Error::new(ErrorKind::Io, "the cluster answers something else")),
+            Err(Failure::NOT_FOUND) => Ok(None),
+            Err(failure) => Err(failed(failure, doing())),
+        }
+    }
+
+    /// The name of an image, as the directory has it.
+    pub(crate) async fn name_of(&self, id: &ImageId) -> Result<String> {
+        let ask = directory::dir_get_name(text(id.as_str()));
+        let name = self.ask(names::DIRECTORY, ask, || format!("look up the name of image {id}"));
+        let name = name.await?.ok_or_else(|| no_image_with_id(id.as_str()))?;
+        Ok(name.to_string())
+    }
+
+    /// The record of an image whose header is known.
+    pub(crate) async fn record_of(&self, described: &Described) -> Result<ImageRecord> {
+        described.record(&self.0.home, &self.name_of(&described.id).await?)
+    }
+
+    /// An image that is open, or will be.
+    async fn watched(&self, id: &ImageId) -> Result<Arc<Watched<O>>> {
+        if let Some(open) = self.0.open.lock().get(id).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        // Looked at first: a header that is only there until it is removed is none.
+        described(&self.0.objects, id).await?;
+        let new = Watched::begin(self.0.objects.clone(), id.clone()).await?;
+        let mut open = self.0.open.lock();
+        if let Some(other) = open.get(id).and_then(Weak::upgrade) {
+            return Ok(other);
+        }
+        open.retain(|_, image| image.strong_count() > 0);
+        open.insert(id.clone(), Arc::downgrade(&new));
+        Ok(new)
+    }
+
+    /// The data objects of an image, at its head or at a snapshot.
+    fn data(
+        &self,
+        described: &Described,
+        snapshot: Option<u64>,
+        presence: Option<crate::presence::Presence>,
+    ) -> Result<Data<O>> {
+        let geometry = described.geometry()?;
+        let size = described.size(snapshot).ok_or_else(|| no_revision(described))?;
+        let place = Place::new(geometry, size, described.block_size(&geometry));
+        let objects = self.data_objects(described)?;
+        let prefix = described.header.prefix.to_string();
+        let at = snapshot.map_or(SnapId::HEAD, SnapId);
+        Ok(Data::new(objects, prefix, place, at, presence))
+    }
+
+    /// Where the data objects of an image are.
+    pub(crate) fn data_objects(&self, described: &Described) -> Result<O> {
+        match described.header.data_pool {
+            None => Ok(self.0.objects.clone()),
+            Some(pool) => self.0.objects.at(pool, &self.0.home.namespace).map_err(|failure| {
+                failed(failure, format!("reach the data pool of image {}", described.id))
+            }),
+        }
+    }
+
+    async fn layer_of(&self, image: &ImageId, revision: &RevisionId) -> Result<CephLayer<O>> {
+        let watched = self.watched(image).await?;
+        let described = described(&self.0.objects, image).await?;
+        let snapshot = match described.snapshot_of(revision) {
+            Some(Some(snapshot)) => snapshot,
+            Some(None) => {
+                let what = format!("the head of image {image} is not sealed; open it as such");
+                return Err(Error::new(ErrorKind::Invalid, what));
+            }
+            None => return Err(no_revision(&described)),
+        };
+        let presence = bitmap::load(&self.0.objects, image, Some(snapshot)).await?;
+        let data = Arc::new(self.data(&described, Some(snapshot), presence)?);
+        Ok(CephLayer::new(revision.clone(), data, watched, None))
+    }
+
+    async fn owned(&self, image: &ImageId) -> Result<CephHead<O>> {
+        let objects = &self.0.objects;
+        let watched = self.watched(image).await?;
+        let described = ownership::acquire(objects, &watched, image).await?;
+        match self.open_head(&described, &watched).await {
+            Ok(head) => Ok(head),
+            Err(error) => {
+                let _ = ownership::release(objects, &watched, image).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_head(
+        &self,
+        described: &Described,
+        watched: &Arc<Watched<O>>,
+    ) -> Result<CephHead<O>> {
+        if described.sparse.is_none() {
+            let what = format!(
+                "image {} is a plain RBD image, which this version of Vellum can only read",
+                described.id
+            );
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+        let presence = bitmap::load(&self.0.objects, &described.id, None).await?;
+        bitmap::invalidate(&self.0.objects, &described.id).await?;
+        let data = Arc::new(self.data(described, None, presence)?);
+        let revision = keys::head_revision(described.id.as_str());
+        let layer = CephLayer::new(revision, data, watched.clone(), None);
+        let context = change::context(described);
+        Ok(CephHead::new(self.clone(), described.id.clone(), layer, context))
+    }
+
+    async fn head_for_reading(&self, image: &ImageId) -> Result<CephLayer<O>> {
+        let objects = &self.0.objects;
+        let watched = self.watched(image).await?;
+        let described = ownership::begin_reading(objects, &watched, image).await?;
+        let reads = ReadsHead::new(objects.clone(), watched.clone(), image.clone());
+        let presence = bitmap::load(objects, image, None).await?;
+        let data = Arc::new(self.data(&described, None, presence)?);
+        let revision = keys::head_revision(image.as_str());
+        Ok(CephLayer::new(revision, data, watched, Some(reads)))
+    }
+
+    /// Takes a child from the list of its parent, if that is in this pool. The parent's snapshot may go with it, and so the parent of
+    /// that, and so on.
+    pub(crate) fn leave<'a>(
+        &'a self,
+        link: &'a ParentLink,
+        child: &'a ChildRef,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            if link.pool != self.pool_id() {
+                return Ok(());
+            }
+            match children::detach(self, &link.image, &link.revision, child).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+                other => other,
+            }
+        })
+    }
+}
+
+/// The image has no such revision.
+pub(crate) fn no_revision(described: &Described) -> Error {
+    Error::new(ErrorKind::NotFound, format!("image {} has no such revision", described.id))
+}
+
+impl<O: Objects> Catalog for CephCatalog<O> {
+    type Layer = CephLayer<O>;
+    type Head = CephHead<O>;
+
+    fn pool(&self) -> PoolId {
+        self.pool_id()
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.0.can
+    }
+
+    async fn create(&self, new: NewImage) -> Result<ImageRecord> {
+        let this = self.clone();
+        RunToEnd::new(async move { create::create(&this, new).await }).await
+    }
+
+    fn unused_id(&self) -> ImageId {
+        let chance = getrandom::u32().expect("the system has random numbers");
+        ImageId::new(names::new_id(self.0.objects.client(), chance))
+    }
+
+    async fn reserve(&self, id: &ImageId) -> Result<Reserved> {
+        let (this, id) = (self.clone(), id.clone());
+        RunToEnd::new(async move {
+            let kept = pending::reserve(&this.0.objects, &this.0.at_work, &id).await?;
+            Ok(Reserved::new(kept))
+        })
+        .await
+    }
+
+    async fn is_gone(&self, id: &ImageId) -> Result<bool> {
+        if Described::read(&self.0.objects, id).await?.is_some() {
+            return Ok(false);
+        }
+        match pending::of(&self.0.objects, id).await? {
+            None => Ok(true),
+            Some(note) => Ok(!self.0.at_work.is_somebody_at(id, note.client).await?),
+        }
+    }
+
+    async fn find(&self, name: &ImageName) -> Result<ImageRecord> {
+        let doing = || format!("look up image {name}");
+        let object = names::id_object(name.as_str());
+        let id = self.ask(&object, id_method::get_id(), doing).await?;
+        let id = id.ok_or_else(|| no_image(name.as_str()))?;
+        let id = ImageId::new(id.to_string());
+        let described = Described::read(&self.0.objects, &id).await?;
+        let described = described.ok_or_else(|| no_image(name.as_str()))?;
+        described.record(&self.0.home, name.as_str())
+    }
+
+    async fn get(&self, id: &ImageId) -> Result<ImageRecord> {
+        let (described, name) = futures::join!(described(&self.0.objects, id), self.name_of(id));
+        described?.record(&self.0.home, &name?)
+    }
+
+    async fn list(&self, after: Option<&ImageName>, max: usize) -> Result<Vec<ImageRecord>> {
+        let mut all = Vec::new();
+        let mut after = after.map_or_else(String::new, |name| name.as_str().to_owned());
+        while all.len() < max {
+            let page = records::page(self, &after).await?;
+            let Some((last, _)) = page.last() else { break };
+            after.clone_from(last);
+            let reads = page.into_iter().map(|(name, id)| async move {
+                let described = Described::read(&self.0.objects, &id).await?;
+                described.map(|described| described.record(&self.0.home, &name)).transpose()
+            });
+            let mut reads = stream::iter(reads).buffered(AT_ONCE);
+            while let Some(read) = reads.next().await {
+                all.extend(read?);
+            }
+        }
+        all.truncate(max);
+        Ok(all)
+    }
+
+    async fn change(&self, id: &ImageId, at: Version, change: Change) -> Result<ImageRecord> {
+        let (this, id) = (self.clone(), id.clone());
+        RunToEnd::new(async move { records::change(&this, &id, at, change).await }).await
+    }
+
+    async fn remove(&self, id: &ImageId, at: Version) -> Result<()> {
+        let (this, id) = (self.clone(), id.clone());
+        RunToEnd::new(async move { remove::remove(&this, &id, at).await }).await
+    }
+
+    async fn attach(&self, image: &ImageId, revision: &RevisionId, child: &ChildRef) -> Result<()> {
+        children::attach(self, image, revision, child).await
+    }
+
+    async fn detach(&self, image: &ImageId, revision: &RevisionId, child: &ChildRef) -> Result<()> {
+        let (this, image) = (self.clone(), image.clone());
+        let (revision, child) = (revision.clone(), child.clone());
+        RunToEnd::new(async move { children::detach(&this, &image, &revision, &child).await }).await
+    }
+
+    async fn children(&self, image: &ImageId) -> Result<Vec<(RevisionId, ChildRef)>> {
+        let described = described(&self.0.objects, image).await?;
+        Ok(children::of(self, &described))
+    }
+
+    async fn pending(&self) -> Result<Vec<Pending>> {
+        let left = records::left_behind(self).await?;
+        Ok(left.into_iter().map(|(pending, _)| pending).collect())
+    }
+
+    async fn resume(&self, pending: &Pending) -> Result<()> {
+        let (this, pending) = (self.clone(), pending.clone());
+        RunToEnd::new(async move { records::resume(&this, &pending).await }).await
+    }
+
+    async fn layer(&self, image: &ImageId, revision: &RevisionId) -> Result<CephLayer<O>> {
+        self.layer_of(image, revision).await
+    }
+
+    async fn read_head(&self, image: &ImageId) -> Result<CephLayer<O>> {
+        let (this, image) = (self.clone(), image.clone());
+        RunToEnd::new(async move { this.head_for_reading(&image).await }).await
+    }
+
+    async fn own(&self, image: &ImageId) -> Result<CephHead<O>> {
+        let (this, image) = (self.clone(), image.clone());
+        RunToEnd::new(async move { this.owned(&image).await }).await
+    }
+
+    async fn filler(&self, image: &ImageId, revision: &RevisionId) -> Result<CephHead<O>> {
+        let described = described(&self.0.objects, image).await?;
+        match described.snapshot_of(revision) {
+            None => Err(no_revision(&described)),
+            Some(None) => {
+                let what = format!("the head of image {image} is written by who owns it");
+                Err(Error::new(ErrorKind::Invalid, what))
+            }
+            Some(Some(_)) => {
+                let what = "what a snapshot on Ceph keeps cannot be changed; the head is filled";
+                Err(Error::new(ErrorKind::Unsupported, what))
+            }
+        }
+    }
+
+    async fn check(&self, image: Option<&ImageId>, repair: Repair) -> Result<Vec<Finding>> {
+        check::check(self, image, repair).await
+    }
+
+    async fn stored_bytes(&self, image: &ImageId, revision: &RevisionId) -> Result<u64> {
+        let described = described(&self.0.objects, image).await?;
+        let snapshot = described.snapshot_of(revision).ok_or_else(|| no_revision(&described))?;
+        let data = self.data(&described, snapshot, None)?;
+        let numbers = remove::numbers(self, data.objects(), &described, snapshot).await?;
+        records::stored_bytes(&data, numbers).await
+    }
+}

@@ -1,0 +1,203 @@
+//! Changes of an image that need its ownership: a snapshot, and the cut of the link to the parent.
+
+use std::sync::Arc;
+
+use vellum_core::SnapshotName;
+use vellum_engine::{
+    ChildRef, Committed, Error, ErrorKind, HeadChange, ImageRecord, Prepared, Result, RunToEnd,
+};
+use vellum_rados::{Failure, Objects, SnapContext, WriteOp, WriteStep};
+use vellum_rbd::method::{CLASS, layering, snapshot as method};
+use vellum_rbd::notify::Message;
+use vellum_rbd::records::Purpose;
+
+use crate::described::{Described, text};
+use crate::error::failed;
+use crate::head::{CephHead, Owned};
+use crate::keys;
+use crate::ownership::{described, write_header};
+
+/// A change that is ready.
+#[derive(Debug)]
+pub struct CephPrepared<O: Objects> {
+    owned: Arc<Owned<O>>,
+    change: Ready<O>,
+}
+
+#[derive(Debug)]
+enum Ready<O: Objects> {
+    Snapshot { name: SnapshotName, auto: bool, number: Number<O> },
+    CutParent,
+}
+
+impl<O: Objects> CephPrepared<O> {
+    pub(crate) async fn new(owned: Arc<Owned<O>>, change: HeadChange) -> Result<Self> {
+        let change = match change {
+            HeadChange::CutParent => Ready::CutParent,
+            HeadChange::Snapshot { name, auto } => {
+                let described = described(owned.catalog.objects(), &owned.id).await?;
+                refuse_taken(&described, &name)?;
+                let number = Number::new(owned.layer().data().objects().clone()).await?;
+                Ready::Snapshot { name, auto, number }
+            }
+        };
+        Ok(Self { owned, change })
+    }
+}
+
+fn refuse_taken(described: &Described, name: &SnapshotName) -> Result<()> {
+    match described.snapshot_named(name) {
+        None => Ok(()),
+        Some(_) => {
+            let what = format!("the image has a snapshot {name} already; choose another name");
+            Err(Error::new(ErrorKind::Exists, what))
+        }
+    }
+}
+
+impl<O: Objects> Prepared for CephPrepared<O> {
+    type Head = CephHead<O>;
+
+    async fn commit(self) -> Result<Committed<CephHead<O>>> {
+        let Self { owned, change } = self;
+        RunToEnd::new(async move {
+            // Alone: what is written under a snapshot context is there, or not yet begun.
+            let closed = owned.closed.write().await;
+            if *closed {
+                let what = "the image was closed meanwhile; open it and try again";
+                return Err(Error::new(ErrorKind::Conflict, what));
+            }
+            owned.check_owned()?;
+            let record = match change {
+                Ready::Snapshot { name, auto, number } => {
+                    snapshot(&owned, &name, auto, number).await?
+                }
+                Ready::CutParent => cut_parent(&owned).await?,
+            };
+            drop(closed);
+            Ok(Committed { record, successor: None })
+        })
+        .await
+    }
+}
+
+async fn snapshot<O: Objects>(
+    owned: &Owned<O>,
+    name: &SnapshotName,
+    auto: bool,
+    mut number: Number<O>,
+) -> Result<ImageRecord> {
+    let objects = owned.catalog.objects();
+    let doing = || format!("take snapshot {name} of image {}", owned.id);
+    loop {
+        let now = described(objects, &owned.id).await?;
+        refuse_taken(&now, name)?;
+        let add = method::snapshot_add(text(name.as_str()), number.value, Purpose::User);
+        let mut op = WriteOp::new().assert_version(now.version);
+        if auto {
+            op = op.set_omap(keys::auto(number.value), "");
+        }
+        let op = op.call(CLASS, add.method, add.input);
+        match write_header(objects, &owned.id, op).await {
+            Ok(()) => break,
+            Err(Failure::MISMATCH) => {}
+            // Somebody else took one with a higher number: the snapshots of an image go by their numbers.
+            Err(Failure::STALE) => {
+                number = Number::new(owned.layer().data().objects().clone()).await?;
+            }
+            Err(failure) => {
+                if failure.may_have_happened() {
+                    number.keep();
+                }
+                return Err(failed(failure, doing()));
+            }
+        }
+    }
+    let id = number.keep();
+    // From here on the snapshot is there, whatever else fails.
+    let now = described(objects, &owned.id).await?;
+    owned.set_context(context(&now));
+    if let Some(presence) = owned.layer().data().presence() {
+        let saved = crate::bitmap::save(objects, &owned.id, Some(id), &presence).await;
+        // Without it the snapshot is slower to read, and no less right.
+        if let Err(error) = saved {
+            tracing::warn!(image = %owned.id, "a bitmap was not written: {}", error.chain());
+        }
+    }
+    announce(owned).await;
+    owned.catalog.record_of(&now).await
+}
+
+/// The snapshots that must keep what the head changes.
+pub(crate) fn context(described: &Described) -> SnapContext {
+    SnapContext { newest: described.header.snap_seq, snapshots: described.header.snap_context() }
+}
+
+async fn cut_parent<O: Objects>(owned: &Owned<O>) -> Result<ImageRecord> {
+    let (catalog, objects) = (&owned.catalog, owned.catalog.objects());
+    let doing = || format!("cut image {} off its parent", owned.id);
+    let parent = loop {
+        let now = described(objects, &owned.id).await?;
+        let op = WriteOp::new().assert_version(now.version);
+        let op = match (&now.header.parent, &now.elsewhere) {
+            (Some(_), _) => {
+                let detach = layering::parent_detach();
+                op.call(CLASS, detach.method, detach.input)
+            }
+            (None, Some(_)) => op.then(WriteStep::RemoveOmap([keys::PARENT.into()].into())),
+            (None, None) => break None,
+        };
+        match write_header(objects, &owned.id, op).await {
+            Ok(()) => break now.parent_link(catalog.home()),
+            Err(Failure::MISMATCH) => {}
+            Err(failure) => return Err(failed(failure, doing())),
+        }
+    };
+    let now = described(objects, &owned.id).await?;
+    // Where snapshots still see the parent, the image stays its child.
+    if let Some(link) = parent.filter(|_| now.header.parent.is_none()) {
+        let child = ChildRef { pool: catalog.pool_id(), image: owned.id.clone() };
+        catalog.leave(&link, &child).await?;
+    }
+    announce(owned).await;
+    catalog.record_of(&now).await
+}
+
+/// Says that the header changed. Whoever does not hear it finds out when it looks.
+async fn announce<O: Objects>(owned: &Owned<O>) {
+    let _ = owned.layer().image().tell(&Message::HeaderChanged).await;
+}
+
+/// A number for a snapshot, which is given back if it is not used.
+#[derive(Debug)]
+struct Number<O: Objects> {
+    objects: O,
+    value: u64,
+    is_kept: bool,
+}
+
+impl<O: Objects> Number<O> {
+    async fn new(objects: O) -> Result<Self> {
+        let value = objects.create_snapshot().await;
+        let value = value.map_err(|failure| failed(failure, "get a number for a snapshot"))?;
+        Ok(Self { objects, value, is_kept: false })
+    }
+
+    fn keep(&mut self) -> u64 {
+        self.is_kept = true;
+        self.value
+    }
+}
+
+impl<O: Objects> Drop for Number<O> {
+    fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
+        let (objects, value) = (self.objects.clone(), self.value);
+        // Lost, it costs nothing but a number.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { objects.remove_snapshot(value).await });
+        }
+    }
+}

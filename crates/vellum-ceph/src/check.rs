@@ -1,0 +1,148 @@
+//! What a check of a pool looks at: the directory against headers, lists of children against the children, and what somebody has begun
+//! and not ended.
+
+use vellum_core::ImageName;
+use vellum_engine::catalog::FINDINGS_MAX;
+use vellum_engine::{ChildRef, Finding, ImageId, Repair, Result, RevisionId, Severity};
+use vellum_rados::Objects;
+
+use crate::catalog::CephCatalog;
+use crate::children;
+use crate::described::Described;
+use crate::ownership::described;
+use crate::pending::Begun;
+use crate::records;
+
+/// Checks one image, or all and the pool itself.
+pub(crate) async fn check<O: Objects>(
+    catalog: &CephCatalog<O>,
+    image: Option<&ImageId>,
+    repair: Repair,
+) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    match image {
+        Some(id) => {
+            let now = described(catalog.objects(), id).await?;
+            let name = catalog.name_of(id).await?.parse().ok();
+            check_image(catalog, &now, name.as_ref(), repair, &mut findings).await?;
+        }
+        None => {
+            check_pending(catalog, repair, &mut findings).await?;
+            check_images(catalog, repair, &mut findings).await?;
+        }
+    }
+    findings.truncate(FINDINGS_MAX);
+    Ok(findings)
+}
+
+async fn check_pending<O: Objects>(
+    catalog: &CephCatalog<O>,
+    repair: Repair,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    for (pending, begun) in records::left_behind(catalog).await? {
+        // An id that was kept, and for nothing, is in nobody's way.
+        let severity = if begun == Begun::Reservation { Severity::Leak } else { Severity::Stale };
+        let what = format!("{}, and not to its end", pending.what);
+        let mut finding = Finding::new(severity, what);
+        if repair.is_wanted() {
+            match records::resume(catalog, &pending).await {
+                Ok(()) => finding = finding.repaired("finished it, or took it back"),
+                Err(error) => findings.push(Finding::not_looked_at(&error)),
+            }
+        }
+        findings.push(finding);
+    }
+    Ok(())
+}
+
+async fn check_images<O: Objects>(
+    catalog: &CephCatalog<O>,
+    repair: Repair,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let mut after = String::new();
+    loop {
+        let page = records::page(catalog, &after).await?;
+        let Some((last, _)) = page.last() else { return Ok(()) };
+        after.clone_from(last);
+        for (name, id) in page {
+            let name: Option<ImageName> = name.parse().ok();
+            match Described::read(catalog.objects(), &id).await {
+                Ok(Some(now)) => {
+                    check_image(catalog, &now, name.as_ref(), repair, findings).await?;
+                }
+                Ok(None) => {
+                    let pending = crate::pending::of(catalog.objects(), &id).await?;
+                    if pending.is_none() {
+                        let what = format!("the directory names image {id}, which has no header");
+                        findings.push(of(Finding::new(Severity::Damage, what), name.as_ref()));
+                    }
+                }
+                Err(error) => {
+                    findings.push(of(Finding::not_looked_at(&error), name.as_ref()));
+                }
+            }
+        }
+    }
+}
+
+fn of(finding: Finding, name: Option<&ImageName>) -> Finding {
+    match name {
+        Some(name) => finding.of(name),
+        None => finding,
+    }
+}
+
+async fn check_image<O: Objects>(
+    catalog: &CephCatalog<O>,
+    now: &Described,
+    name: Option<&ImageName>,
+    repair: Repair,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    for (revision, child) in children::of(catalog, now) {
+        if child.pool != catalog.pool_id() || is_child(catalog, now, &revision, &child).await? {
+            continue;
+        }
+        let what = format!(
+            "revision {revision} lists image {} as a child, which does not hang on it",
+            child.image
+        );
+        let mut finding = of(Finding::new(Severity::Stale, what), name);
+        if repair.is_wanted() {
+            match children::detach(catalog, &now.id, &revision, &child).await {
+                Ok(()) => finding = finding.repaired("took it from the list"),
+                Err(error) => findings.push(Finding::not_looked_at(&error)),
+            }
+        }
+        findings.push(finding);
+    }
+    for snapshot in &now.dropped {
+        let what = format!("image {} still keeps what a removed snapshot kept", now.id);
+        let mut finding = of(Finding::new(Severity::Leak, what), name);
+        if repair.is_wanted() {
+            match children::forget_dropped(catalog, catalog.objects(), now, *snapshot).await {
+                Ok(()) => finding = finding.repaired("let the cluster free it"),
+                Err(error) => findings.push(Finding::not_looked_at(&error)),
+            }
+        }
+        findings.push(finding);
+    }
+    Ok(())
+}
+
+/// Whether an image of this pool hangs on a revision, or is about to.
+async fn is_child<O: Objects>(
+    catalog: &CephCatalog<O>,
+    now: &Described,
+    revision: &RevisionId,
+    child: &ChildRef,
+) -> Result<bool> {
+    match Described::read(catalog.objects(), &child.image).await? {
+        Some(child) => Ok(child
+            .parent_link(catalog.home())
+            .is_some_and(|link| link.image == now.id && link.revision == *revision)),
+        None => Ok(!vellum_engine::Catalog::is_gone(catalog, &child.image).await?),
+    }
+}

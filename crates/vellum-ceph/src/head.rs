@@ -1,0 +1,331 @@
+//! [`CephHead`]: the one writer of an image.
+//!
+//! A change of an object is one operation on it, which fails if the object's states are not what was expected; then they are read
+//! again, and the change is planned anew. Changes of the states of one object come one after the other; what leaves them as they are
+//! goes beside each other, and the cluster keeps the order in which it was sent.
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use vellum_core::{Extent, ObjectNo};
+use vellum_engine::{
+    AtomicSpan, Durability, Error, ErrorKind, Fill, Guarded, Head, HeadChange, ImageId, Ownership,
+    Result, RunToEnd, SetTo, Write,
+};
+use vellum_rados::{Failure, Objects, SnapContext};
+
+use crate::bitmap;
+use crate::catalog::CephCatalog;
+use crate::change::CephPrepared;
+use crate::data::Data;
+use crate::error::failed;
+use crate::layer::CephLayer;
+use crate::ownership;
+use crate::place::Place;
+use crate::plan::{self, Plan};
+use crate::states::ObjectStates;
+use crate::watched::Role;
+
+/// The one writer of an image. Clones share the ownership.
+#[derive(Clone, Debug)]
+pub struct CephHead<O: Objects>(Arc<Owner<O>>);
+
+/// Who owns the image; gives it back when the last clone is gone.
+#[derive(Debug)]
+struct Owner<O: Objects>(Arc<Owned<O>>);
+
+/// An image that is owned.
+#[derive(Debug)]
+pub(crate) struct Owned<O: Objects> {
+    pub(crate) catalog: CephCatalog<O>,
+    pub(crate) id: ImageId,
+    layer: CephLayer<O>,
+    /// Which snapshots must keep what is about to be changed.
+    context: RwLock<Arc<SnapContext>>,
+    /// Whether the image was given back. Held shared by each change for as long as it lasts.
+    pub(crate) closed: tokio::sync::RwLock<bool>,
+}
+
+impl<O: Objects> CephHead<O> {
+    pub(crate) fn new(
+        catalog: CephCatalog<O>,
+        id: ImageId,
+        layer: CephLayer<O>,
+        context: SnapContext,
+    ) -> Self {
+        let context = RwLock::new(Arc::new(context));
+        let closed = tokio::sync::RwLock::new(false);
+        Self(Arc::new(Owner(Arc::new(Owned { catalog, id, layer, context, closed }))))
+    }
+
+    pub(crate) fn owned(&self) -> &Arc<Owned<O>> {
+        &self.0.0
+    }
+
+    fn place(&self) -> &Place {
+        self.owned().layer.data().place()
+    }
+
+    fn check_range(&self, at: Extent) -> Result<()> {
+        let size = self.place().size();
+        if at.is_empty() || at.end() > size {
+            let what = format!("{at} is empty or reaches beyond the end of the image at {size}");
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        Ok(())
+    }
+
+    fn check_whole_units(&self, at: Extent) -> Result<()> {
+        self.check_range(at)?;
+        if at == self.place().around(at) {
+            return Ok(());
+        }
+        let what = format!("{at} does not consist of whole units of {} bytes", self.place().unit());
+        Err(Error::new(ErrorKind::Invalid, what))
+    }
+
+    /// The only object that some extents lie in.
+    fn object_of(&self, extents: impl Iterator<Item = Extent>) -> Result<Option<ObjectNo>> {
+        let mut object = None;
+        for at in extents {
+            let one = self.place().object_of(at);
+            if one.is_none() || object.is_some_and(|other| Some(other) != one) {
+                let what = "a change of an image on Ceph is atomic within one object only, and this one crosses a border";
+                return Err(Error::new(ErrorKind::Invalid, what));
+            }
+            object = one;
+        }
+        Ok(object)
+    }
+}
+
+impl<O: Objects> Owned<O> {
+    pub(crate) fn layer(&self) -> &CephLayer<O> {
+        &self.layer
+    }
+
+    pub(crate) fn context(&self) -> Arc<SnapContext> {
+        self.context.read().clone()
+    }
+
+    pub(crate) fn set_context(&self, context: SnapContext) {
+        *self.context.write() = Arc::new(context);
+    }
+
+    pub(crate) fn check_owned(&self) -> Result<()> {
+        match self.layer.image().role() {
+            Role::Owner | Role::Releasing => Ok(()),
+            Role::Reader | Role::Lost => Err(Error::new(
+                ErrorKind::OwnershipLost,
+                format!("image {} was taken over by somebody else; open it again", self.id),
+            )),
+        }
+    }
+
+    /// Plans a change of an object, and carries it out, again until nobody was faster.
+    async fn change(
+        &self,
+        object: ObjectNo,
+        plan: impl Fn(&ObjectStates) -> Plan + Send,
+    ) -> Result<Guarded> {
+        let closed = self.closed.read().await;
+        if *closed {
+            return Ok(Guarded::Sealed);
+        }
+        self.check_owned()?;
+        let data = self.layer.data();
+        loop {
+            let shared = data.lock(object).read().await;
+            let states = data.states_under_lock(object).await?;
+            let planned = plan(&states);
+            let carried_out = match &planned {
+                Plan::Change(..) => {
+                    drop(shared);
+                    let _alone = data.lock(object).write().await;
+                    let states = data.states_under_lock(object).await?;
+                    self.carry_out(data, object, &states, &plan(&states)).await?
+                }
+                planned => self.carry_out(data, object, &states, planned).await?,
+            };
+            if let Some(guarded) = carried_out {
+                return Ok(guarded);
+            }
+        }
+    }
+
+    /// Carries a plan out; `None` if the object was not as it was thought to be.
+    async fn carry_out(
+        &self,
+        data: &Data<O>,
+        object: ObjectNo,
+        before: &ObjectStates,
+        planned: &Plan,
+    ) -> Result<Option<Guarded>> {
+        if let Plan::Missing(missing) = planned {
+            return Ok(Some(Guarded::Missing(missing.clone())));
+        }
+        let op = planned.operation(data.place(), before);
+        match data.objects().write(&data.name(object), &self.context(), op).await {
+            Ok(()) => {
+                if let Plan::Change(_, after) = planned {
+                    data.remember(object, after.clone());
+                }
+                Ok(Some(Guarded::Done))
+            }
+            Err(Failure::MISMATCH | Failure::EXISTS | Failure::NOT_FOUND) => {
+                data.forget(object);
+                Ok(None)
+            }
+            Err(failure) => {
+                if failure == Failure::BLOCKLISTED {
+                    self.layer.image().change_role(Role::Owner, Role::Lost);
+                }
+                if failure.may_have_happened() {
+                    data.forget(object);
+                }
+                Err(failed(failure, format!("write object {}", data.name(object))))
+            }
+        }
+    }
+
+    /// Waits for what is under way, writes down which objects there are, and gives the image back.
+    async fn give_back(&self) -> Result<()> {
+        let mut closed = self.closed.write().await;
+        if std::mem::replace(&mut *closed, true) {
+            return Ok(());
+        }
+        drop(closed);
+        let objects = self.catalog.objects();
+        let image = self.layer.image();
+        image.change_role(Role::Owner, Role::Releasing);
+        if image.role() != Role::Releasing {
+            return Ok(());
+        }
+        let saved = match self.layer.data().presence() {
+            Some(presence) => bitmap::save(objects, &self.id, None, &presence).await,
+            None => Ok(()),
+        };
+        let released = ownership::release(objects, image, &self.id).await;
+        // Without its bitmap the image is slower, and no less right.
+        if let Err(error) = saved {
+            tracing::warn!(image = %self.id, "the bitmap was not written: {}", error.chain());
+        }
+        released
+    }
+}
+
+impl<O: Objects> Drop for Owner<O> {
+    fn drop(&mut self) {
+        let owned = self.0.clone();
+        // Once closed it has nothing to give back: the image may have another owner by now.
+        if owned.closed.try_read().is_ok_and(|closed| *closed) {
+            return;
+        }
+        owned.layer.image().change_role(Role::Owner, Role::Releasing);
+        // Without a runtime there is nobody to give it back; whoever takes it over finds that nobody answers.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if let Err(error) = owned.give_back().await {
+                    tracing::warn!(image = %owned.id, "{}", error.chain());
+                }
+            });
+        }
+    }
+}
+
+impl<O: Objects> Head for CephHead<O> {
+    type Layer = CephLayer<O>;
+    type Prepared = CephPrepared<O>;
+
+    fn layer(&self) -> &CephLayer<O> {
+        &self.owned().layer
+    }
+
+    fn must_fill_first(&self, _at: Extent) -> bool {
+        // A snapshot of an object keeps the states that it had, and one that has none sees the parent by itself.
+        false
+    }
+
+    async fn write(&self, write: Write) -> Result<Guarded> {
+        self.check_range(write.extent())?;
+        let object = self.object_of([write.extent()].into_iter())?.expect("it is not empty");
+        let (owned, place) = (self.owned().clone(), *self.place());
+        RunToEnd::new(async move {
+            owned.change(object, |states| plan::write(&place, states, &write)).await
+        })
+        .await
+    }
+
+    async fn fill(&self, fill: Fill) -> Result<Guarded> {
+        fill.check_parts(|at| self.check_whole_units(at))?;
+        if let Some(write) = &fill.then {
+            self.check_range(write.extent())?;
+        }
+        let touched = fill.parts.iter().map(|part| part.at);
+        let object = self.object_of(touched.chain(fill.then.iter().map(Write::extent)))?;
+        let (owned, place) = (self.owned().clone(), *self.place());
+        let Some(object) = object else {
+            return Ok(if *owned.closed.read().await { Guarded::Sealed } else { Guarded::Done });
+        };
+        RunToEnd::new(async move {
+            owned.change(object, |states| plan::fill(&place, states, &fill)).await
+        })
+        .await
+    }
+
+    async fn set(&self, at: Extent, to: SetTo, _durability: Durability) -> Result<Guarded> {
+        self.check_whole_units(at)?;
+        let object = self.object_of([at].into_iter())?.expect("it is not empty");
+        let (owned, place) = (self.owned().clone(), *self.place());
+        RunToEnd::new(async move {
+            owned.change(object, |states| plan::set(&place, states, at, to)).await
+        })
+        .await
+    }
+
+    async fn reclaim(&self) -> Result<u64> {
+        // Space is freed in the same step in which a unit becomes inherited: a read gets states and bytes of one moment.
+        Ok(0)
+    }
+
+    async fn sync(&self) -> Result<()> {
+        if *self.owned().closed.read().await {
+            return Ok(());
+        }
+        // What was acknowledged is durable.
+        self.owned().check_owned()
+    }
+
+    fn unsynced_bytes(&self) -> u64 {
+        0
+    }
+
+    fn wants_reclaim(&self) -> bool {
+        false
+    }
+
+    async fn prepare(&self, change: HeadChange) -> Result<CephPrepared<O>> {
+        if *self.owned().closed.read().await {
+            let what = "only the head that owns the image can change it, and this one does not";
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        self.owned().check_owned()?;
+        CephPrepared::new(self.owned().clone(), change).await
+    }
+
+    fn ownership(&self) -> Ownership {
+        let is_closed = self.owned().closed.try_read().is_ok_and(|closed| *closed);
+        match self.owned().layer.image().role() {
+            Role::Owner if !is_closed => Ownership::Held,
+            _ => Ownership::Lost,
+        }
+    }
+
+    async fn close(self) -> Result<()> {
+        let owned = self.owned().clone();
+        RunToEnd::new(async move { owned.give_back().await }).await
+    }
+}
+
+/// How far one change of a head reaches atomically.
+pub(crate) const ATOMIC: AtomicSpan = AtomicSpan::Object;

@@ -1,0 +1,250 @@
+//! Who may write to an image: the lock on its header, taken and given as Ceph's clients do, and taken from the dead.
+//!
+//! Whoever holds the lock has a watch on the header, which its cookie names. Who answers as such is alive; who is not even asked any
+//! more is dead, and is kept from the cluster before its lock is broken: what it had under way has landed then, or never will.
+//! Those who read the head are noted in the header too. All of this changes in one step with a look at the version of the header, so
+//! that a reader and a writer that come at the same time do not both believe that they are alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use vellum_engine::{Error, ErrorKind, Result};
+use vellum_rados::{Failure, Objects, SnapContext, WriteOp, WriteStep};
+use vellum_rbd::lock::{self, Holder, HolderInfo, Kind, ask};
+use vellum_rbd::names;
+use vellum_rbd::notify::{ClientId, Message};
+
+use crate::described::Described;
+use crate::error::{failed, no_image_with_id};
+use crate::keys;
+use crate::watched::{Role, Watched, tell};
+
+/// How long a holder that gives no answer is waited for: until the cluster has forgotten a client that died.
+const SILENT_MAX: Duration = Duration::from_secs(40);
+/// How long between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Takes the lock of an image for this client, and returns what the header says then.
+pub(crate) async fn acquire<O: Objects>(
+    objects: &O,
+    image: &Arc<Watched<O>>,
+    id: &vellum_engine::ImageId,
+) -> Result<Described> {
+    let until = Instant::now() + SILENT_MAX;
+    loop {
+        let described = described(objects, id).await?;
+        let me = image.me();
+        if !is_free(objects, &described, me, until).await? {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            continue;
+        }
+        let asked = ask::lock(lock::IMAGE, Kind::Exclusive, &lock::cookie(me.watch), lock::MANAGED);
+        let op = WriteOp::new().assert_version(described.version).call("lock", "lock", asked);
+        match write_header(objects, id, op).await {
+            Ok(()) => {
+                image.set_role(Role::Owner);
+                return self::described(objects, id).await;
+            }
+            Err(Failure::MISMATCH | Failure::BUSY) => {}
+            Err(failure) => return Err(failed(failure, format!("take the lock of image {id}"))),
+        }
+    }
+}
+
+/// Gives the lock back, if this client still has it.
+pub(crate) async fn release<O: Objects>(
+    objects: &O,
+    image: &Arc<Watched<O>>,
+    id: &vellum_engine::ImageId,
+) -> Result<()> {
+    let me = image.me();
+    let op = WriteOp::new().assert_exists().call(
+        "lock",
+        "unlock",
+        ask::unlock(lock::IMAGE, &lock::cookie(me.watch)),
+    );
+    let released = write_header(objects, id, op).await;
+    image.set_role(Role::Reader);
+    match released {
+        Ok(()) | Err(Failure::NOT_FOUND) => {}
+        Err(failure) => return Err(failed(failure, format!("give back the lock of image {id}"))),
+    }
+    // Whoever waits for it asks again; it is no loss if nobody hears.
+    let _ = image.tell(&Message::Released(me)).await;
+    Ok(())
+}
+
+/// Notes that this client reads the head, so that nobody writes to it. Returns what the header says.
+pub(crate) async fn begin_reading<O: Objects>(
+    objects: &O,
+    image: &Arc<Watched<O>>,
+    id: &vellum_engine::ImageId,
+) -> Result<Described> {
+    let mut readers = image.readers.lock().await;
+    let until = Instant::now() + SILENT_MAX;
+    loop {
+        let described = described(objects, id).await?;
+        let me = image.me();
+        if *readers > 0 && described.readers.contains(&(me.client, me.watch)) {
+            *readers += 1;
+            return Ok(described);
+        }
+        if !no_owner(objects, &described, me, until).await? {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            continue;
+        }
+        let key = keys::reader(me.client, me.watch);
+        let op = WriteOp::new().assert_version(described.version).set_omap(key, "");
+        match write_header(objects, id, op).await {
+            Ok(()) => {
+                *readers += 1;
+                return Ok(described);
+            }
+            Err(Failure::MISMATCH) => {}
+            Err(failure) => return Err(failed(failure, format!("begin to read image {id}"))),
+        }
+    }
+}
+
+/// Lets writers in again, with the last who reads.
+pub(crate) async fn end_reading<O: Objects>(
+    objects: &O,
+    image: &Arc<Watched<O>>,
+    id: &vellum_engine::ImageId,
+) {
+    let mut readers = image.readers.lock().await;
+    *readers -= 1;
+    if *readers > 0 {
+        return;
+    }
+    let me = image.me();
+    let key = keys::reader(me.client, me.watch).into_bytes();
+    let op = WriteOp::new().assert_exists().then(WriteStep::RemoveOmap([key].into()));
+    // What is left behind is of a watch that nobody has any more, and goes with the next who looks.
+    let _ = write_header(objects, id, op).await;
+}
+
+/// `InUse` if somebody holds the image, or reads its head. Takes it from the dead.
+pub(crate) async fn check_free<O: Objects>(objects: &O, described: &Described) -> Result<bool> {
+    let nobody = ClientId { client: objects.client(), watch: 0 };
+    is_free(objects, described, nobody, Instant::now() + SILENT_MAX).await
+}
+
+/// Whether nobody holds the image, or reads its head. False if another look is needed; `InUse` if somebody does.
+async fn is_free<O: Objects>(
+    objects: &O,
+    described: &Described,
+    me: ClientId,
+    until: Instant,
+) -> Result<bool> {
+    Ok(no_owner(objects, described, me, until).await?
+        && no_reader(objects, described, until).await?)
+}
+
+async fn no_owner<O: Objects>(
+    objects: &O,
+    described: &Described,
+    me: ClientId,
+    until: Instant,
+) -> Result<bool> {
+    let id = &described.id;
+    let Some(lock) = &described.lock else { return Ok(true) };
+    let Some((holder, info)) = lock.managed_holder() else {
+        let what = format!("image {id} is locked by hand; see `rbd lock ls`");
+        return Err(Error::new(ErrorKind::InUse, what));
+    };
+    let in_use = || {
+        let who = format!("client.{} at {}", holder.entity.number, info.address);
+        Error::new(ErrorKind::InUse, format!("image {id} is in use by {who}"))
+    };
+    let owner = owner(holder);
+    let heard = tell(objects, id, &Message::Request { from: me, force: false }).await?;
+    match owner.and_then(|owner| heard.answers.get(&owner)) {
+        Some(answer) => match vellum_rbd::Decode::from_bytes(&answer.0) {
+            // It gives the lock back, or has done so.
+            Ok(vellum_rbd::notify::Answer(0)) if Instant::now() < until => Ok(false),
+            Ok(_) => Err(in_use()),
+            // It has the image open, and does not say that the lock is its own: it may be on its way back.
+            Err(_) if Instant::now() < until => Ok(false),
+            Err(_) => Err(in_use()),
+        },
+        None if owner.is_some_and(|owner| heard.silent.contains(&owner)) => {
+            if Instant::now() < until { Ok(false) } else { Err(in_use()) }
+        }
+        None => break_lock(objects, described, holder, info).await.map(|()| false),
+    }
+}
+
+/// The client that holds a lock, by its watch.
+fn owner(holder: &Holder) -> Option<ClientId> {
+    let client = u64::try_from(holder.entity.number).ok()?;
+    Some(ClientId { client, watch: lock::watch_of(&holder.cookie)? })
+}
+
+/// Takes the lock of a client that is dead.
+async fn break_lock<O: Objects>(
+    objects: &O,
+    described: &Described,
+    holder: &Holder,
+    info: &HolderInfo,
+) -> Result<()> {
+    let id = &described.id;
+    let doing = || format!("take the lock of image {id} from client.{}", holder.entity.number);
+    // One that only lost its watch, and is this very client, must not be kept from the cluster.
+    if holder.entity.number != objects.client() as i64 {
+        let client = holder.entity.number as u64;
+        let fenced = objects.fence(client, &info.address.to_string()).await;
+        fenced.map_err(|failure| failed(failure, doing()))?;
+    }
+    let asked = ask::break_lock(lock::IMAGE, holder.entity, &holder.cookie);
+    let op = WriteOp::new().assert_version(described.version).call("lock", "break_lock", asked);
+    match write_header(objects, id, op).await {
+        Ok(()) | Err(Failure::MISMATCH | Failure::NOT_FOUND) => Ok(()),
+        Err(failure) => Err(failed(failure, doing())),
+    }
+}
+
+async fn no_reader<O: Objects>(objects: &O, described: &Described, until: Instant) -> Result<bool> {
+    if described.readers.is_empty() {
+        return Ok(true);
+    }
+    let id = &described.id;
+    let heard = tell(objects, id, &Message::HeaderChanged).await?;
+    let as_client = |reader: &(u64, u64)| ClientId { client: reader.0, watch: reader.1 };
+    for reader in &described.readers {
+        let answer = heard.answers.get(&as_client(reader));
+        let what = format!("image {id} is being read by client.{}", reader.0);
+        match answer {
+            Some(answer) if !answer.0.is_empty() => {
+                return Err(Error::new(ErrorKind::InUse, what));
+            }
+            None if !heard.silent.contains(&as_client(reader)) => {}
+            // It is about to end, or gives no answer.
+            _ if Instant::now() < until => return Ok(false),
+            _ => return Err(Error::new(ErrorKind::InUse, what)),
+        }
+    }
+    let dead = described.readers.iter();
+    let dead = dead.map(|(client, watch)| keys::reader(*client, *watch).into_bytes()).collect();
+    let op = WriteOp::new().assert_version(described.version).then(WriteStep::RemoveOmap(dead));
+    match write_header(objects, id, op).await {
+        Ok(()) | Err(Failure::MISMATCH) => Ok(false),
+        Err(failure) => Err(failed(failure, format!("look who reads image {id}"))),
+    }
+}
+
+pub(crate) async fn described<O: Objects>(
+    objects: &O,
+    id: &vellum_engine::ImageId,
+) -> Result<Described> {
+    Described::read(objects, id).await?.ok_or_else(|| no_image_with_id(id.as_str()))
+}
+
+pub(crate) async fn write_header<O: Objects>(
+    objects: &O,
+    id: &vellum_engine::ImageId,
+    op: WriteOp,
+) -> vellum_rados::Result<()> {
+    objects.write(&names::header(id.as_str()), &SnapContext::default(), op).await
+}

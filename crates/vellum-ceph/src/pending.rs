@@ -1,0 +1,321 @@
+//! What somebody has begun with an image: noted in the directory before the first step and taken out after the last, so that it can be
+//! finished, or undone, after a death.
+//!
+//! Whoever notes it can be asked whether they are still at it: all who have such notes watch one object, [`CLIENTS`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::{OnceCell, oneshot};
+use vellum_engine::{Error, ErrorKind, ImageId, Result};
+use vellum_rados::{
+    Event, Failure, Found, Objects, ReadOp, ReadStep, SnapContext, SnapId, Watch, WriteOp,
+    WriteStep,
+};
+use vellum_rbd::names::DIRECTORY;
+use vellum_rbd::notify::Heard;
+use vellum_rbd::records::ParentSpec;
+use vellum_rbd::wire::{self, Reader, structure};
+use vellum_rbd::{Decode, Encode, Text};
+
+use crate::error::{corrupt, failed};
+use crate::keys;
+use crate::watched::ANSWER_WAIT;
+
+/// The object that all watch who have something pending.
+pub(crate) const CLIENTS: &str = "vellum_clients";
+
+/// What was begun.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Begun {
+    /// An id is kept for an image that is about to be made, elsewhere or here.
+    Reservation = 0,
+    /// An image is being made. Until its header is there, there is no image.
+    Creation = 1,
+    /// An image is being removed. Once its header says so, there is no image.
+    Removal = 2,
+}
+
+/// A note of what was begun.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pending {
+    /// What.
+    pub begun: Begun,
+    /// The client that did.
+    pub client: u64,
+    /// Chance, which tells one note of a client from the next.
+    pub chance: u64,
+    /// The name of the image.
+    pub name: Text,
+    /// The snapshot that it hangs on, if it does.
+    pub parent: Option<ParentSpec>,
+}
+
+impl Pending {
+    /// A note of what a client begins now.
+    pub(crate) fn new(begun: Begun, client: u64, name: Text) -> Self {
+        let chance = getrandom::u64().expect("the system has random numbers");
+        Self { begun, client, chance, name, parent: None }
+    }
+}
+
+impl Encode for Pending {
+    fn encode(&self, out: &mut Vec<u8>) {
+        structure(out, 1, 1, |out| {
+            (self.begun as u8).encode(out);
+            self.client.encode(out);
+            self.chance.encode(out);
+            self.name.encode(out);
+            self.parent.encode(out);
+        });
+    }
+}
+
+impl Decode for Pending {
+    fn decode(input: &mut Reader<'_>) -> wire::Result<Self> {
+        let (_, mut fields) = input.structure("note of what is pending", 1)?;
+        let begun = match fields.value::<u8>()? {
+            0 => Begun::Reservation,
+            1 => Begun::Creation,
+            2 => Begun::Removal,
+            other => {
+                let what = "thing that can be pending";
+                return Err(wire::Malformed::Unknown { what, value: other.into() });
+            }
+        };
+        let (client, chance) = fields.value()?;
+        Ok(Self { begun, client, chance, name: fields.value()?, parent: fields.value()? })
+    }
+}
+
+/// All notes of a pool, by image.
+pub(crate) async fn all<O: Objects>(objects: &O) -> Result<BTreeMap<ImageId, Pending>> {
+    let (mut all, mut after) = (BTreeMap::new(), String::new());
+    loop {
+        let step = ReadStep::Omap { after, prefix: keys::PENDING.to_owned(), max: 1000 };
+        let done = objects.read(DIRECTORY, SnapId::HEAD, ReadOp::new().then(step)).await;
+        let found = match done.result {
+            Ok((_, found)) => found,
+            Err(Failure::NOT_FOUND) => return Ok(all),
+            Err(failure) => return Err(failed(failure, "read what is pending in this pool")),
+        };
+        let Some(Found::Omap { values, more }) = found.into_iter().next() else {
+            return Err(Error::new(ErrorKind::Io, "the cluster answers something else"));
+        };
+        let last = values.last_key_value();
+        let last = last.map(|(key, _)| String::from_utf8_lossy(key).into_owned());
+        for (key, value) in values {
+            let key = String::from_utf8_lossy(&key).into_owned();
+            let Some(id) = key.strip_prefix(keys::PENDING) else { continue };
+            let note = Pending::from_bytes(&value)
+                .map_err(|why| corrupt(format!("key {key} of {DIRECTORY}"), why))?;
+            all.insert(ImageId::new(id), note);
+        }
+        match last {
+            Some(last) if more => after = last,
+            _ => return Ok(all),
+        }
+    }
+}
+
+/// The note of one image.
+pub(crate) async fn of<O: Objects>(objects: &O, id: &ImageId) -> Result<Option<Pending>> {
+    let key = keys::pending(id.as_str());
+    let step = ReadStep::OmapKeys([key.clone().into_bytes()].into());
+    let done = objects.read(DIRECTORY, SnapId::HEAD, ReadOp::new().then(step)).await;
+    let found = match done.result {
+        Ok((_, found)) => found,
+        Err(Failure::NOT_FOUND) => return Ok(None),
+        Err(failure) => {
+            return Err(failed(failure, format!("look what is pending for image {id}")));
+        }
+    };
+    let Some(Found::Omap { values, .. }) = found.into_iter().next() else {
+        return Err(Error::new(ErrorKind::Io, "the cluster answers something else"));
+    };
+    let note = values.get(key.as_bytes()).map(|value| Pending::from_bytes(value)).transpose();
+    note.map_err(|why| corrupt(format!("key {key} of {DIRECTORY}"), why))
+}
+
+/// What this client has begun, and that it can be asked for it.
+#[derive(Debug)]
+pub(crate) struct AtWork<O: Objects> {
+    objects: O,
+    watch: OnceCell<oneshot::Sender<()>>,
+    images: Arc<Mutex<BTreeMap<ImageId, usize>>>,
+}
+
+impl<O: Objects> AtWork<O> {
+    pub(crate) fn new(objects: O) -> Self {
+        Self { objects, watch: OnceCell::new(), images: Arc::default() }
+    }
+
+    /// Is at work at an image from now on, until what is returned is dropped.
+    pub(crate) async fn begin(&self, id: &ImageId) -> Result<Work> {
+        let watch = || async {
+            let doing = || "say that this client is at work";
+            let made = WriteOp::new().create(false);
+            let made = self.objects.write(CLIENTS, &SnapContext::default(), made).await;
+            made.map_err(|failure| failed(failure, doing()))?;
+            let watch = self.objects.watch(CLIENTS).await;
+            let watch = watch.map_err(|failure| failed(failure, doing()))?;
+            let (end, ended) = oneshot::channel();
+            tokio::spawn(answer(watch, self.images.clone(), ended));
+            Ok(end)
+        };
+        self.watch.get_or_try_init(watch).await?;
+        *self.images.lock().entry(id.clone()).or_default() += 1;
+        Ok(Work { images: self.images.clone(), id: id.clone() })
+    }
+
+    /// Whether this client is at work at an image.
+    pub(crate) fn is_at(&self, id: &ImageId) -> bool {
+        self.images.lock().contains_key(id)
+    }
+
+    /// Whether somebody is at work at an image, who is not sure not to be.
+    pub(crate) async fn is_somebody_at(&self, id: &ImageId, client: u64) -> Result<bool> {
+        if client == self.objects.client() {
+            return Ok(self.is_at(id));
+        }
+        let asks = id.as_str().as_bytes().to_vec();
+        let heard = match self.objects.notify(CLIENTS, asks, ANSWER_WAIT).await {
+            Ok(heard) => heard,
+            Err(Failure::NOT_FOUND) => return Ok(false),
+            Err(failure) => return Err(failed(failure, format!("ask who is at image {id}"))),
+        };
+        let heard = Heard::from_bytes(&heard).map_err(|why| {
+            Error::new(ErrorKind::Io, "the cluster answers something else").with_source(why)
+        })?;
+        let is_at = heard
+            .answers
+            .iter()
+            .any(|(from, answer)| from.client == client && !answer.0.is_empty());
+        Ok(is_at || heard.silent.iter().any(|from| from.client == client))
+    }
+}
+
+/// That this client is at work at an image.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Work {
+    images: Arc<Mutex<BTreeMap<ImageId, usize>>>,
+    id: ImageId,
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let mut images = self.images.lock();
+        if let Some(count) = images.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                images.remove(&self.id);
+            }
+        }
+    }
+}
+
+/// Keeps an id until what is returned is dropped. `InUse` if somebody does already.
+pub(crate) async fn reserve<O: Objects>(
+    objects: &O,
+    at_work: &AtWork<O>,
+    id: &ImageId,
+) -> Result<Kept<O>> {
+    let in_use = || Error::new(ErrorKind::InUse, format!("somebody creates image {id} already"));
+    let doing = || format!("keep the id {id}");
+    loop {
+        let before = of(objects, id).await?;
+        if let Some(note) = &before
+            && at_work.is_somebody_at(id, note.client).await?
+        {
+            return Err(in_use());
+        }
+        if at_work.is_at(id) {
+            return Err(in_use());
+        }
+        let work = at_work.begin(id).await?;
+        let note = Pending::new(Begun::Reservation, objects.client(), Text::default());
+        let key = keys::pending(id.as_str());
+        let value = note.to_bytes();
+        let before = before.map_or_else(Vec::new, |before| before.to_bytes());
+        let op =
+            WriteOp::new().compare_omap(key.clone(), before).set_omap(key.clone(), value.clone());
+        match objects.write(DIRECTORY, &SnapContext::default(), op).await {
+            Ok(()) => return Ok(Kept { objects: objects.clone(), key, value, work: Some(work) }),
+            Err(Failure::MISMATCH) => {}
+            Err(Failure::NOT_FOUND) => {
+                let made = WriteOp::new().create(false);
+                let made = objects.write(DIRECTORY, &SnapContext::default(), made).await;
+                made.map_err(|failure| failed(failure, doing()))?;
+            }
+            Err(failure) => return Err(failed(failure, doing())),
+        }
+    }
+}
+
+/// That an id is kept.
+#[derive(Debug)]
+pub(crate) struct Kept<O: Objects> {
+    objects: O,
+    key: String,
+    value: Vec<u8>,
+    work: Option<Work>,
+}
+
+impl<O: Objects> Drop for Kept<O> {
+    fn drop(&mut self) {
+        drop(self.work.take());
+        let (objects, key) = (self.objects.clone(), self.key.clone());
+        let value = std::mem::take(&mut self.value);
+        // A note that is left behind is of somebody who is not at it any more, and goes with the next who looks.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            let remove = WriteStep::RemoveOmap([key.clone().into_bytes()].into());
+            let op = WriteOp::new().compare_omap(key, value).then(remove);
+            let _ = objects.write(DIRECTORY, &SnapContext::default(), op).await;
+        });
+    }
+}
+
+/// Answers those who ask, with something if this client is at work at the image that they name.
+async fn answer<W: Watch>(
+    mut watch: W,
+    images: Arc<Mutex<BTreeMap<ImageId, usize>>>,
+    mut ended: oneshot::Receiver<()>,
+) {
+    loop {
+        let event = tokio::select! {
+            biased;
+            _ = &mut ended => break,
+            event = watch.next() => event,
+        };
+        let Some(Event::Said { said, bytes, .. }) = event else { break };
+        let id = ImageId::new(String::from_utf8_lossy(&bytes).into_owned());
+        let answer = if images.lock().contains_key(&id) { vec![1] } else { Vec::new() };
+        let _ = watch.answer(said, answer).await;
+    }
+    let _ = watch.close().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_read_as_it_is_written() {
+        let parent = ParentSpec { pool: 1, namespace: "".into(), image: "10".into(), snapshot: 4 };
+        for begun in [Begun::Reservation, Begun::Creation, Begun::Removal] {
+            let note = Pending {
+                begun,
+                client: 7,
+                chance: 9,
+                name: "vm".into(),
+                parent: Some(parent.clone()),
+            };
+            assert_eq!(Pending::from_bytes(&note.to_bytes()), Ok(note));
+        }
+        assert!(Pending::from_bytes(&[1, 1, 1, 0, 0, 0, 9]).is_err());
+    }
+}

@@ -1,0 +1,259 @@
+//! [`Watched`]: an image that this client has open, and hears of from others.
+//!
+//! All who use an image in one catalog share one watch on its header. What is answered there depends on what this client is to the
+//! image: who holds its lock answers what is asked of it, all others acknowledge. That the header changed is acknowledged only once
+//! this client has looked: so whoever removes an image knows that nobody still takes for inherited what is being removed.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use vellum_engine::{Error, ErrorKind, ImageId, Result};
+use vellum_rados::{Event, Failure, Objects, SnapContext, Watch, WriteOp};
+use vellum_rbd::lock::{self, Kind, ask};
+use vellum_rbd::notify::{Answer, ClientId, Heard, Message};
+use vellum_rbd::{Decode, Encode, names};
+
+use crate::described::Described;
+use crate::error::failed;
+
+/// How long others have to answer.
+pub(crate) const ANSWER_WAIT: Duration = Duration::from_millis(vellum_rbd::notify::ANSWER_WAIT_MS);
+/// How long after a watch was lost another one is tried.
+const AGAIN: Duration = Duration::from_millis(500);
+/// `EBUSY`, for who asks for a lock that its holder keeps.
+const KEEPS: Answer = Answer(-16);
+/// `EOPNOTSUPP`, for who asks for what this program does not do for others.
+const CANNOT: Answer = Answer(-95);
+/// For who asks for a lock that is being given back.
+const GIVES: Answer = Answer(0);
+
+/// What who reads the head says to who tells that the header changed; others say nothing.
+const READS: &[u8] = &[1];
+
+/// What this client is to an image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Role {
+    /// One who reads.
+    #[default]
+    Reader,
+    /// Who holds its lock.
+    Owner,
+    /// Who is giving its lock back.
+    Releasing,
+    /// Who held its lock, and was told that it does not any more.
+    Lost,
+}
+
+/// An open image.
+#[derive(Debug)]
+pub(crate) struct Watched<O: Objects> {
+    objects: O,
+    id: ImageId,
+    state: Mutex<State>,
+    /// How many are noted in the header as reading the head, and what keeps those who begin and end that apart.
+    pub(crate) readers: tokio::sync::Mutex<usize>,
+    /// How many do read it.
+    reading: AtomicUsize,
+    /// Dropped with this, which ends the watch.
+    _end: oneshot::Sender<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    watch: u64,
+    role: Role,
+    is_gone: bool,
+}
+
+impl<O: Objects> Watched<O> {
+    /// Begins to hear of an image. `NotFound` if there is none.
+    pub(crate) async fn begin(objects: O, id: ImageId) -> Result<Arc<Self>> {
+        let watch = objects.watch(&names::header(id.as_str())).await;
+        let watch = watch.map_err(|failure| failed(failure, format!("watch image {id}")))?;
+        let (end, ended) = oneshot::channel();
+        let state = State { watch: watch.id(), role: Role::Reader, is_gone: false };
+        let this = Arc::new(Self {
+            objects: objects.clone(),
+            id,
+            state: Mutex::new(state),
+            readers: tokio::sync::Mutex::new(0),
+            reading: AtomicUsize::new(0),
+            _end: end,
+        });
+        tokio::spawn(listen(Arc::downgrade(&this), watch, ended));
+        Ok(this)
+    }
+
+    /// This client, by its watch on the image.
+    pub(crate) fn me(&self) -> ClientId {
+        ClientId { client: self.objects.client(), watch: self.state.lock().watch }
+    }
+
+    pub(crate) fn role(&self) -> Role {
+        self.state.lock().role
+    }
+
+    pub(crate) fn set_role(&self, role: Role) {
+        self.state.lock().role = role;
+    }
+
+    /// What this client was not told otherwise before.
+    pub(crate) fn change_role(&self, from: Role, to: Role) {
+        let mut state = self.state.lock();
+        if state.role == from {
+            state.role = to;
+        }
+    }
+
+    /// `NotFound` once the image was removed.
+    pub(crate) fn check_there(&self) -> Result<()> {
+        if self.state.lock().is_gone {
+            return Err(Error::new(ErrorKind::NotFound, format!("image {} was removed", self.id)));
+        }
+        Ok(())
+    }
+
+    /// Somebody reads the head from now on.
+    pub(crate) fn begin_reading(&self) {
+        self.reading.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// One of them does not any more.
+    pub(crate) fn end_reading(&self) {
+        self.reading.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn header(&self) -> String {
+        names::header(self.id.as_str())
+    }
+
+    /// Tells all who have the image open, and says who answered what.
+    pub(crate) async fn tell(&self, message: &Message) -> Result<Heard> {
+        tell(&self.objects, &self.id, message).await
+    }
+
+    async fn answer_to(&self, bytes: &[u8]) -> Vec<u8> {
+        // What cannot be read is nothing to answer.
+        let Ok(message) = Message::from_bytes(bytes) else { return Vec::new() };
+        match message {
+            Message::HeaderChanged => {
+                self.look().await;
+                // For who wants to write, and finds this client noted as one who reads.
+                if self.reading.load(Ordering::SeqCst) > 0 { READS.to_vec() } else { Vec::new() }
+            }
+            Message::Request { .. } => match self.role() {
+                Role::Owner => KEEPS.to_bytes(),
+                Role::Releasing => GIVES.to_bytes(),
+                Role::Reader | Role::Lost => Vec::new(),
+            },
+            Message::Asked(..) if self.role() == Role::Owner => CANNOT.to_bytes(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether the image is still there.
+    async fn look(&self) {
+        if let Ok(None) = Described::read(&self.objects, &self.id).await {
+            self.state.lock().is_gone = true;
+        }
+    }
+
+    /// Watches again, under another number, by which the lock is held from then on. `None` if there is no use in that.
+    async fn watch_again(&self) -> Option<O::Watch> {
+        let watch = match self.objects.watch(&self.header()).await {
+            Ok(watch) => watch,
+            Err(Failure::NOT_FOUND) => {
+                self.state.lock().is_gone = true;
+                return None;
+            }
+            Err(Failure::BLOCKLISTED) => {
+                self.change_role(Role::Owner, Role::Lost);
+                return None;
+            }
+            Err(_) => return None,
+        };
+        let before = std::mem::replace(&mut self.state.lock().watch, watch.id());
+        if self.role() == Role::Owner {
+            let (from, to) = (lock::cookie(before), lock::cookie(watch.id()));
+            let asked = ask::set_cookie(lock::IMAGE, Kind::Exclusive, &from, lock::MANAGED, &to);
+            let op = WriteOp::new().assert_exists().call("lock", "set_cookie", asked);
+            if self.objects.write(&self.header(), &SnapContext::default(), op).await.is_err() {
+                self.change_role(Role::Owner, Role::Lost);
+            }
+        }
+        self.look().await;
+        Some(watch)
+    }
+}
+
+/// Tells all who have an image open.
+pub(crate) async fn tell<O: Objects>(
+    objects: &O,
+    id: &ImageId,
+    message: &Message,
+) -> Result<Heard> {
+    let doing = || format!("talk to those who have image {id} open");
+    let header = names::header(id.as_str());
+    let heard = objects.notify(&header, message.to_bytes(), ANSWER_WAIT).await;
+    let heard = heard.map_err(|failure| failed(failure, doing()))?;
+    Heard::from_bytes(&heard).map_err(|why| Error::new(ErrorKind::Io, doing()).with_source(why))
+}
+
+/// Hears and answers until nobody has the image open any more.
+async fn listen<O: Objects>(
+    image: Weak<Watched<O>>,
+    mut watch: O::Watch,
+    mut ended: oneshot::Receiver<()>,
+) {
+    loop {
+        let event = tokio::select! {
+            biased;
+            _ = &mut ended => break,
+            event = watch.next() => event,
+        };
+        let Some(image) = image.upgrade() else { break };
+        match event {
+            Some(Event::Said { said, bytes, .. }) => {
+                let answer = image.answer_to(&bytes).await;
+                // Whoever said it may have gone.
+                let _ = watch.answer(said, answer).await;
+            }
+            Some(Event::Lost(_)) | None => {
+                let lost = std::mem::replace(
+                    &mut watch,
+                    match again(&image, &mut ended).await {
+                        Some(watch) => watch,
+                        None => return,
+                    },
+                );
+                let _ = lost.close().await;
+            }
+        }
+    }
+    let _ = watch.close().await;
+}
+
+/// Another watch, as soon as there can be one; `None` if there never will be.
+async fn again<O: Objects>(
+    image: &Arc<Watched<O>>,
+    ended: &mut oneshot::Receiver<()>,
+) -> Option<O::Watch> {
+    loop {
+        if let Some(watch) = image.watch_again().await {
+            return Some(watch);
+        }
+        if image.check_there().is_err()
+            || image.role() == Role::Lost
+            || Arc::strong_count(image) == 1
+        {
+            return None;
+        }
+        tokio::select! {
+            _ = &mut *ended => return None,
+            () = tokio::time::sleep(AGAIN) => {}
+        }
+    }
+}
