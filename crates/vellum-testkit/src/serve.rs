@@ -32,7 +32,16 @@ impl Serve {
 
     /// Starts a server through another program, whose command line goes before.
     pub fn start_under(home: &Home, before: &[&str], arguments: &[&str]) -> Result<Self> {
-        let socket = home.file("nbd.sock");
+        Self::start_on(home, "nbd.sock", before, arguments)
+    }
+
+    /// Starts one more server of a home, with a socket of its own.
+    pub fn start_beside(home: &Home) -> Result<Self> {
+        Self::start_on(home, "beside.sock", &[], &[])
+    }
+
+    fn start_on(home: &Home, socket: &str, before: &[&str], arguments: &[&str]) -> Result<Self> {
+        let socket = home.file(socket);
         let path = socket.to_str().context("a temporary path is UTF-8")?.to_owned();
         let mut command = home.command_under(before, &["serve", "--socket", &path]);
         let mut child =

@@ -6,6 +6,7 @@
 
 mod commands;
 mod containers;
+mod crosswise;
 mod file_systems;
 mod layers;
 mod live;
@@ -27,6 +28,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(commands::trials());
     trials.extend(stops::trials());
     trials.extend(many::trials());
+    trials.extend(crosswise::trials());
     trials.extend(containers::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
