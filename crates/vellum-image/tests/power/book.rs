@@ -60,6 +60,24 @@ impl Book {
         self.images.borrow().iter().find(|known| known.borrow().name == name).cloned()
     }
 
+    /// What an image may be called: as it is, or as changes that have not ended make it.
+    pub fn may_be_called(&self, image: &str) -> Vec<String> {
+        let called = self.find(image).map(|known| known.borrow().called.0.clone());
+        let mut names = vec![called.unwrap_or_else(|| image.to_owned())];
+        let changes = self.changes.borrow();
+        names.extend(changes.iter().filter(|open| open.image == image).filter_map(|open| {
+            if let Change::Rename { to } = &open.change { Some(to.clone()) } else { None }
+        }));
+        names
+    }
+
+    /// The image that may be called so.
+    pub fn find_called(&self, called: &str) -> Option<Shared<Known>> {
+        self.images().into_iter().find(|known| {
+            self.may_be_called(&known.borrow().name).iter().any(|name| name == called)
+        })
+    }
+
     pub fn add(&self, name: &str, pool: usize, content: &Frozen, parent: Option<Frozen>) {
         let known = Known::new(name.to_owned(), pool, content, parent);
         self.images.borrow_mut().push(Rc::new(RefCell::new(known)));
@@ -165,6 +183,16 @@ impl Book {
         self.changes.borrow().iter().filter(|it| it.lost).map(|it| it.image.clone()).collect()
     }
 
+    /// The record of an image among those of its pool.
+    pub fn record_of<'a>(
+        &self,
+        image: &str,
+        mut records: impl Iterator<Item = &'a ImageRecord>,
+    ) -> Option<&'a ImageRecord> {
+        let names = self.may_be_called(image);
+        records.find(|record| names.contains(&record.name.to_string()))
+    }
+
     /// What became of the changes of an image that were in doubt is what its record says; `None` if there is none.
     pub fn decide(&self, image: &str, record: Option<&ImageRecord>) {
         let (lost, rest) = self
@@ -201,6 +229,7 @@ impl Book {
             Change::RemoveSnapshot { name } if !has(&name) => {
                 known.snapshots.retain(|known| known.name != name);
             }
+            Change::Rename { .. } => known.is_called(record),
             Change::Flatten => {
                 known.flattens = false;
                 if record.parent().is_none() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use vellum_core::Extent;
+use vellum_engine::{ImageRecord, Version};
 use vellum_sim::{History, Value};
 
 pub const SECTOR: u64 = 512;
@@ -77,7 +78,10 @@ pub struct KnownSnapshot {
 /// An image.
 #[derive(Debug)]
 pub struct Known {
+    /// What it was called at first, by which it is known here for as long as it lives.
     pub name: String,
+    /// What it is called, since a version of its record.
+    pub called: (String, Version),
     /// Which pool it is in.
     pub pool: usize,
     pub history: History,
@@ -92,7 +96,15 @@ impl Known {
     /// A new one.
     pub fn new(name: String, pool: usize, content: &Frozen, parent: Option<Frozen>) -> Self {
         let history = content.history();
-        Self { name, pool, history, snapshots: Vec::new(), parent, flattens: false }
+        let called = (name.clone(), Version(0));
+        Self { name, called, pool, history, snapshots: Vec::new(), parent, flattens: false }
+    }
+
+    /// This is its record, or was once.
+    pub fn is_called(&mut self, record: &ImageRecord) {
+        if self.called.1 < record.version {
+            self.called = (record.name.to_string(), record.version);
+        }
     }
 
     /// A snapshot that was begun at a moment exists. Whatever had ended by then is durable.
@@ -141,6 +153,7 @@ pub enum Change {
     Snapshot { name: String, since: u64 },
     RemoveSnapshot { name: String },
     Flatten,
+    Rename { to: String },
 }
 
 /// The sectors of an extent.

@@ -99,9 +99,9 @@ impl Life {
         self.close_all().await;
     }
 
-    /// The names of the images that are there.
+    /// What the images that are there are called.
     pub fn names(&self) -> Vec<String> {
-        self.book.images().iter().map(|known| known.borrow().name.clone()).collect()
+        self.book.images().iter().map(|known| known.borrow().called.0.clone()).collect()
     }
 
     pub async fn close_all(&mut self) {
@@ -127,15 +127,16 @@ impl Life {
     /// The record of an image; `None` where another process may have removed it.
     async fn record(&self, known: &Shared<Known>) -> Option<ImageRecord> {
         let (name, pool) = (known.borrow().name.clone(), known.borrow().pool);
-        let found = self.catalogs[pool].find(&name.parse::<ImageName>().unwrap()).await;
-        match alive(&self.ground, found).await {
-            Ok(record) => Some(record),
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
-                assert!(self.book.may_lack_image(&name), "{name} is not there");
-                None
+        for called in self.book.may_be_called(&name) {
+            let found = self.catalogs[pool].find(&called.parse::<ImageName>().unwrap()).await;
+            match alive(&self.ground, found).await {
+                Ok(record) => return Some(record),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}"),
             }
         }
+        // Another process may have given it another name since.
+        assert!(self.book.may_lack_image(&name) || self.beside(), "{name} is not there");
+        None
     }
 
     async fn open_as(&self, known: &Shared<Known>, what: Open) -> Result<Image<Engine>> {
@@ -250,6 +251,7 @@ impl Life {
                 6..8 => self.remove_snapshot().await,
                 8 => self.remove().await,
                 9 => self.list_children().await,
+                10 => self.rename().await,
                 _ => {}
             }
         }
@@ -373,7 +375,7 @@ impl Life {
             Ok(children) => {
                 for child in children {
                     let child = child.record.name.to_string();
-                    let there = self.book.find(&child).is_some();
+                    let there = self.book.find_called(&child).is_some();
                     let known = there || self.book.may_have_image(&child);
                     // Another process may have removed it since.
                     assert!(known || self.beside(), "{child} of {name}");
@@ -408,6 +410,29 @@ impl Life {
             Some(Ok(_)) => known.borrow_mut().snapshots.retain(|it| it.name != snapshot),
             Some(Err(error)) if error.kind() == ErrorKind::HasChildren => {}
             Some(Err(error)) => assert!(self.ground.explains(&error), "{error:?}"),
+            None => {}
+        }
+    }
+
+    async fn rename(&mut self) {
+        let Some(known) = self.pick() else { return };
+        let to = self.book.new_name("r");
+        self.rename_this(&known, &to).await;
+    }
+
+    /// Gives an image another name, whoever has it open.
+    pub async fn rename_this(&self, known: &Shared<Known>, to: &str) {
+        let (name, pool) = (known.borrow().name.clone(), known.borrow().pool);
+        let Some(record) = self.record(known).await else { return };
+        let another = |_: &ImageRecord| Ok(vellum_engine::Change::Rename(to.parse().unwrap()));
+        let renaming = admin::change(&self.catalogs[pool], &record.id, another);
+        match self.change(&name, Change::Rename { to: to.to_owned() }, renaming).await {
+            Some(Ok(record)) => known.borrow_mut().is_called(&record),
+            Some(Err(error)) => match error.kind() {
+                ErrorKind::NotFound => assert!(self.book.may_lack_image(&name), "{error:?}"),
+                ErrorKind::Conflict => assert!(self.beside(), "{error:?}"),
+                _ => assert!(self.ground.explains(&error), "{error:?}"),
+            },
             None => {}
         }
     }

@@ -102,7 +102,7 @@ impl Story {
     }
 
     /// Tells of one life, which does what it is told until its end comes at a call, and looks. Answers with the number of its calls
-    /// if it came to its own end before.
+    /// if it came to its own end before. Looks again after a repair.
     pub async fn tell_until(
         seed: u64,
         call: u64,
@@ -128,6 +128,7 @@ impl Story {
         let calls = came_to_its_own.then_some(story.calls.len());
         story.ground = story.new_ground();
         story.look(may_be_lost).await;
+        story.repair_and_look().await;
         calls
     }
 
@@ -260,7 +261,7 @@ impl Story {
         let life = self.begin_life().await;
         for catalog in &life.catalogs {
             for record in alive(&self.ground, catalog.list(None, 100).await).await.unwrap() {
-                if let Some(known) = self.book.find(record.name.as_ref()) {
+                if let Some(known) = self.book.find_called(record.name.as_ref()) {
                     life.opens(&known).await;
                 }
             }
@@ -281,14 +282,14 @@ impl Story {
         }
         let all = || records.iter().flatten();
         for image in self.book.in_doubt() {
-            self.book.decide(&image, all().find(|record| record.name.to_string() == image));
+            self.book.decide(&image, self.book.record_of(&image, all()));
         }
         self.book.is_settled();
         for (pool, records) in records.iter().enumerate() {
             let mut names: Vec<_> = records.iter().map(|record| record.name.to_string()).collect();
             let known = self.book.images();
             let known = known.iter().filter(|known| known.borrow().pool == pool);
-            let mut expected: Vec<_> = known.map(|known| known.borrow().name.clone()).collect();
+            let mut expected: Vec<_> = known.map(|known| known.borrow().called.0.clone()).collect();
             names.sort();
             expected.sort();
             assert_eq!(names, expected);
@@ -296,19 +297,32 @@ impl Story {
                 self.look_at_image(&life, record, may_be_lost).await;
             }
         }
-        // Whoever was dropped gives up what it holds a little later.
-        for _ in 0..100 {
-            tokio::task::yield_now().await;
-        }
-        for catalog in &life.catalogs {
+        give_up_what_was_dropped().await;
+        let mut repaired = Vec::new();
+        for (catalog, records) in life.catalogs.iter().zip(&records) {
             let repair = if self.chance.random_bool(0.3) { Repair::Safe } else { Repair::No };
             must_be_in_order(&life.pools, catalog, repair).await;
+            repaired.extend(records.iter().filter(|_| repair == Repair::Safe));
+        }
+        // What was repaired is what nothing refers to, and nothing else.
+        for record in repaired {
+            self.look_at_image(&life, record, false).await;
         }
     }
 
+    /// Repairs all that is safe to be repaired, after which everything is as it was.
+    async fn repair_and_look(&mut self) {
+        give_up_what_was_dropped().await;
+        let life = self.begin_life().await;
+        for catalog in &life.catalogs {
+            must_be_in_order(&life.pools, catalog, Repair::Safe).await;
+        }
+        self.look(false).await;
+    }
+
     async fn look_at_image(&mut self, life: &Life, record: &ImageRecord, may_be_lost: bool) {
-        let name = record.name.to_string();
-        let known = self.book.find(&name).expect("the names agree");
+        let known = self.book.find_called(record.name.as_ref()).expect("the names agree");
+        let name = known.borrow().name.clone();
         // After a failed sync only an owner drops what is cached and not on the medium.
         let own = self.chance.random_bool(0.7) || self.failed;
         let what = if own { Open::Own } else { Open::Read };
@@ -329,5 +343,12 @@ impl Story {
             life.look_at_snapshot(&known, &snapshot).await.expect("nobody takes it away");
         }
         assert_eq!(record.parent().is_some(), known.borrow().parent.is_some(), "{name}");
+    }
+}
+
+/// Whoever was dropped gives up what it holds a little later.
+async fn give_up_what_was_dropped() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
     }
 }
