@@ -2,6 +2,7 @@
 //!
 //! Each change is a candidate for what a part reads as. One is out once another came after it for sure: begun after it had
 //! ended, and itself ended. So where changes overlap in time, any of them may be what is there.
+//! After a power cut only those that were durable count as having come.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,7 +50,16 @@ struct Candidate {
     ended: Option<u64>,
     /// Whether it does what it says; else it may leave a part alone.
     sure: bool,
+    durable: bool,
     value: Value,
+}
+
+impl Candidate {
+    /// What was read while nothing was under way.
+    fn found(content: Arc<Vec<u8>>, now: u64) -> Self {
+        let value = Value::Of(content);
+        Self { began: now, ended: Some(now), sure: true, durable: false, value }
+    }
 }
 
 /// The parts of an image and their candidates.
@@ -64,7 +74,7 @@ impl Cells {
     /// An image that holds this.
     pub fn new(content: Arc<Vec<u8>>) -> Self {
         let size = content.len() as u64;
-        let settled = Candidate { began: 0, ended: Some(0), sure: true, value: Value::Of(content) };
+        let settled = Candidate { durable: true, ..Candidate::found(content, 0) };
         Self { size, cells: BTreeMap::from([(0, vec![settled])]) }
     }
 
@@ -82,16 +92,24 @@ impl Cells {
         }
         self.cut(at.offset());
         self.cut(at.end());
-        let candidate = Candidate { began: now, ended: None, sure, value };
+        let candidate = Candidate { began: now, ended: None, sure, durable: false, value };
         for (_, cell) in self.cells.range_mut(at.offset()..at.end()) {
             cell.push(candidate.clone());
         }
     }
 
-    /// It ended.
-    pub fn end(&mut self, began: u64, now: u64) {
+    /// It ended, and may be durable.
+    pub fn end(&mut self, began: u64, now: u64, durable: bool) {
         let all = self.cells.values_mut().flatten();
-        all.filter(|it| it.began == began).for_each(|it| it.ended = Some(now));
+        all.filter(|it| it.began == began)
+            .for_each(|it| (it.ended, it.durable) = (Some(now), durable));
+    }
+
+    /// A sync that began at a moment has ended: what had ended before is durable.
+    pub fn synced(&mut self, began: u64) {
+        let all = self.cells.values_mut().flatten();
+        all.filter(|it| it.ended.is_some_and(|ended| ended < began))
+            .for_each(|it| it.durable = true);
     }
 
     /// It was refused, and changed nothing.
@@ -99,9 +117,26 @@ impl Cells {
         self.cells.values_mut().for_each(|cell| cell.retain(|it| it.began != began));
     }
 
-    /// Nothing is under way, and this was read: it is what is there.
-    pub fn settle(&mut self, content: Arc<Vec<u8>>) {
-        *self = Self::new(content);
+    /// Nothing is under way, and this was read now: it is what is there. What it replaced may come back by a power cut.
+    pub fn settle(&mut self, content: Arc<Vec<u8>>, now: u64) {
+        for cell in self.cells.values_mut() {
+            forget_what_is_out_for_good(cell);
+            let mut left = cell.iter().filter(|it| !is_out(it, cell, now));
+            let durable = left.all(|it| it.durable);
+            cell.push(Candidate { durable, ..Candidate::found(content.clone(), now) });
+            forget_what_is_out_for_good(cell);
+        }
+        if self.cells.values().all(|cell| cell.len() == 1) {
+            *self = Self::new(content);
+        }
+    }
+
+    /// The power is cut while nothing is under way: what was not durable is there or not.
+    pub fn power_cut(&mut self) {
+        for cell in self.cells.values_mut() {
+            forget_what_is_out_for_good(cell);
+            cell.iter_mut().for_each(|it| it.sure = false);
+        }
     }
 
     /// Whether whoever began to read at a moment may have found this.
@@ -157,9 +192,18 @@ impl Cells {
 /// Whether another change came after it for sure, and before a moment.
 fn is_out(candidate: &Candidate, cell: &[Candidate], before: u64) -> bool {
     cell.iter().any(|later| {
-        let after = candidate.ended.is_some_and(|ended| ended < later.began);
-        after && later.sure && later.ended.is_some_and(|ended| ended < before)
+        comes_after(candidate, later) && later.ended.is_some_and(|ended| ended < before)
     })
+}
+
+/// Forgets what something durable came after, which no power cut brings back.
+fn forget_what_is_out_for_good(cell: &mut Vec<Candidate>) {
+    let durable: Vec<_> = cell.iter().filter(|it| it.durable).cloned().collect();
+    cell.retain(|it| !durable.iter().any(|later| comes_after(it, later)));
+}
+
+fn comes_after(candidate: &Candidate, later: &Candidate) -> bool {
+    later.sure && candidate.ended.is_some_and(|ended| ended < later.began)
 }
 
 fn sectors(at: Extent) -> impl Iterator<Item = Extent> {
@@ -186,7 +230,7 @@ mod tests {
 
     fn written(cells: &mut Cells, at: Extent, seed: u64, began: u64, ended: u64) {
         cells.begin(at, Value::Pattern(seed), true, began);
-        cells.end(began, ended);
+        cells.end(began, ended, false);
     }
 
     fn allows(cells: &Cells, at: Extent, bytes: &[u8], since: u64) -> bool {
@@ -219,10 +263,40 @@ mod tests {
     fn what_may_leave_a_part_alone_puts_nothing_out() {
         let mut cells = cells();
         cells.begin(AT, Value::Zeros, false, 10);
-        cells.end(10, 20);
+        cells.end(10, 20, false);
         assert!(allows(&cells, AT, &[9; 100], 30) && allows(&cells, AT, &[0; 100], 30));
         cells.refused(10);
         assert!(!allows(&cells, AT, &[0; 100], 30));
+    }
+
+    #[test]
+    fn a_power_cut_brings_back_what_nothing_durable_came_after() {
+        let mut cells = cells();
+        let found = |seed: u64| {
+            let mut bytes = vec![9; 2000];
+            bytes[AT.offset() as usize..AT.end() as usize].copy_from_slice(&pattern(AT, seed));
+            Arc::new(bytes)
+        };
+        cells.begin(AT, Value::Pattern(1), true, 10);
+        cells.end(10, 20, true);
+        written(&mut cells, AT, 2, 30, 40);
+        cells.settle(found(2), 50);
+        written(&mut cells, AT, 3, 60, 70);
+        assert!(allows(&cells, AT, &pattern(AT, 3), 80));
+        assert!(!allows(&cells, AT, &pattern(AT, 2), 80), "the power is on");
+        let after = |cells: &Cells, bytes: &[u8]| {
+            let mut cells = cells.clone();
+            cells.power_cut();
+            allows(&cells, AT, bytes, 100)
+        };
+        for seed in [1, 2, 3] {
+            assert!(after(&cells, &pattern(AT, seed)));
+        }
+        assert!(!after(&cells, &[9; 100]), "a durable change came after it");
+        cells.synced(90);
+        assert!(after(&cells, &pattern(AT, 3)) && !after(&cells, &pattern(AT, 2)));
+        cells.settle(found(3), 95);
+        assert!(after(&cells, &pattern(AT, 3)) && !after(&cells, &pattern(AT, 1)));
     }
 
     #[test]

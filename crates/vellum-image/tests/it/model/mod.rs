@@ -21,6 +21,7 @@ use proptest::test_runner::{TestCaseError, TestRunner};
 use vellum_core::{Extent, Geometry};
 use vellum_engine::AtomicSpan;
 use vellum_engine::Layering::{self, CopyUp, Sparse};
+use vellum_image::ZeroOptions;
 
 use ground::{Embedded, Ground, InMemory};
 use program::{Act, Op, Program, Shape, Step};
@@ -108,7 +109,8 @@ fn one_byte_is_written_and_read() {
 #[test]
 fn a_discard_within_the_short_last_unit_leaves_it_alone() {
     let write = Act::Write { at: Extent::new(0, 1), seed: 0, durable: false };
-    let discard = Act::Discard { at: Extent::new(36_865, 1), to_parent: false };
+    let at = Extent::new(36_865, 1);
+    let discard = Act::Discard { at, to_parent: false, durable: false };
     let acts = [write.clone(), write, discard];
     for image in [0, 1] {
         for layering in [Sparse, CopyUp] {
@@ -133,9 +135,9 @@ fn zeroes_discards_and_a_flatten_across_objects_reach_one_at_a_time() {
     // From within the first object to within the last.
     let at = Extent::new(8192, 28_672);
     for act in [
-        Act::Zero { at, no_hole: false, fast: false },
-        Act::Discard { at, to_parent: false },
-        Act::Discard { at, to_parent: true },
+        Act::Zero { at, options: ZeroOptions::default() },
+        Act::Discard { at, to_parent: false, durable: false },
+        Act::Discard { at, to_parent: true, durable: false },
         Act::Flatten,
     ] {
         done_to_a_child(&[act]);
@@ -146,9 +148,10 @@ fn zeroes_discards_and_a_flatten_across_objects_reach_one_at_a_time() {
 fn zeroes_and_discards_fill_an_object_that_a_snapshot_shares_before_they_touch_it() {
     // A unit of an object that the head has nothing of: what the snapshot shows there is the parent's.
     let at = Extent::new(4096, 4096);
-    for act in
-        [Act::Zero { at, no_hole: false, fast: false }, Act::Discard { at, to_parent: false }]
-    {
+    for act in [
+        Act::Zero { at, options: ZeroOptions::default() },
+        Act::Discard { at, to_parent: false, durable: false },
+    ] {
         done_to_a_child(&[Act::Snapshot, act]);
     }
 }

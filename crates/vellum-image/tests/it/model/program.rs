@@ -5,6 +5,7 @@
 use proptest::prelude::*;
 use vellum_core::{Extent, Geometry};
 use vellum_engine::Layering::{self, CopyUp, Sparse};
+use vellum_image::ZeroOptions;
 
 /// The longest image.
 const SIZE_MAX: u64 = 50_000;
@@ -21,16 +22,49 @@ pub struct Op {
 /// What is done.
 #[derive(Clone, Debug)]
 pub enum Act {
-    Read { at: Extent },
-    Write { at: Extent, seed: u64, durable: bool },
-    Zero { at: Extent, no_hole: bool, fast: bool },
-    Discard { at: Extent, to_parent: bool },
+    Read {
+        at: Extent,
+        by: Reading,
+    },
+    Write {
+        at: Extent,
+        seed: u64,
+        durable: bool,
+    },
+    Zero {
+        at: Extent,
+        options: ZeroOptions,
+    },
+    Discard {
+        at: Extent,
+        to_parent: bool,
+        durable: bool,
+    },
     Sync,
     Snapshot,
-    RemoveSnapshot { which: usize },
+    RemoveSnapshot {
+        which: usize,
+    },
     Flatten,
     Map,
+    /// Gives it a name that nothing had, or that of an image.
+    Rename {
+        taken: Option<usize>,
+    },
 }
+
+/// A way to read.
+#[derive(Clone, Copy, Debug)]
+pub enum Reading {
+    /// Into a buffer.
+    Buffer,
+    /// Piece by piece, holes left out, as most requests of a client are.
+    Pieces,
+    /// At once where nothing has to be waited for, and else piece by piece, as small requests of a client are.
+    AtOnce,
+}
+
+pub const READINGS: [Reading; 3] = [Reading::Buffer, Reading::Pieces, Reading::AtOnce];
 
 /// One after the other.
 #[derive(Clone, Debug)]
@@ -49,8 +83,10 @@ pub enum Step {
     Remove {
         image: usize,
     },
-    /// All that was not synced before this step is made durable and then the power is cut, where the engine can do that.
-    PowerCut,
+    /// The power is cut, where the engine can do that, perhaps after all was made durable.
+    PowerCut {
+        synced: bool,
+    },
 }
 
 /// What an image is made with.
@@ -108,15 +144,18 @@ fn ops() -> impl Strategy<Value = Op> {
     let acts = prop_oneof![
         8 => (at.clone(), 0u64..250, flag)
             .prop_map(|(at, seed, durable)| Act::Write { at, seed, durable }),
-        3 => (at.clone(), flag, flag)
-            .prop_map(|(at, no_hole, fast)| Act::Zero { at, no_hole, fast }),
-        4 => (at.clone(), flag).prop_map(|(at, to_parent)| Act::Discard { at, to_parent }),
-        4 => at.prop_map(|at| Act::Read { at }),
+        3 => (at.clone(), flag, flag, flag).prop_map(|(at, no_hole, fast, durable)| {
+            Act::Zero { at, options: ZeroOptions { no_hole, fast, durable } }
+        }),
+        4 => (at.clone(), flag, flag)
+            .prop_map(|(at, to_parent, durable)| Act::Discard { at, to_parent, durable }),
+        4 => (at, prop::sample::select(READINGS.to_vec())).prop_map(|(at, by)| Act::Read { at, by }),
         2 => Just(Act::Snapshot),
         1 => any::<usize>().prop_map(|which| Act::RemoveSnapshot { which }),
         2 => Just(Act::Flatten),
         1 => Just(Act::Sync),
         1 => Just(Act::Map),
+        1 => prop::option::weighted(0.3, any::<usize>()).prop_map(|taken| Act::Rename { taken }),
     ];
     (any::<usize>(), acts).prop_map(|(image, act)| Op { image, act })
 }
@@ -129,7 +168,7 @@ fn steps() -> impl Strategy<Value = Step> {
             .prop_map(|(image, which, shape)| Step::Clone { image, which, shape }),
         1 => any::<usize>().prop_map(|image| Step::Reopen { image }),
         1 => any::<usize>().prop_map(|image| Step::Remove { image }),
-        1 => Just(Step::PowerCut),
+        1 => any::<bool>().prop_map(|synced| Step::PowerCut { synced }),
     ]
 }
 

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use vellum_core::{Buffer, Extent};
 use vellum_engine::paced::{Pace, PacedCatalog};
 use vellum_engine::{
-    Catalog, ErrorKind, ImageRecord, Layering, NewImage, NewParent, ParentLink, Repair, Severity,
+    Catalog, Change, ErrorKind, ImageRecord, Layering, NewImage, NewParent, ParentLink, Repair,
+    Severity, Version,
 };
 use vellum_image::image::Open;
 use vellum_image::{
@@ -19,7 +20,7 @@ use vellum_image::{
 
 use super::cells::{Cells, Value, pattern};
 use super::ground::Ground;
-use super::program::{Act, Op, Program, Shape, Step};
+use super::program::{Act, Op, Program, READINGS, Reading, Shape, Step};
 
 const IMAGES_MAX: usize = 10;
 
@@ -27,7 +28,9 @@ type Paced<G> = PacedCatalog<<G as Ground>::Catalog>;
 
 /// An image, and what is known of it.
 struct Known<C: Catalog> {
+    /// What it was called at first, which is how it is known here for as long as it lives.
     name: String,
+    called: RefCell<Called>,
     image: RefCell<Option<Image<C>>>,
     state: RefCell<State>,
 }
@@ -37,7 +40,16 @@ struct State {
     parent: Option<Parent>,
     snapshots: Vec<Snapshot>,
     flattens: u32,
+    /// Discards to the parent that are under way.
     gives_back: u32,
+    /// Those that end with a sync, by which time they are in nobody's way.
+    gives_back_durably: u32,
+}
+
+/// What an image is called, since a version of its record.
+struct Called {
+    name: String,
+    since: Version,
 }
 
 #[derive(Clone)]
@@ -68,6 +80,10 @@ impl<C: Catalog> Known<C> {
 
     fn size(&self) -> u64 {
         self.image().size()
+    }
+
+    fn called(&self) -> String {
+        self.called.borrow().name.clone()
     }
 }
 
@@ -145,6 +161,7 @@ impl<G: Ground> Run<G> {
                     }
                 });
                 futures::future::join_all(tasks).await;
+                self.look_at_names().await;
                 self.settle().await;
             }
             Step::Clone { image, which, shape } => {
@@ -157,45 +174,60 @@ impl<G: Ground> Run<G> {
                 self.open(&known).await;
             }
             Step::Remove { image } => self.remove(*image).await,
-            Step::PowerCut => {
-                for known in &self.images {
-                    known.image().sync().await.unwrap();
-                }
-                if self.ground.cut_power() {
-                    self.images.iter().for_each(|known| drop(known.image.take()));
-                    for known in &self.images {
-                        self.open(known).await;
-                    }
-                    self.look_at_all().await;
-                }
-            }
+            Step::PowerCut { synced } => self.cut_power(*synced).await,
         }
+    }
+
+    async fn cut_power(&self, synced: bool) {
+        for known in self.images.iter().filter(|_| synced) {
+            self.sync(known).await;
+        }
+        if !self.ground.cut_power() {
+            return;
+        }
+        for known in &self.images {
+            drop(known.image.take());
+            known.state.borrow_mut().cells.power_cut();
+        }
+        for known in &self.images {
+            self.open(known).await;
+            let content = Arc::new(self.look_at(known).await);
+            known.state.borrow_mut().cells = Cells::new(content);
+        }
+        self.look_at_names().await;
+        self.look_at_all().await;
     }
 
     async fn act(&self, op: &Op) {
         let Some(known) = self.pick(op.image) else { return };
         let size = known.size();
         match op.act {
-            Act::Read { at } => self.read(&known, at.clip(size)).await,
+            Act::Read { at, by } => self.read(&known, at.clip(size), by).await,
             Act::Write { at, seed, durable } => {
                 self.write(&known, at.clip(size), seed, durable).await;
             }
-            Act::Zero { at, no_hole, fast } => {
-                let options = ZeroOptions { no_hole, fast, durable: false };
-                self.zero(&known, at.clip(size), options).await;
+            Act::Zero { at, options } => self.zero(&known, at.clip(size), options).await,
+            Act::Discard { at, to_parent, durable } => {
+                self.discard(&known, at.clip(size), to_parent, durable).await;
             }
-            Act::Discard { at, to_parent } => self.discard(&known, at.clip(size), to_parent).await,
-            Act::Sync => known.image().sync().await.unwrap(),
+            Act::Sync => self.sync(&known).await,
             Act::Snapshot => self.snapshot(&known).await,
             Act::RemoveSnapshot { which } => self.remove_snapshot(&known, which).await,
             Act::Flatten => self.flatten(&known).await,
             Act::Map => self.map(&known).await,
+            Act::Rename { taken } => self.rename(&known, taken).await,
         }
     }
 
-    async fn read(&self, known: &Known<Paced<G>>, at: Extent) {
+    async fn sync(&self, known: &Known<Paced<G>>) {
         let began = self.tick();
-        let bytes = read(&known.image(), at).await;
+        known.image().sync().await.unwrap();
+        known.state.borrow_mut().cells.synced(began);
+    }
+
+    async fn read(&self, known: &Known<Paced<G>>, at: Extent, by: Reading) {
+        let began = self.tick();
+        let bytes = read_by(&known.image(), at, by).await;
         known.state.borrow().cells.check(&known.name, at, &bytes, began);
     }
 
@@ -204,7 +236,7 @@ impl<G: Ground> Run<G> {
         known.state.borrow_mut().cells.begin(at, Value::Pattern(seed), true, began);
         let data = Bytes::from(pattern(at, seed));
         known.image().write(at.offset(), data, WriteOptions { durable }).await.unwrap();
-        known.state.borrow_mut().cells.end(began, self.tick());
+        known.state.borrow_mut().cells.end(began, self.tick(), durable);
     }
 
     async fn zero(&self, known: &Known<Paced<G>>, at: Extent, options: ZeroOptions) {
@@ -213,7 +245,7 @@ impl<G: Ground> Run<G> {
         let result = known.image().write_zeroes(at, options).await;
         let cells = &mut known.state.borrow_mut().cells;
         match result {
-            Ok(()) => cells.end(began, self.tick()),
+            Ok(()) => cells.end(began, self.tick(), options.durable),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
                 assert!(options.fast, "only fast zeroes may be refused: {error:?}");
@@ -222,7 +254,7 @@ impl<G: Ground> Run<G> {
         }
     }
 
-    async fn discard(&self, known: &Known<Paced<G>>, at: Extent, to_parent: bool) {
+    async fn discard(&self, known: &Known<Paced<G>>, at: Extent, to_parent: bool, durable: bool) {
         let began = self.tick();
         let busy = {
             let mut state = known.state.borrow_mut();
@@ -234,18 +266,20 @@ impl<G: Ground> Run<G> {
             for (part, sure) in discarded(&record, state.parent.is_some(), at) {
                 state.cells.begin(part, value.clone(), sure, began);
             }
-            state.gives_back += u32::from(to_parent);
+            state.gives_back += u32::from(to_parent && !durable);
+            state.gives_back_durably += u32::from(to_parent && durable);
             to_parent && state.flattens > 0
         };
         let policy = if to_parent { DiscardPolicy::Inherit } else { DiscardPolicy::Zero };
-        let result = known.image().discard(at, policy, false).await;
+        let result = known.image().discard(at, policy, durable).await;
         let mut state = known.state.borrow_mut();
-        state.gives_back -= u32::from(to_parent);
+        state.gives_back -= u32::from(to_parent && !durable);
+        state.gives_back_durably -= u32::from(to_parent && durable);
         let able = !to_parent || self.catalog.capabilities().inherit;
         match result {
             Ok(()) => {
                 assert!(able && !busy, "a discard to the parent that must be refused");
-                state.cells.end(began, self.tick());
+                state.cells.end(began, self.tick(), durable);
             }
             Err(error) => {
                 let kind = error.kind();
@@ -263,6 +297,7 @@ impl<G: Ground> Run<G> {
         known.image().snapshot(name.parse().unwrap(), false).await.unwrap();
         let ended = self.tick();
         let mut state = known.state.borrow_mut();
+        state.cells.synced(began);
         let content = Content::OfAMoment { cells: state.cells.clone(), began, ended };
         state.snapshots.push(Snapshot { name, content });
     }
@@ -298,11 +333,11 @@ impl<G: Ground> Run<G> {
     }
 
     async fn flatten(&self, known: &Known<Paced<G>>) {
-        let busy = {
+        let (busy, may_be_busy) = {
             let mut state = known.state.borrow_mut();
             let busy = state.flattens > 0 || state.gives_back > 0;
             state.flattens += 1;
-            busy
+            (busy, busy || state.gives_back_durably > 0)
         };
         let result = known.image().flatten(FlattenOptions::default(), &Job::default()).await;
         let mut state = known.state.borrow_mut();
@@ -312,7 +347,37 @@ impl<G: Ground> Run<G> {
                 assert!(!busy && record.parent().is_none());
                 state.parent = None;
             }
-            Err(error) => assert_eq!((busy, error.kind()), (true, ErrorKind::Busy), "{error:?}"),
+            Err(error) => {
+                assert_eq!((may_be_busy, error.kind()), (true, ErrorKind::Busy), "{error:?}");
+            }
+        }
+    }
+
+    /// Whoever uses an image goes on, whatever it is called. No two are called the same.
+    async fn rename(&self, known: &Known<Paced<G>>, taken: Option<usize>) {
+        let other = taken.and_then(|number| self.pick(number));
+        let name = other.as_ref().map_or_else(|| self.new_name("r"), |other| other.called());
+        let change = |_: &ImageRecord| Ok(Change::Rename(name.parse().unwrap()));
+        match admin::change(&self.catalog, known.image().id(), change).await {
+            Ok(record) => {
+                let mut called = known.called.borrow_mut();
+                if called.since < record.version {
+                    *called = Called { name, since: record.version };
+                }
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Exists, "{error:?}");
+                assert!(other.is_some(), "{error:?}");
+            }
+        }
+    }
+
+    /// Every image is found by what it is called, and no other is there.
+    async fn look_at_names(&self) {
+        let records = self.catalog.list(None, 2 * IMAGES_MAX).await.unwrap();
+        assert_eq!(records.len(), self.images.len());
+        for known in &self.images {
+            assert_eq!(self.find(&known.called()).await.id, *known.image().id());
         }
     }
 
@@ -333,7 +398,7 @@ impl<G: Ground> Run<G> {
     async fn settle(&self) {
         for known in &self.images {
             let content = self.look_at(known).await;
-            known.state.borrow_mut().cells.settle(Arc::new(content));
+            known.state.borrow_mut().cells.settle(Arc::new(content), self.tick());
         }
     }
 
@@ -341,6 +406,10 @@ impl<G: Ground> Run<G> {
         let all = Extent::new(0, known.size());
         let began = self.tick();
         let content = read(&known.image(), all).await;
+        for by in READINGS {
+            let again = read_by(&known.image(), all, by).await;
+            assert!(again == content, "{} reads otherwise by {by:?}", known.name);
+        }
         known.state.borrow().cells.check(&known.name, all, &content, began);
         content
     }
@@ -358,7 +427,7 @@ impl<G: Ground> Run<G> {
     async fn look_at_snapshot(&self, known: &Known<Paced<G>>, which: usize) -> Arc<Vec<u8>> {
         let snapshot = known.state.borrow().snapshots[which].clone();
         let open_as = Open::Snapshot(snapshot.name.parse().unwrap());
-        let image = self.open_as(&known.name, open_as).await;
+        let image = self.open_as(&known.called(), open_as).await;
         let content = read(&image, Extent::new(0, image.size())).await;
         let name = format!("{}@{}", known.name, snapshot.name);
         match snapshot.content {
@@ -387,13 +456,15 @@ impl<G: Ground> Run<G> {
     }
 
     async fn open(&self, known: &Known<Paced<G>>) {
-        let image = self.open_as(&known.name, Open::Own).await;
+        let image = self.open_as(&known.called(), Open::Own).await;
         *known.image.borrow_mut() = Some(image);
     }
 
     async fn close(&self, known: &Known<Paced<G>>) {
         let image = known.image.take().expect("it is open");
+        let began = self.tick();
         image.close().await.unwrap();
+        known.state.borrow_mut().cells.synced(began);
     }
 
     /// A new image, or a clone of a snapshot of another one, open.
@@ -422,8 +493,11 @@ impl<G: Ground> Run<G> {
         let zeros = || Arc::new(vec![0; shape.size as usize]);
         let content = parent.as_ref().map_or_else(zeros, |parent| parent.shown.clone());
         let (cells, snapshots) = (Cells::new(content), Vec::new());
-        let state = State { cells, parent, snapshots, flattens: 0, gives_back: 0 };
-        let known = Known { name, image: RefCell::new(Some(image)), state: RefCell::new(state) };
+        let state =
+            State { cells, parent, snapshots, flattens: 0, gives_back: 0, gives_back_durably: 0 };
+        let called = RefCell::new(Called { name: name.clone(), since: image.record().version });
+        let (image, state) = (RefCell::new(Some(image)), RefCell::new(state));
+        let known = Known { name, called, image, state };
         if self.images.is_empty() {
             // So that there is something to inherit.
             self.write(&known, Extent::new(0, shape.size), 251, false).await;
@@ -444,7 +518,7 @@ impl<G: Ground> Run<G> {
         let which = which % known.state.borrow().snapshots.len();
         let content = self.look_at_snapshot(known, which).await;
         let snapshot = known.state.borrow().snapshots[which].name.clone();
-        let record = self.find(&known.name).await;
+        let record = self.find(&known.called()).await;
         let revision = record.snapshot(&snapshot.parse().unwrap()).unwrap().revision.clone();
         let overlap = shape.overlap.min(shape.size).min(content.len() as u64);
         let mut shown = content[..overlap as usize].to_vec();
@@ -457,7 +531,7 @@ impl<G: Ground> Run<G> {
     async fn remove(&mut self, image: usize) {
         let Some(known) = self.pick(image) else { return };
         self.close(&known).await;
-        let id = self.find(&known.name).await.id;
+        let id = self.find(&known.called()).await.id;
         let children = self.images.iter().any(|other| {
             let state = other.state.borrow();
             state.parent.as_ref().is_some_and(|parent| parent.image == known.name)
@@ -504,6 +578,35 @@ async fn read<C: Catalog>(image: &Image<C>, at: Extent) -> Vec<u8> {
         assert!(buffer[at.range_of(&hole)].iter().all(|byte| *byte == 0), "{hole} is no hole");
     }
     buffer.to_vec()
+}
+
+/// The same in one of the ways that a server reads. What is said to be a hole must be zeros for whoever reads it.
+async fn read_by<C: Catalog>(image: &Image<C>, at: Extent, by: Reading) -> Vec<u8> {
+    match by {
+        Reading::Buffer => read(image, at).await,
+        Reading::Pieces => {
+            let (mut bytes, mut rest) = (vec![0; at.len_usize()], at);
+            for piece in image.read_pieces(at).await.unwrap() {
+                assert_eq!(piece.at.offset(), rest.offset(), "pieces follow each other");
+                rest = rest.split(piece.at.end()).1;
+                if let Some(data) = piece.data {
+                    bytes[at.range_of(&piece.at)].copy_from_slice(&data);
+                }
+            }
+            assert!(rest.is_empty(), "{rest} of {at} is in no piece");
+            bytes
+        }
+        Reading::AtOnce => {
+            let (mut bytes, mut holes) = (vec![0xaa; at.len_usize()], Default::default());
+            if !image.try_read(at, &mut bytes, &mut holes) {
+                return Box::pin(read_by(image, at, Reading::Pieces)).await;
+            }
+            for hole in holes {
+                assert!(bytes[at.range_of(&hole)].iter().all(|byte| *byte == 0), "{hole}");
+            }
+            bytes
+        }
+    }
 }
 
 /// The parts of a discard that change, and whether they do so for sure: whole units; of a child that copies up, whole objects,
