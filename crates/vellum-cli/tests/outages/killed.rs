@@ -50,6 +50,10 @@ impl Machine for Processes {
         self.home.file("other").display().to_string()
     }
 
+    fn file(&self) -> String {
+        self.home.file("gold.raw").display().to_string()
+    }
+
     fn connect(&self, export: &str) -> Result<Client> {
         let serve = self.serve.lock().unwrap();
         Client::connect(serve.as_ref().context("a server runs")?.socket(), export)

@@ -40,6 +40,9 @@ pub trait Machine: Sync {
     /// Where a second pool can be made, beside the home.
     fn second_pool(&self) -> String;
 
+    /// Where a file can be made, beside the home.
+    fn file(&self) -> String;
+
     /// Connects to the server.
     fn connect(&self, export: &str) -> Result<Client>;
 }
@@ -85,8 +88,14 @@ fn find(machine: &dyn Machine, arguments: &[&str]) -> Result<Vec<String>> {
 /// What is read at once.
 const PIECE: u64 = 256 << 10;
 
-/// Looks at everything that there is, through the server, and holds it against the record.
+/// Looks at everything that there is, through the server, and holds it against the record. What an import left half done is
+/// removed, as its user would.
 pub fn look(machine: &dyn Machine, record: &mut Record, outage: Outage) -> Result<()> {
+    let half = record.half_imported(&listed(machine)?);
+    for image in &half {
+        ok(machine, &["rm", image])?;
+    }
+    record.tally.half_imported += half.len() as u64;
     record.take_stock(&listed(machine)?)?;
     for (image, snapshot) in record.readable() {
         let export = snapshot.as_ref().map_or(image.clone(), |name| format!("{image}@{name}"));

@@ -41,7 +41,7 @@ impl<'a> Operator<'a> {
     }
 
     fn one(&mut self) -> Result<()> {
-        match self.chance.random_range(0..20) {
+        match self.chance.random_range(0..24) {
             0..4 => self.snapshot(),
             4..7 => self.clone_snapshot(),
             7..9 => self.clone_image(),
@@ -49,6 +49,7 @@ impl<'a> Operator<'a> {
             12..14 => self.remove_snapshot(),
             14..16 => self.remove(),
             16..18 => self.discard_to_zeros(),
+            18..22 => self.import(),
             _ => self.discard_to_parent(),
         }
     }
@@ -136,6 +137,23 @@ impl<'a> Operator<'a> {
         let shape = ["--layering", layering, "--object-size", &object];
         if self.command("clone", &[&["clone"], &shape[..], &[from, name]].concat())? {
             self.shared.record().end_image(name);
+        }
+        Ok(())
+    }
+
+    /// An image of the file that was made of the first snapshot: it is there as a whole or not at all.
+    fn import(&mut self) -> Result<()> {
+        let mut record = self.shared.record();
+        if record.count() >= IMAGES_MAX {
+            return Ok(());
+        }
+        let name = record.new_name("i");
+        let object = self.some_object_size();
+        record.begin_import(&name, object);
+        drop(record);
+        let (file, object) = (self.machine.file(), object.to_string());
+        if self.command("import", &["import", "--object-size", &object, &file, &name])? {
+            self.shared.record().end_image(&name);
         }
         Ok(())
     }

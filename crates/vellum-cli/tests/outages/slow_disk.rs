@@ -222,6 +222,10 @@ impl Machine for Owner<'_> {
         self.guest.second_pool()
     }
 
+    fn file(&self) -> String {
+        self.guest.file()
+    }
+
     fn connect(&self, export: &str) -> Result<Client> {
         self.guest.connect_to(self.server, export)
     }

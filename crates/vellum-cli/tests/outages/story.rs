@@ -48,7 +48,7 @@ where
     }
 }
 
-/// Makes the first image, full of data, and a clone of it in each mode. A server must run.
+/// Makes the first image, full of data, a clone of it in each mode, and a file of it. A server must run.
 pub fn begin(machine: &dyn Machine, shared: &Shared) -> Result<()> {
     let (size, object) = (shared.record().size().to_string(), OBJECTS[0].to_string());
     ok(machine, &["pool", "create", SECOND_POOL, "--path", &machine.second_pool()])?;
@@ -66,6 +66,9 @@ pub fn begin(machine: &dyn Machine, shared: &Shared) -> Result<()> {
         ok(machine, &["clone", "--layering", layering, &from, name])?;
         shared.record().end_image(name);
     }
+    // What imports read. An outage comes later, and takes nothing of it away.
+    let file = machine.file();
+    ok(machine, &["export", &format!("{FIRST}@{FIRST_SNAPSHOT}"), &file])?;
     Ok(())
 }
 

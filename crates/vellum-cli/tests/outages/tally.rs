@@ -8,8 +8,8 @@ use anyhow::{Result, ensure};
 /// What clients ask for that an outage could lose.
 pub const REQUESTS: [&str; 4] = ["write", "zero", "discard", "flush"];
 /// What commands do.
-pub const COMMANDS: [&str; 6] =
-    ["snapshot", "clone", "flatten", "snapshot removal", "removal", "discard"];
+pub const COMMANDS: [&str; 7] =
+    ["snapshot", "clone", "flatten", "snapshot removal", "removal", "discard", "import"];
 /// Commands that an outage has to find in the middle of their work.
 pub const TARGETS: [&str; 2] = ["snapshot", "flatten"];
 
@@ -57,6 +57,8 @@ pub struct Tally {
     pub interrupted: u64,
     /// Images and snapshots that were asked for, or removed, by a command without an answer, and are not there.
     pub undone: u64,
+    /// Images without their names that imports left which an outage ended.
+    pub half_imported: u64,
     /// Lists of children that an outage between two pools left behind or ahead.
     pub mended: u64,
     /// Sectors that were read and judged while the load ran.
@@ -130,6 +132,7 @@ impl Tally {
         }
         self.interrupted += other.interrupted;
         self.undone += other.undone;
+        self.half_imported += other.half_imported;
         self.mended += other.mended;
         self.read_live += other.read_live;
         self.judged += other.judged;
@@ -151,8 +154,9 @@ impl fmt::Display for Tally {
         write!(
             f,
             "; {} of what they make or remove was undone, {} lists were mended; \
+             {} imports broke off; \
              sectors judged: {} under load, {} after outages, {} of them older than acknowledged",
-            self.undone, self.mended, self.read_live, self.judged, self.lost
+            self.undone, self.mended, self.half_imported, self.read_live, self.judged, self.lost
         )
     }
 }

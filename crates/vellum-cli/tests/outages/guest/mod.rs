@@ -335,6 +335,10 @@ impl Machine for Guest {
         "/disk/other".to_owned()
     }
 
+    fn file(&self) -> String {
+        "/disk/gold.raw".to_owned()
+    }
+
     fn connect(&self, export: &str) -> Result<Client> {
         self.connect_to(Server::One, export)
     }

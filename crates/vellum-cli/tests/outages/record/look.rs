@@ -8,10 +8,23 @@ use super::{Known, Listed, Outage, Record, stamps};
 use crate::content::SECTOR;
 use crate::tally::Tally;
 
+/// What stands behind the name of an image that is not complete.
+const IMPORTING: &str = ".importing-";
+
 /// What snapshots made for a clone are called.
 const AUTOMATIC: &str = "auto-";
 
 impl Record {
+    /// Images that an import left which an outage ended: they never got the name that they were to have.
+    pub fn half_imported(&self, listed: &[Listed]) -> Vec<String> {
+        let is_half = |name: &&Listed| {
+            let whole =
+                name.name.split_once(IMPORTING).and_then(|(whole, _)| self.images.get(whole));
+            whole.is_some_and(|known| !known.certain && known.parent.is_none())
+        };
+        listed.iter().filter(is_half).map(|half| half.name.clone()).collect()
+    }
+
     /// Holds what the program lists against what is known. What was under way is settled by it.
     pub fn take_stock(&mut self, listed: &[Listed]) -> Result<()> {
         let missing: Vec<String> =

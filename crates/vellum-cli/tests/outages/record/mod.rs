@@ -269,6 +269,13 @@ impl Record {
         self.images.insert(name.to_owned(), known);
     }
 
+    /// An image is asked for that holds what the first snapshot does, and has no parent.
+    pub fn begin_import(&mut self, name: &str, object: u64) {
+        let content = self.known(FIRST).snapshots[FIRST_SNAPSHOT].content.clone();
+        self.begin_image(name, object, None);
+        self.known(name).base = content;
+    }
+
     /// It was made.
     pub fn end_image(&mut self, name: &str) {
         let known = self.known(name);
