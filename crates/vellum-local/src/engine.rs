@@ -25,6 +25,7 @@ use crate::catalog::images::NewKeys;
 use crate::catalog::layers::LayerRow;
 use crate::catalog::record::ImageNo;
 use crate::catalog::{Database, children, images, layers, log, record, snapshots};
+use crate::check::FailureCount;
 use crate::head::LocalHead;
 use crate::lock::{Lock, LockFile};
 use crate::open_layer::OpenLayer;
@@ -46,7 +47,10 @@ const FILL_POLL: Duration = Duration::from_millis(10);
 
 /// An open pool. Clones share it; it is closed when the last one, and the last head and layer from it, is gone.
 #[derive(Clone, Debug)]
-pub struct LocalCatalog<D: Disk>(Arc<Shared<D>>);
+pub struct LocalCatalog<D: Disk> {
+    shared: Arc<Shared<D>>,
+    failures: FailureCount,
+}
 
 #[derive(Debug)]
 struct Shared<D: Disk> {
@@ -69,7 +73,7 @@ impl<D: Disk> LocalCatalog<D> {
         let opened = opening::open(disk.clone(), path.as_ref(), &options).await?;
         let store =
             LayerStore::open(disk, opened.directory.path().to_owned(), options.store).await?;
-        let this = Self(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             id: opened.id,
             capabilities: capabilities(),
             directory: opened.directory,
@@ -77,7 +81,8 @@ impl<D: Disk> LocalCatalog<D> {
             locks: opened.locks,
             store,
             look_only: opened.look_only,
-        }));
+        });
+        let this = Self { shared, failures: FailureCount::default() };
         if !opened.look_only {
             this.directory().build_reserve().await;
             this.collect_in_background();
@@ -87,26 +92,36 @@ impl<D: Disk> LocalCatalog<D> {
 
     /// The directory of the pool, absolute.
     pub fn path(&self) -> &Path {
-        self.0.directory.path()
+        self.shared.directory.path()
     }
 
     /// The directory where those who hold an image may say where they are reached, in `<image id>.holder`. Files of that
     /// name are left alone here.
     pub fn live_dir(&self) -> PathBuf {
-        self.0.directory.live()
+        self.shared.directory.live()
     }
 
     /// Whether the pool can only be looked at.
     pub fn is_read_only(&self) -> bool {
-        self.0.look_only
+        self.shared.look_only
+    }
+
+    /// The same pool, whose checks count here what they could not look at, or not repair.
+    #[must_use]
+    pub fn counting(&self, failures: &FailureCount) -> Self {
+        Self { shared: self.shared.clone(), failures: failures.clone() }
+    }
+
+    pub(crate) fn failure_count(&self) -> &FailureCount {
+        &self.failures
     }
 
     pub(crate) fn directory(&self) -> &PoolDirectory<D> {
-        &self.0.directory
+        &self.shared.directory
     }
 
     pub(crate) fn database(&self) -> &Database {
-        &self.0.database
+        &self.shared.database
     }
 
     pub(crate) fn disk(&self) -> &D {
@@ -114,12 +129,12 @@ impl<D: Disk> LocalCatalog<D> {
     }
 
     pub(crate) fn store(&self) -> &LayerStore<D> {
-        &self.0.store
+        &self.shared.store
     }
 
     /// Fails unless the pool can be changed.
     pub(crate) fn writable(&self) -> Result<()> {
-        if !self.0.look_only {
+        if !self.shared.look_only {
             return Ok(());
         }
         let what = format!("the pool at {} was opened for reading only", self.path().display());
@@ -128,7 +143,7 @@ impl<D: Disk> LocalCatalog<D> {
 
     /// Locks a layer that was not there before or that nobody should be using.
     pub(crate) fn try_lock(&self, layer: LayerId, kind: LockKind) -> Result<Option<Lock<D::File>>> {
-        self.0.locks.try_lock(layer, kind)
+        self.shared.locks.try_lock(layer, kind)
     }
 
     async fn layer_row(&self, image: ImageNo, layer: LayerId) -> Result<LayerRow> {
@@ -244,16 +259,16 @@ impl<D: Disk> Catalog for LocalCatalog<D> {
     type Head = LocalHead<D>;
 
     fn pool(&self) -> PoolId {
-        self.0.id
+        self.shared.id
     }
 
     fn capabilities(&self) -> &Capabilities {
-        &self.0.capabilities
+        &self.shared.capabilities
     }
 
     async fn create(&self, new: NewImage) -> Result<ImageRecord> {
         self.writable()?;
-        check(&new, &self.0.capabilities)?;
+        check(&new, &self.shared.capabilities)?;
         let image = match &new.id {
             Some(id) => ImageNo::of(id).map_err(|_| {
                 Error::new(ErrorKind::Invalid, format!("{id} is no image id of this engine"))
@@ -281,7 +296,7 @@ impl<D: Disk> Catalog for LocalCatalog<D> {
 
     async fn is_gone(&self, id: &ImageId) -> Result<bool> {
         let Ok(image) = ImageNo::of(id) else { return Ok(true) };
-        if self.0.look_only {
+        if self.shared.look_only {
             return Ok(false);
         }
         let kept = self.try_lock(image.lock(), LockKind::Exclusive)?;

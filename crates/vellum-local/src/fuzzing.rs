@@ -5,6 +5,7 @@ use vellum_core::Extent;
 use vellum_disk::Disk;
 use vellum_engine::{Durability, Finding, Guarded, Repair, Result, SetTo, Write};
 
+use crate::check::Report;
 pub use crate::format::fuzzing::{
     epoch_of, header_again, ledger_again, log_again, seal_log, seal_map, states_again,
 };
@@ -32,5 +33,7 @@ pub async fn close<D: Disk>(layer: &LocalLayer<D>) -> Result<()> {
 
 /// What a check of the pool finds in this layer.
 pub async fn check<D: Disk>(layer: &LocalLayer<D>) -> Result<Vec<Finding>> {
-    layer.check(Repair::No).await
+    let mut report = Report::default();
+    layer.check(Repair::No, &mut report).await;
+    report.into_result()
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use vellum_core::{Extent, State};
 use vellum_disk::Disk;
-use vellum_engine::catalog::FINDINGS_MAX;
-use vellum_engine::{ErrorKind, Finding, Repair, Result, Severity};
+use vellum_engine::{Finding, Repair, Result, Severity};
 
+use super::Report;
 use super::space::{Extents, Space};
+use crate::LayerId;
 use crate::format::sector;
 use crate::layer::LocalLayer;
 use crate::map_file;
@@ -17,93 +18,123 @@ use crate::segment;
 /// What file systems allocate at once, at least: a smaller hole in what is data frees nothing.
 const FILE_SYSTEM_BLOCK: u64 = 4096;
 
+/// What a map says that cannot be so.
+#[derive(Default)]
+struct Contradicted {
+    /// Data that the files are too short for.
+    lost: Extents,
+    /// Pages with units past the end of the image.
+    beyond: Extents,
+}
+
+impl Contradicted {
+    fn findings(&self, layer: LayerId) -> impl Iterator<Item = Finding> {
+        let lost = format!("layer {layer}: files lack what the map says they hold");
+        let beyond = format!("layer {layer}: the map defines units past the end of the image");
+        let lost = self.lost.finding(Severity::Damage, &lost);
+        lost.into_iter().chain(self.beyond.finding(Severity::Damage, &beyond))
+    }
+}
+
 impl<D: Disk> LocalLayer<D> {
     /// Looks at all of the map, and at what the data files hold beside it. To repair, the layer is owned or filled, and is closed
     /// afterwards.
-    pub(crate) async fn check(&self, repair: Repair) -> Result<Vec<Finding>> {
-        let checked = self.check_files(repair).await;
-        if repair.is_wanted() {
-            self.close().await?;
+    pub(crate) async fn check(&self, repair: Repair, report: &mut Report) {
+        self.check_files(repair, report).await;
+        if repair.is_wanted()
+            && let Err(error) = self.close().await
+        {
+            report.not_looked_at(error);
         }
-        checked
     }
 
-    async fn check_files(&self, repair: Repair) -> Result<Vec<Finding>> {
+    async fn check_files(&self, repair: Repair, report: &mut Report) {
         let inner = &self.0;
         if inner.map.get().is_none() {
-            return Ok(Vec::new());
+            return;
         }
-        let lengths = self.segment_lengths().await?;
-        let id = inner.facts.id;
-        let mut findings = Vec::new();
-        let (mut lost, mut beyond) = (Extents::default(), Extents::default());
+        let lengths = self.segment_lengths(report).await;
+        let mut contradicted = Contradicted::default();
         let mut next = inner.pages.next_present(0);
-        while let Some(page) = next {
+        while let Some(page) = next.filter(|_| !report.is_full()) {
             next = inner.pages.next_present(page + 1);
-            match inner.page(page).await {
-                Ok(None) => {}
-                Ok(Some(content)) => {
-                    let at = inner.units.page_at(page);
-                    for data in inner.states_of(at).await?.in_state(State::Data) {
-                        lost_of(data, &lengths, inner.facts.size).for_each(|at| lost.add(at));
-                    }
-                    if content.defines_beyond(inner.units.units_in(page)) {
-                        beyond.add(at);
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Corrupt => {
-                    findings.push(Finding::new(Severity::Damage, error.chain()));
-                    if findings.len() >= FINDINGS_MAX {
-                        return Ok(findings);
-                    }
-                }
-                Err(error) => return Err(error),
+            if let Err(error) = self.check_page(page, &lengths, &mut contradicted).await {
+                report.not_looked_at(error);
             }
         }
-        let lost = lost.finding(
-            Severity::Damage,
-            &format!("layer {id}: files lack what the map says they hold"),
-        );
-        let beyond = beyond.finding(
-            Severity::Damage,
-            &format!("layer {id}: the map defines units past the end of the image"),
-        );
-        findings.extend(lost.into_iter().chain(beyond));
-        if findings.is_empty() {
-            // What a damaged map says is no ground to free anything.
-            findings.extend(self.check_space(&lengths, repair).await?);
+        report.extend(contradicted.findings(inner.facts.id));
+        if report.is_empty() {
+            // What a map says that is damaged, or cannot be read, is no ground to free anything.
+            self.check_space(&lengths, repair, report).await;
         }
-        Ok(findings)
     }
 
-    /// How long each data file is.
-    async fn segment_lengths(&self) -> Result<BTreeMap<u64, u64>> {
+    async fn check_page(
+        &self,
+        page: u64,
+        lengths: &BTreeMap<u64, u64>,
+        contradicted: &mut Contradicted,
+    ) -> Result<()> {
+        let inner = &self.0;
+        let Some(content) = inner.page(page).await? else { return Ok(()) };
+        let at = inner.units.page_at(page);
+        for data in inner.states_of(at).await?.in_state(State::Data) {
+            lost_of(data, lengths, inner.facts.size).for_each(|at| contradicted.lost.add(at));
+        }
+        if content.defines_beyond(inner.units.units_in(page)) {
+            contradicted.beyond.add(at);
+        }
+        Ok(())
+    }
+
+    /// How long each data file is. Of those that cannot be looked at nothing is known to be lost.
+    async fn segment_lengths(&self, report: &mut Report) -> BTreeMap<u64, u64> {
         let inner = &self.0;
         let mut lengths = BTreeMap::new();
-        for number in present_segments(&inner.shared, &inner.facts).await? {
-            lengths.insert(number, inner.segments.length(number).await?);
+        let present = match present_segments(&inner.shared, &inner.facts).await {
+            Ok(present) => present,
+            Err(error) => {
+                report.not_looked_at(error);
+                let all = 0..inner.facts.size.div_ceil(segment::SEGMENT);
+                return all.map(|number| (number, segment::SEGMENT)).collect();
+            }
+        };
+        for number in present {
+            let length = inner.segments.length(number).await.unwrap_or_else(|error| {
+                report.not_looked_at(error);
+                segment::SEGMENT
+            });
+            lengths.insert(number, length);
         }
-        Ok(lengths)
+        lengths
     }
 
     /// Space under units that are not data.
-    async fn check_space(
-        &self,
-        lengths: &BTreeMap<u64, u64>,
-        repair: Repair,
-    ) -> Result<Vec<Finding>> {
-        let inner = &self.0;
+    async fn check_space(&self, lengths: &BTreeMap<u64, u64>, repair: Repair, report: &mut Report) {
         let mut space = Space::default();
         for number in lengths.keys() {
-            let mut at = number * segment::SEGMENT;
-            while let Some(occupied) = inner.segments.next_data(*number, at).await? {
-                at = occupied.end();
-                for (page, piece) in inner.units.by_page(occupied.clip(inner.facts.size)) {
-                    self.check_space_of_page(page, piece, repair, &mut space).await?;
-                }
+            if let Err(error) = self.check_space_of_segment(*number, repair, &mut space).await {
+                report.not_looked_at(error);
             }
         }
-        Ok(space.findings(inner.facts.id, repair))
+        space.tell(self.0.facts.id, report);
+    }
+
+    async fn check_space_of_segment(
+        &self,
+        number: u64,
+        repair: Repair,
+        space: &mut Space,
+    ) -> Result<()> {
+        let inner = &self.0;
+        let mut at = number * segment::SEGMENT;
+        while let Some(occupied) = inner.segments.next_data(number, at).await? {
+            at = occupied.end();
+            for (page, piece) in inner.units.by_page(occupied.clip(inner.facts.size)) {
+                self.check_space_of_page(page, piece, repair, space).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn check_space_of_page(
@@ -120,12 +151,21 @@ impl<D: Disk> LocalLayer<D> {
             for (sector, part) in inner.units.by_sector(run.extent) {
                 let whole = part.align_in(FILE_SYSTEM_BLOCK);
                 let is_said = run.state == State::Zero || never_written & 1 << sector == 0;
-                if !whole.is_empty() && space.add(whole, is_said) <= repair {
-                    inner.segments.punch(whole).await?;
+                if !whole.is_empty() {
+                    let kind = if is_said { &mut space.given_up } else { &mut space.unsaid };
+                    kind.add(whole, self.free(whole, kind.freed_by <= repair).await);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Frees an extent if it may. Says whether it did.
+    async fn free(&self, at: Extent, may: bool) -> Result<bool> {
+        if may {
+            self.0.segments.punch(at).await?;
+        }
+        Ok(may)
     }
 
     /// Which sectors of a page the map has never had.

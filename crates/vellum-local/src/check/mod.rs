@@ -5,20 +5,29 @@
 //! units that are not data. Files of layers that the catalog never knew may be newer than a catalog that was brought back from
 //! a backup, and space whose states the map does not have may be data of a map that was damaged: both go only if that is asked
 //! for. Damage is told and left alone: whatever there is to save, is better saved from what is there.
+//!
+//! What cannot be looked at or repaired keeps nothing else from being looked at, and takes away nothing that was found before
+//! or done: see [`Report`].
 
 mod layer;
+mod report;
 mod space;
+#[cfg(test)]
+mod tests;
 
+use rusqlite::Connection;
 use vellum_disk::{Disk, LockKind};
-use vellum_engine::catalog::FINDINGS_MAX;
-use vellum_engine::{Catalog, ErrorKind, Finding, ImageRecord, Repair, Result, Revision, Severity};
+use vellum_engine::{Catalog, Error, ErrorKind, Finding, Repair, Result, Revision, Severity};
 
 use crate::LayerId;
 use crate::catalog::consistency;
 use crate::catalog::record::ImageNo;
 use crate::engine::{LocalCatalog, facts};
-use crate::removal::Why;
+use crate::removal::{Leftover, Why};
 use crate::store::Access;
+
+pub use report::FailureCount;
+pub(crate) use report::Report;
 
 impl<D: Disk> LocalCatalog<D> {
     /// See [`Catalog::check`].
@@ -30,95 +39,105 @@ impl<D: Disk> LocalCatalog<D> {
         if repair.is_wanted() {
             self.writable()?;
         }
-        let mut findings = Vec::new();
-        let images = match image {
-            Some(image) => vec![image],
-            None => {
-                findings.extend(self.check_catalog(repair).await?);
-                if findings.iter().any(|finding| finding.severity == Severity::Damage) {
-                    return Ok(findings);
-                }
-                self.database().read("list images", consistency::all_images).await?
-            }
-        };
-        for image in images {
-            self.check_image(image, repair, &mut findings).await?;
-            if findings.len() > FINDINGS_MAX {
-                findings.truncate(FINDINGS_MAX);
-                return Ok(findings);
-            }
+        let mut report = Report::default();
+        match image {
+            Some(image) => self.check_image(image, repair, &mut report).await,
+            None => self.check_pool(repair, &mut report).await?,
         }
-        if image.is_none() {
-            findings.extend(self.check_leftovers(repair).await?);
-        }
-        Ok(findings)
+        self.failure_count().add(report.failures());
+        Ok(report.into_findings())
     }
 
-    async fn check_catalog(&self, repair: Repair) -> Result<Vec<Finding>> {
+    /// Fails if the catalog cannot be read, which says nothing of anything.
+    async fn check_pool(&self, repair: Repair, report: &mut Report) -> Result<()> {
         let damage = self.database().read("check the catalog", consistency::damage).await?;
         if !damage.is_empty() {
-            return Ok(damage);
+            report.extend(damage);
+            return Ok(());
         }
-        let pool = self.pool();
-        let look = move |db: &rusqlite::Connection| consistency::stale(db, pool, repair);
-        match repair {
-            Repair::No => self.database().read("check the catalog's lists", look).await,
-            Repair::Safe | Repair::WithUnknownFiles => {
-                self.database().write("mend the catalog's lists", look).await
+        let images = self.database().read("list images", consistency::all_images).await?;
+        self.check_lists(repair, report).await;
+        for image in images {
+            self.check_image(image, repair, report).await;
+            if report.is_full() {
+                return Ok(());
             }
+        }
+        self.check_leftovers(repair, report).await;
+        Ok(())
+    }
+
+    /// What the catalog lists that is not so, and the other way round.
+    async fn check_lists(&self, repair: Repair, report: &mut Report) {
+        let pool = self.pool();
+        if repair.is_wanted() {
+            let mend = move |db: &Connection| consistency::stale(db, pool, repair);
+            match self.database().write("mend the catalog's lists", mend).await {
+                Ok(mended) => return report.extend(mended),
+                // What was not mended is told all the same.
+                Err(error) => report.not_looked_at(error),
+            }
+        }
+        let look = move |db: &Connection| consistency::stale(db, pool, Repair::No);
+        match self.database().read("check the catalog's lists", look).await {
+            Ok(found) => report.extend(found),
+            Err(error) => report.not_looked_at(error),
         }
     }
 
     /// Files of layers that have no row.
-    async fn check_leftovers(&self, repair: Repair) -> Result<Vec<Finding>> {
-        let mut findings = Vec::new();
-        for leftover in self.leftovers().await? {
-            let (severity, removed_with) = match leftover.why {
-                Why::Removed => (Severity::Leak, Repair::Safe),
-                Why::Unknown => (Severity::Unknown, Repair::WithUnknownFiles),
-            };
-            let finding = Finding::new(severity, leftover.to_string());
-            findings.push(if repair >= removed_with {
-                self.remove_leftover(leftover.layer).await?;
-                finding.repaired("removed its files")
-            } else {
-                finding
-            });
+    async fn check_leftovers(&self, repair: Repair, report: &mut Report) {
+        match self.leftovers().await {
+            Err(error) => report.not_looked_at(error),
+            Ok(leftovers) => {
+                for leftover in leftovers {
+                    self.check_leftover(&leftover, repair, report).await;
+                }
+            }
         }
-        Ok(findings)
     }
 
-    async fn check_image(
-        &self,
-        image: ImageNo,
-        repair: Repair,
-        findings: &mut Vec<Finding>,
-    ) -> Result<()> {
-        let record = match self.look_up(image).await {
-            // Removed since it was listed.
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                findings.push(Finding::not_looked_at(&error));
-                return Ok(());
-            }
-            record => record?,
+    async fn check_leftover(&self, leftover: &Leftover, repair: Repair, report: &mut Report) {
+        let (severity, removed_with) = match leftover.why {
+            Why::Removed => (Severity::Leak, Repair::Safe),
+            Why::Unknown => (Severity::Unknown, Repair::WithUnknownFiles),
         };
-        for revision in &record.revisions {
-            let checked = self.check_revision(image, &record, revision, repair, findings).await;
-            if let Err(error) = checked {
-                findings.push(Finding::not_looked_at(&error).of(&record.name));
+        let finding = Finding::new(severity, leftover.to_string());
+        if repair < removed_with {
+            return report.add(finding);
+        }
+        match self.remove_leftover(leftover.layer).await {
+            Ok(()) => report.add(finding.repaired("removed its files")),
+            Err(error) => {
+                report.add(Finding::new(severity, cannot_remove(leftover, &error)));
+                report.failed(error);
             }
         }
-        Ok(())
+    }
+
+    async fn check_image(&self, image: ImageNo, repair: Repair, report: &mut Report) {
+        let record = match self.look_up(image).await {
+            Ok(record) => record,
+            // Removed since it was listed.
+            Err(error) if error.kind() == ErrorKind::NotFound => return,
+            Err(error) => return report.not_looked_at(error),
+        };
+        for revision in &record.revisions {
+            let mut found = Report::default();
+            let checked = self.check_revision(image, revision, repair, &mut found).await;
+            if let Err(error) = checked {
+                found.not_looked_at(error);
+            }
+            report.take_over(found, &record.name);
+        }
     }
 
     async fn check_revision(
         &self,
         image: ImageNo,
-        record: &ImageRecord,
         revision: &Revision,
         repair: Repair,
-        findings: &mut Vec<Finding>,
+        report: &mut Report,
     ) -> Result<()> {
         let id = LayerId::of_revision(&revision.id)?;
         let kind = match repair {
@@ -128,7 +147,7 @@ impl<D: Disk> LocalCatalog<D> {
         // Held while it is looked at, so that nobody writes or fills it meanwhile.
         let Some(_held) = self.try_lock(id, kind)? else {
             let what = format!("layer {id} is in use, and was not looked at");
-            findings.push(Finding::new(Severity::Unknown, what).of(&record.name));
+            report.add(Finding::new(Severity::Unknown, what));
             return Ok(());
         };
         let row = self
@@ -144,9 +163,11 @@ impl<D: Disk> LocalCatalog<D> {
             (_, false) => Access::Own,
             (_, true) => Access::Fill,
         };
-        let layer = self.store().layer(facts(&row), access).await?;
-        let found = layer.check(repair).await?;
-        findings.extend(found.into_iter().map(|found| found.of(&record.name)));
+        self.store().layer(facts(&row), access).await?.check(repair, report).await;
         Ok(())
     }
+}
+
+fn cannot_remove(leftover: &Leftover, error: &Error) -> String {
+    format!("{leftover}; they cannot be removed: {}", error.chain())
 }

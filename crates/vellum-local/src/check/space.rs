@@ -1,8 +1,9 @@
 //! [`Space`]: what a check finds that lies under no data, and [`Extents`], which name the first of their kind.
 
 use vellum_core::Extent;
-use vellum_engine::{Finding, Repair, Severity};
+use vellum_engine::{Error, Finding, Repair, Result, Severity};
 
+use super::Report;
 use crate::LayerId;
 
 /// Extents of one kind in one layer that are named one by one; the rest is counted.
@@ -41,42 +42,73 @@ impl Extents {
     }
 }
 
-/// Space under units that are not data.
-#[derive(Default)]
-pub(super) struct Space {
-    /// Of units that the map says are something else.
-    given_up: Extents,
-    /// Of units whose states the map does not have. A power cut leaves them, of writes that were never synced; but a map that
-    /// lost them looks the same, and then they are data.
-    unsaid: Extents,
+/// Space of one kind that nothing refers to.
+pub(super) struct Unused {
+    what: &'static str,
+    /// The least repair that frees it.
+    pub(super) freed_by: Repair,
+    freed: Extents,
+    left: Extents,
+    /// Why some of it could not be freed.
+    failure: Option<Error>,
 }
 
-impl Space {
-    /// Notes some, and says which repair may free it.
-    pub(super) fn add(&mut self, at: Extent, is_said: bool) -> Repair {
-        if is_said {
-            self.given_up.add(at);
-            Repair::Safe
-        } else {
-            self.unsaid.add(at);
-            Repair::WithUnknownFiles
+impl Unused {
+    fn new(freed_by: Repair, what: &'static str) -> Self {
+        let (freed, left) = Default::default();
+        Self { what, freed_by, freed, left, failure: None }
+    }
+
+    /// Notes some, and whether it was freed.
+    pub(super) fn add(&mut self, at: Extent, freed: Result<bool>) {
+        match freed {
+            Ok(true) => self.freed.add(at),
+            Ok(false) => self.left.add(at),
+            Err(error) => {
+                self.left.add(at);
+                self.failure.get_or_insert(error);
+            }
         }
     }
 
-    pub(super) fn findings(&self, layer: LayerId, repair: Repair) -> Vec<Finding> {
-        let given_up = format!("layer {layer}: space under units that are not data");
-        let unsaid = format!(
-            "layer {layer}: space under units whose states were never written, left by a power cut, or all that is left of data \
-             if the map has lost a part"
+    fn tell(self, layer: LayerId, report: &mut Report) {
+        let what = format!("layer {layer}: {}", self.what);
+        let freed = self.freed.finding(Severity::Leak, &what);
+        report.extend(freed.map(|finding| finding.repaired("freed it")));
+        let mut left = self.left.finding(Severity::Leak, &what);
+        if let (Some(finding), Some(error)) = (&mut left, &self.failure) {
+            finding.what.push_str(&format!("; it cannot be freed: {}", error.chain()));
+        }
+        report.extend(left);
+        self.failure.into_iter().for_each(|error| report.failed(error));
+    }
+}
+
+/// Space under units that are not data.
+pub(super) struct Space {
+    /// Of units that the map says are something else.
+    pub(super) given_up: Unused,
+    /// Of units whose states the map does not have. A power cut leaves them, of writes that were never synced; but a map that
+    /// lost them looks the same, and then they are data.
+    pub(super) unsaid: Unused,
+}
+
+impl Default for Space {
+    fn default() -> Self {
+        let given_up = Unused::new(Repair::Safe, "space under units that are not data");
+        let unsaid = Unused::new(
+            Repair::WithUnknownFiles,
+            "space under units whose states were never written, left by a power cut, or all that is left of data if the map has \
+             lost a part",
         );
-        let kinds = [
-            (self.given_up.finding(Severity::Leak, &given_up), Repair::Safe),
-            (self.unsaid.finding(Severity::Leak, &unsaid), Repair::WithUnknownFiles),
-        ];
-        let found = kinds.into_iter().filter_map(|(finding, freed_by)| {
-            let is_freed = repair >= freed_by;
-            finding.map(|it| if is_freed { it.repaired("freed it") } else { it })
-        });
-        found.collect()
+        Self { given_up, unsaid }
+    }
+}
+
+impl Space {
+    /// What is to be said of it.
+    pub(super) fn tell(self, layer: LayerId, report: &mut Report) {
+        self.given_up.tell(layer, report);
+        self.unsaid.tell(layer, report);
     }
 }

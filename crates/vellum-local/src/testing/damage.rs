@@ -10,7 +10,7 @@ use vellum_disk::{Disk, File, OpenMode};
 use vellum_engine::{ErrorKind, Repair, Severity};
 
 use super::leftovers::{DATA, LOG, MAP, closed, contents, dead, replace};
-use super::{BLOCK, Lab, SimLayer, blocks, look, seen, write};
+use super::{BLOCK, Lab, SimLayer, blocks, findings, look, seen, write};
 use crate::LayerId;
 use crate::format::live::RECORD;
 use crate::format::sector::PAGE_UNITS;
@@ -44,7 +44,7 @@ fn other(lab: &Lab) -> LayerFacts {
 pub(super) async fn is_found(layer: Result<SimLayer, vellum_engine::Error>) -> bool {
     match layer {
         Ok(layer) => {
-            let findings = layer.check(Repair::No).await.unwrap();
+            let findings = findings(&layer, Repair::No).await.unwrap();
             findings.iter().any(|found| found.severity == Severity::Damage)
         }
         Err(error) => error.kind() == ErrorKind::Corrupt,

@@ -13,7 +13,7 @@ use crate::store::{Access, StoreOptions};
 use vellum_sim::SimDisk;
 use vellum_sim::{Call, Fault};
 
-pub(super) const EIO: i32 = 5;
+pub(crate) const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 const EMFILE: i32 = 24;
 

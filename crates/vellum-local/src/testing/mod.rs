@@ -2,8 +2,9 @@
 //! (vellum-sim), and short ways to say what is done to a layer. Not part of the engine.
 //!
 //! The scenarios are a file each: [crashes] at random moments, [sync_steps] cut one after another, a whole [program] cut at each
-//! of its calls, [failures] of calls and of space, what is said and left of a [failed_sync], [leftovers] that an earlier life left
-//! behind, [damage] to whole files, [open_files] that are closed, and the [cost] of a request in calls.
+//! of its calls, [failures] of calls and of space, what is said and left of a [failed_sync],
+//! [leftovers] that an earlier life left behind, [damage] to whole files, [open_files] that are closed, and the [cost] of a request in
+//! calls. A [pool] has a catalog too.
 //!
 //! Where a test ends, the engine's own check must find no damage, unless the test made some: see [`Lab::with_damage`].
 
@@ -11,10 +12,11 @@ mod cost;
 mod crashes;
 mod damage;
 mod failed_sync;
-mod failures;
+pub(crate) mod failures;
 mod leftovers;
 mod lost;
 mod open_files;
+pub(crate) mod pool;
 mod program;
 mod sync_steps;
 
@@ -29,6 +31,7 @@ use vellum_engine::{
 };
 
 use crate::LayerId;
+use crate::check::Report;
 use crate::layer::LocalLayer;
 use crate::store::{Access, LayerFacts, LayerStore, StoreOptions};
 use vellum_sim::SimDisk;
@@ -117,9 +120,19 @@ impl Drop for Lab {
 
 /// The engine's own check of a layer finds no damage. Space that nothing refers to is none.
 pub(crate) async fn assert_in_order(layer: &SimLayer) {
-    let findings = layer.check(Repair::No).await.unwrap();
+    let findings = findings(layer, Repair::No).await.unwrap();
     let is_leak = |found: &vellum_engine::Finding| found.severity == Severity::Leak;
     assert!(findings.iter().all(is_leak), "{findings:?}");
+}
+
+/// What a check of a layer finds; an error if it could not look at all of it.
+pub(crate) async fn findings(
+    layer: &SimLayer,
+    repair: Repair,
+) -> Result<Vec<vellum_engine::Finding>> {
+    let mut report = Report::default();
+    layer.check(repair, &mut report).await;
+    report.into_result()
 }
 
 /// No sync but those that are asked for.

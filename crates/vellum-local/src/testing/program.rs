@@ -9,7 +9,7 @@ use vellum_engine::{Content, Durability, Fill, Guard, Guarded, Part, Repair, Set
 use vellum_sim::{ChangeId, History, SimDisk, Value};
 
 use super::crashes::{bytes, values};
-use super::{BLOCK, Lab, SimLayer, assert_in_order, blocks, facts};
+use super::{BLOCK, Lab, SimLayer, assert_in_order, blocks, facts, findings};
 use crate::format::sector::PAGE_UNITS;
 use crate::segment::SEGMENT;
 use crate::store::Access;
@@ -140,7 +140,7 @@ async fn end_at(call: u64, seed: u64, power_cut: bool) -> Option<Vec<(u64, Value
     assert_in_order(&owner).await;
     // Space that nothing refers to may be freed, which changes nothing.
     match call % 3 {
-        0 => drop(owner.check(Repair::Safe).await.unwrap()),
+        0 => drop(findings(&owner, Repair::Safe).await.unwrap()),
         _ => owner.sync().await.unwrap(),
     }
     let lab = lab.after_power_cut().await;
