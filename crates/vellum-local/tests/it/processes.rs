@@ -2,7 +2,7 @@
 //! run by other tests with a pool in the environment; alone they have nothing to do.
 
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -11,10 +11,16 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rusqlite::Connection;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use vellum_engine::{Catalog, Change, ErrorKind, Happened, Head, HeadChange, Prepared};
-use vellum_local::Mode;
+use vellum_disk::{BootId, Disk, FileSystem, OpenMode, RealDisk};
+use vellum_engine::{
+    Catalog, Change, Durability, ErrorKind, Guard, Guarded, Happened, Head, HeadChange, Pending,
+    Prepared, Write,
+};
+use vellum_local::{LocalCatalog, Mode, OpenOptions};
 
-use crate::fixture::{Home, Pool, byte, clone, image, kind, open, snapshot, write, write_blocks};
+use crate::fixture::{
+    Home, MIB, Pool, byte, clone, image, kind, new_image, open, snapshot, write, write_blocks,
+};
 
 const POOL: &str = "VELLUM_TEST_POOL";
 
@@ -141,10 +147,100 @@ async fn check(home: &Home, round: u32) -> usize {
         head.close().await.unwrap();
     }
     for pending in pool.pending().await.unwrap() {
-        assert!(pending.token.starts_with("removed "), "{pending:?}");
+        assert!(is_of_a_removed_layer(&pending), "{pending:?}");
         pool.resume(&pending).await.unwrap();
     }
     looked_at
+}
+
+/// Nothing else is left to be done: no files are there that no row ever mentioned.
+fn is_of_a_removed_layer(pending: &Pending) -> bool {
+    pending.what == format!("layer {} was removed, its files are still to go", pending.token)
+}
+
+#[tokio::test]
+async fn what_a_process_removed_that_died_before_its_files_went_is_pending_and_is_finished() {
+    let home = Home::new();
+    // It makes the pool too: whoever opens it here looks for what is to be removed, at a moment of its own.
+    let path = home.path("pool");
+    let child = start("processes::body_that_dies_before_it_removes_a_map", &path);
+    let status = child.wait_with_output().unwrap().status;
+    assert_eq!(status.code(), Some(DIED_ON_PURPOSE));
+    // Whoever may change nothing leaves it as it is.
+    let pending = open(&path, Mode::ReadOnly).await.unwrap().pending().await.unwrap();
+    let [of_a] = &pending[..] else { panic!("{pending:?}") };
+    assert!(is_of_a_removed_layer(of_a), "{pending:?}");
+    let files = path.join("layers").join(&of_a.token);
+    assert!(files.join("map").exists() && files.join("data.0").exists());
+
+    let pool = home.pool().await;
+    assert_eq!(pool.list(None, usize::MAX).await.unwrap(), []);
+    pool.resume(of_a).await.unwrap();
+    assert!(!files.exists());
+    assert_eq!(pool.pending().await.unwrap(), []);
+    drop(pool);
+    check(&home, 0).await;
+}
+
+const DIED_ON_PURPOSE: i32 = 77;
+
+#[tokio::test]
+async fn body_that_dies_before_it_removes_a_map() {
+    let Some(path) = pool_of_this_process() else { return };
+    let disk = DyingDisk(RealDisk::default());
+    let options = OpenOptions { mode: Mode::CreateIfMissing, ..OpenOptions::default() };
+    let pool = LocalCatalog::open(disk, &path, options).await.unwrap();
+    let record = pool.create(new_image("a", MIB)).await.unwrap();
+    let head = pool.own(&record.id).await.unwrap();
+    let (guard, durability) = (Guard::Edges, Durability::AtSync);
+    let write = Write { offset: 0, data: vec![b'a'; 4096].into(), guard, durability };
+    assert_eq!(head.write(write).await.unwrap(), Guarded::Done);
+    head.close().await.unwrap();
+    drop(pool.remove(&record.id, record.version).await);
+    panic!("it has died by now");
+}
+
+/// A disk whose process dies where it would remove the first file of a layer.
+#[derive(Clone, Debug)]
+struct DyingDisk(RealDisk);
+
+impl Disk for DyingDisk {
+    type File = <RealDisk as Disk>::File;
+
+    async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Self::File> {
+        self.0.open(path, mode).await
+    }
+
+    async fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.create_dir(path).await
+    }
+
+    async fn remove_file(&self, path: &Path) -> io::Result<()> {
+        if path.ends_with("map") {
+            std::process::exit(DIED_ON_PURPOSE);
+        }
+        self.0.remove_file(path).await
+    }
+
+    async fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.remove_dir(path).await
+    }
+
+    async fn list_dir(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        self.0.list_dir(path).await
+    }
+
+    async fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.sync_dir(path).await
+    }
+
+    async fn file_system(&self, path: &Path) -> io::Result<FileSystem> {
+        self.0.file_system(path).await
+    }
+
+    async fn boot_id(&self) -> io::Result<Option<BootId>> {
+        self.0.boot_id().await
+    }
 }
 
 /// What each image holds whose last write was acknowledged, by the writers' own account.
