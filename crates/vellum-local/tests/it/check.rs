@@ -316,3 +316,54 @@ async fn a_catalog_that_breaks_its_invariants_is_damage_and_nothing_is_repaired_
         assert!(stray.exists(), "{harm}");
     }
 }
+
+/// What is said of each rule of the catalog that is broken, and what breaks it and no other.
+const BROKEN_RULES: [(&str, &str); 7] = [
+    (
+        "has no head that can be written",
+        "UPDATE layers SET sealed = 1 WHERE id = (SELECT head FROM images WHERE name = 'child')",
+    ),
+    (
+        "can be written and is no image's head",
+        "INSERT INTO layers (id, image, size, sealed, created, below, overlap)
+         SELECT 77, id, 4096, 0, 0, 'nothing', 0 FROM images WHERE name = 'image'",
+    ),
+    (
+        "does not lie above a sealed layer of its own image, as it says",
+        "UPDATE layers SET below_layer = (SELECT head FROM images WHERE name = 'child') WHERE below = 'own'",
+    ),
+    (
+        "overlaps what lies below it beyond an end",
+        "UPDATE layers SET overlap = size + 1 WHERE below = 'own'",
+    ),
+    (
+        "names no sealed layer of its image",
+        "INSERT INTO snapshots (image, name, layer, auto, created)
+         SELECT id, 't', head, 0, 0 FROM images WHERE name = 'image'",
+    ),
+    (
+        "has children, and no snapshot that keeps it",
+        "INSERT INTO children (layer, pool, image)
+         SELECT head, zeroblob(16), 'elsewhere' FROM images WHERE name = 'image'",
+    ),
+    ("hangs on a layer that no snapshot keeps", "DELETE FROM children; DELETE FROM snapshots"),
+];
+
+#[tokio::test]
+async fn each_rule_of_the_catalog_that_is_broken_is_told_in_its_own_words() {
+    for (told, harm) in BROKEN_RULES {
+        let home = Home::with_damage();
+        let pool = home.pool().await;
+        let parent = image(&pool, "image").await;
+        let parent = snapshot_of(&pool, &parent, "s").await;
+        clone(&pool, &parent, "child").await.unwrap();
+        assert!(check(&pool).await.is_empty());
+        database(&home).execute_batch(harm).unwrap();
+        let findings = check(&pool).await;
+        assert!(severities(&findings).iter().all(|found| *found == Severity::Damage), "{harm}");
+        for (rule, _) in BROKEN_RULES {
+            let is_told = findings.iter().any(|found| found.what.ends_with(rule));
+            assert_eq!(is_told, rule == told, "{harm}: {rule}: {findings:?}");
+        }
+    }
+}
