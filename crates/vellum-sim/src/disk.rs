@@ -199,8 +199,14 @@ impl SimDisk {
         result
     }
 
+    /// A call that only looks.
+    fn look(&self, call: Call, path: &Path) -> io::Result<()> {
+        self.world().look(call, path)
+    }
+
     /// Opens a file, and says whether it was made.
     pub(crate) fn open_at_once(&self, path: &Path, create: bool) -> io::Result<(SimFile, bool)> {
+        self.look(Call::Open, path)?;
         let found = self.world().find_file(path)?;
         let (number, is_new) = match found {
             Some(number) => (number, false),
@@ -290,6 +296,7 @@ impl Disk for SimDisk {
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<SimFile> {
         self.turn().await;
+        self.look(Call::Open, path)?;
         let found = self.world().find_file(path)?;
         let number = match (found, mode) {
             (Some(_), OpenMode::Create) => return Err(io::ErrorKind::AlreadyExists.into()),
@@ -322,6 +329,7 @@ impl Disk for SimDisk {
 
     async fn list_dir(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
         self.turn().await;
+        self.look(Call::List, path)?;
         let world = self.world();
         world.find(path)?;
         Ok(world.children(path))
@@ -388,6 +396,10 @@ impl SimFile {
         self.open.disk.begin(call, &self.path).await
     }
 
+    fn look(&self, call: Call) -> io::Result<()> {
+        self.open.disk.look(call, &self.path)
+    }
+
     pub(crate) fn disk(&self) -> &SimDisk {
         &self.open.disk
     }
@@ -401,6 +413,7 @@ impl SimFile {
     /// Answers how much there was to read.
     pub(crate) fn read_at_once(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.open.disk.must_live()?;
+        self.look(Call::Read)?;
         Ok(self.with(|_, medium| medium.read(buffer, offset)))
     }
 
@@ -427,8 +440,9 @@ impl SimFile {
         result
     }
 
-    pub(crate) fn length_at_once(&self) -> u64 {
-        self.with(|_, medium| medium.length())
+    pub(crate) fn length_at_once(&self) -> io::Result<u64> {
+        self.look(Call::Length)?;
+        Ok(self.with(|_, medium| medium.length()))
     }
 
     /// What a sync that began at a moment leaves.
@@ -475,6 +489,9 @@ impl File for SimFile {
         offset: u64,
     ) -> (Buffer, io::Result<()>) {
         self.open.disk.turn().await;
+        if let Err(error) = self.look(Call::Read) {
+            return (buffer, Err(error));
+        }
         let wanted = range.len();
         let read = self.with(|_, medium| medium.read(&mut buffer[range], offset));
         let result = if read == wanted { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
@@ -546,6 +563,7 @@ impl File for SimFile {
 
     async fn length(&self) -> io::Result<u64> {
         self.open.disk.turn().await;
+        self.look(Call::Length)?;
         Ok(self.with(|_, medium| medium.length()))
     }
 
@@ -559,11 +577,13 @@ impl File for SimFile {
     }
 
     async fn allocated(&self) -> io::Result<u64> {
+        self.look(Call::Length)?;
         Ok(self.with(|_, medium| medium.sectors()) * SECTOR as u64)
     }
 
     async fn next_data(&self, offset: u64) -> io::Result<Option<Extent>> {
         self.open.disk.turn().await;
+        self.look(Call::NextData)?;
         Ok(self.with(|_, medium| medium.next_data(offset)))
     }
 

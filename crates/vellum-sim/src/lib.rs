@@ -17,7 +17,7 @@ mod world;
 pub use disk::{Hold, SimDisk, SimFile};
 pub use history::{ChangeId, History, Value};
 pub use orders::{Explored, Order, Orders, Task};
-pub use world::{Call, Fault, World};
+pub use world::{Call, Calls, Fault, World};
 
 /// Bytes that a power cut leaves or loses together.
 pub const SECTOR: usize = 512;

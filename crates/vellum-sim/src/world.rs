@@ -19,7 +19,8 @@ pub(crate) enum Entry {
     File(u64),
 }
 
-/// Calls that change something or make it durable.
+/// What a disk is asked to do. The first calls change something or make it durable: a life may end at each of them. Those from
+/// [`Open`](Self::Open) on only look; they may fail, and are neither counted nor traced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Call {
     /// A file or a directory gets a name.
@@ -36,6 +37,32 @@ pub enum Call {
     SetLength,
     /// The bytes of a file become durable.
     SyncData,
+    /// A file is opened, or looked for.
+    Open,
+    /// Bytes are read that do not lie in the cache for sure.
+    Read,
+    /// The names in a directory are read.
+    List,
+    /// A length is asked for, or how much is allocated.
+    Length,
+    /// The next run of bytes that is no hole is looked for.
+    NextData,
+}
+
+impl Call {
+    /// Whether it only looks, and changes nothing.
+    pub fn only_looks(self) -> bool {
+        matches!(self, Self::Open | Self::Read | Self::List | Self::Length | Self::NextData)
+    }
+}
+
+/// Calls of which one is to fail by its number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Calls {
+    /// Those that only look.
+    Looks,
+    /// All others.
+    Changes,
 }
 
 /// A failure to come.
@@ -92,7 +119,10 @@ pub struct World {
     /// Sectors that are still free.
     pub free: u64,
     pub(crate) faults: Vec<Fault>,
+    /// Which calls, how many more until one of them fails, and with what.
+    failing: Option<(Calls, u64, i32)>,
     failures: u64,
+    last_failure: Option<(Call, String)>,
     /// When a call was last made to fail.
     failed_at: u64,
     deaths_alone: u64,
@@ -122,7 +152,9 @@ impl World {
             calls_left: None,
             free: u64::MAX,
             faults: Vec::new(),
+            failing: None,
             failures: 0,
+            last_failure: None,
             failed_at: 0,
             deaths_alone: 0,
             trace: Vec::new(),
@@ -166,23 +198,58 @@ impl World {
         if is_the_last(self.dying.get_mut(&process)) {
             self.kill(process);
         }
-        let mut error = None;
+        self.trace.push((call, name.clone()));
+        self.fails(call, name)
+    }
+
+    /// A call that only looks: it may fail, and moves nothing else.
+    pub(crate) fn look(&mut self, call: Call, path: &Path) -> io::Result<()> {
+        self.fails(call, path.strip_prefix("/pool").unwrap_or(path).display().to_string())
+    }
+
+    /// An error if this call is to fail.
+    fn fails(&mut self, call: Call, name: String) -> io::Result<()> {
+        let Some(error) = self.fault(call, &name) else { return Ok(()) };
+        self.failed_at = self.now;
+        self.failures += 1;
+        self.last_failure = Some((call, name));
+        Err(io::Error::from_raw_os_error(error))
+    }
+
+    /// What this call is to fail with; a fault is used up by it.
+    fn fault(&mut self, call: Call, name: &str) -> Option<i32> {
         for fault in &mut self.faults {
             if fault.call != call || !name.ends_with(fault.file) || fault.times == 0 {
                 continue;
             }
-            if fault.skip > 0 {
-                fault.skip -= 1;
-            } else {
+            if fault.skip == 0 {
                 fault.times -= 1;
-                self.failed_at = self.now;
-                self.failures += 1;
-                error = Some(io::Error::from_raw_os_error(fault.error));
-                break;
+                return Some(fault.error);
             }
+            fault.skip -= 1;
         }
-        self.trace.push((call, name));
-        error.map_or(Ok(()), Err)
+        let (calls, left, error) = self.failing.as_mut()?;
+        if (*calls == Calls::Looks) != call.only_looks() {
+            return None;
+        }
+        *left -= 1;
+        let error = *error;
+        (*left == 0).then(|| {
+            self.failing = None;
+            error
+        })
+    }
+
+    /// Makes one of these calls fail: the one with this number, from 1 on, of those to come.
+    pub fn fail_one(&mut self, calls: Calls, number: u64, error: i32) {
+        assert!(number > 0, "the first call has number 1");
+        self.failing = Some((calls, number, error));
+    }
+
+    /// Lets nothing fail any more that was to fail.
+    pub fn fail_no_more(&mut self) {
+        self.faults.clear();
+        self.failing = None;
     }
 
     /// A process is gone: nothing it began goes on, and its locks are free.
@@ -194,7 +261,7 @@ impl World {
         self.databases.values_mut().for_each(|database| database.leave(process));
         if self.processes.is_empty() {
             self.calls_left = None;
-            self.faults.clear();
+            self.fail_no_more();
         }
     }
 
@@ -220,6 +287,11 @@ impl World {
     /// How many calls were made to fail.
     pub fn failures(&self) -> u64 {
         self.failures
+    }
+
+    /// The call that was last made to fail, and on which file.
+    pub fn last_failure(&self) -> Option<&(Call, String)> {
+        self.last_failure.as_ref()
     }
 
     /// How many processes have died while others lived, since this was asked last.
@@ -393,4 +465,32 @@ fn is_the_last(left: Option<&mut u64>) -> bool {
         *left = left.saturating_sub(1);
         *left == 0
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_that_only_look_fail_by_kind_or_by_number_and_move_nothing_else() {
+        let mut world = World::new(1);
+        let process = world.begin_process();
+        let (map, log) = (Path::new("/pool/map"), Path::new("/pool/log"));
+        world.faults.push(Fault { call: Call::Read, file: "map", error: 5, times: 1, skip: 1 });
+        let read = [map, log, map, map].map(|path| world.look(Call::Read, path).is_ok());
+        assert_eq!(read, [true, true, false, true]);
+
+        world.fail_one(Calls::Looks, 2, 5);
+        world.look(Call::Open, log).unwrap();
+        world.begin(process, Call::Write, log).unwrap();
+        assert_eq!(world.look(Call::List, log).unwrap_err().raw_os_error(), Some(5));
+        assert_eq!(world.last_failure(), Some(&(Call::List, "log".to_owned())));
+        assert_eq!((world.now(), world.trace.len(), world.failures()), (1, 1, 2));
+
+        world.fail_one(Calls::Changes, 1, 28);
+        world.look(Call::Length, log).unwrap();
+        let failed = world.begin(process, Call::SyncData, log).unwrap_err();
+        assert_eq!(failed.raw_os_error(), Some(28));
+        world.begin(process, Call::SyncData, log).unwrap();
+    }
 }

@@ -285,9 +285,11 @@ unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, _flags: c_int) -> c_int 
 
 #[expect(unsafe_code, reason = "called by SQLite")]
 unsafe extern "C" fn file_size(file: *mut ffi::sqlite3_file, size: *mut i64) -> c_int {
-    // SAFETY: SQLite gives an open file and where the answer goes.
-    unsafe { *size = file_of(file).file.length_at_once() as i64 };
-    ffi::SQLITE_OK
+    // SAFETY: SQLite gives an open file.
+    let length = unsafe { file_of(file) }.file.length_at_once();
+    // SAFETY: SQLite says where the answer goes.
+    let answered = length.map(|length| unsafe { *size = length as i64 });
+    done(answered, ffi::SQLITE_IOERR_FSTAT)
 }
 
 /// What SQLite is told of a lock.
