@@ -129,23 +129,35 @@ impl<D: Disk> LocalLayer<D> {
         inner.check_whole_units(at)?;
         let to = if inner.shared.makes(Canary::InheritForZero) { SetTo::Inherit } else { to };
         // A page at a time, so that a large range neither holds up all writers nor collects without bound.
+        let mut is_begun = false;
         for (page, piece) in inner.units.by_page(at) {
-            let _under_way = inner.mutations.read().await;
-            if inner.role.sealed.load(Ordering::Acquire) {
-                return Ok(Guarded::Sealed);
-            }
-            inner.check_poison().await?;
-            if to == SetTo::Inherit && !inner.pages.is_present(page) {
-                continue;
-            }
-            let _held = inner.ranges.lock(piece).await;
-            match to {
-                SetTo::Zero => self.set_zero(piece).await?,
-                SetTo::Inherit => self.set_inherit(piece).await?,
+            let set = self.set_in_page(page, piece, to).await;
+            match set.map_err(|error| maybe_done_if(is_begun, error))? {
+                Guarded::Done => is_begun = true,
+                refused => return Ok(refused),
             }
         }
         if durability == Durability::Durable {
-            self.sync().await?;
+            self.sync().await.map_err(Error::maybe_done)?;
+        }
+        Ok(Guarded::Done)
+    }
+
+    /// Sets units of one page.
+    async fn set_in_page(&self, page: u64, piece: Extent, to: SetTo) -> Result<Guarded> {
+        let inner = &self.0;
+        let _under_way = inner.mutations.read().await;
+        if inner.role.sealed.load(Ordering::Acquire) {
+            return Ok(Guarded::Sealed);
+        }
+        inner.check_poison().await?;
+        if to == SetTo::Inherit && !inner.pages.is_present(page) {
+            return Ok(Guarded::Done);
+        }
+        let _held = inner.ranges.lock(piece).await;
+        match to {
+            SetTo::Zero => self.set_zero(piece).await?,
+            SetTo::Inherit => self.set_inherit(piece).await?,
         }
         Ok(Guarded::Done)
     }
@@ -158,8 +170,17 @@ impl<D: Disk> LocalLayer<D> {
         let states = inner.states_of(piece).await?;
         let shows = piece.length() >= SHOWN_ZEROS * inner.units.block
             || piece == Extent::new(0, inner.facts.size);
+        let punches = states.iter().any(|run| run.state == State::Data);
+        let zeroed = self.zero_runs(&states, shows).await;
+        // What was punched reads as zeros, whatever fails afterwards.
+        zeroed.map_err(|error| maybe_done_if(punches, error))
+    }
+
+    /// Zeros runs, and shows it in the states of those that are data if that is wanted.
+    async fn zero_runs(&self, states: &Runs, shows: bool) -> Result<()> {
+        let inner = &self.0;
         let (mut hidden, mut shown) = (Plan::default(), Plan::default());
-        for run in &states {
+        for run in states {
             match run.state {
                 State::Data => {
                     inner.segments.punch(run.extent).await?;
@@ -252,7 +273,7 @@ impl<D: Disk> LocalLayer<D> {
             self.log_changes(log, &plan.changes).await.map_err(Error::maybe_done)?;
         }
         if durability == Durability::Durable && !by_itself {
-            Box::pin(self.sync()).await?;
+            Box::pin(self.sync()).await.map_err(Error::maybe_done)?;
         }
         Ok(())
     }
@@ -484,6 +505,11 @@ impl<D: Disk> Inner<D> {
             state,
         })
     }
+}
+
+/// An error of something that has several steps, of which some were made already.
+fn maybe_done_if(is_begun: bool, error: Error) -> Error {
+    if is_begun { error.maybe_done() } else { error }
 }
 
 fn merge_neighbours(units: Missing) -> Missing {

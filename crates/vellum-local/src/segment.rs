@@ -162,7 +162,10 @@ impl<D: Disk> Segments<D> {
     /// Writes `parts`, one after the other, at an offset of the image.
     pub(crate) async fn write(&self, offset: u64, mut parts: Vec<Bytes>) -> Result<()> {
         for (number, piece) in pieces(extent_of(offset, &parts)) {
-            let segment = self.for_writing(number).await?;
+            let segment = self.for_writing(number).await.map_err(|error| {
+                // The piece before this one was written.
+                if piece.offset() == offset { error } else { error.maybe_done() }
+            })?;
             let here = split_parts(&mut parts, piece.length());
             let at = piece.offset() % SEGMENT;
             let result = segment.file.write_at(here, at, Durability::AtSync).await;

@@ -14,7 +14,7 @@ use vellum_sim::SimDisk;
 use vellum_sim::{Call, Fault};
 
 pub(crate) const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
+pub(super) const ENOSPC: i32 = 28;
 const EMFILE: i32 = 24;
 
 async fn try_write(layer: &SimLayer, block: u64, byte: u8) -> Result<Guarded> {
@@ -148,7 +148,7 @@ async fn a_full_disk_fails_the_write_that_needs_a_page_of_the_map_and_not_the_sy
 
 #[tokio::test]
 async fn no_failure_to_create_a_file_spoils_the_layer() {
-    for (call, file) in [
+    let calls = [
         (Call::Create, "ab"),
         (Call::Create, "map"),
         (Call::SetLength, "map"),
@@ -160,16 +160,20 @@ async fn no_failure_to_create_a_file_spoils_the_layer() {
         (Call::Create, "ab.0"),
         (Call::Create, "ab.1"),
         (Call::Write, "ab.1"),
-    ] {
+    ];
+    let errors = [(ENOSPC, ErrorKind::NoSpace), (EIO, ErrorKind::Io)];
+    for ((call, file), (error, kind)) in
+        calls.into_iter().flat_map(|call| errors.map(|error| (call, error)))
+    {
         let lab = Lab::new(64 * BLOCK).await;
         let layer = lab.own().await;
-        lab.disk.fail(once(call, file, ENOSPC));
-        let error = try_write(&layer, 0, b'a').await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NoSpace, "{call:?} {file}");
+        lab.disk.fail(once(call, file, error));
+        let failed = try_write(&layer, 0, b'a').await.unwrap_err();
+        assert_eq!(failed.kind(), kind, "{call:?} {file}");
         write(&layer, blocks(0, 1), b'b').await;
         layer.sync().await.unwrap();
         let lab = lab.after_power_cut().await;
-        assert_eq!(seen(&lab.own().await, 0, 2).await, b"b?", "{call:?} {file}");
+        assert_eq!(seen(&lab.own().await, 0, 2).await, b"b?", "{call:?} {file}, {kind:?}");
     }
 }
 

@@ -1,14 +1,18 @@
-//! One program on one layer, which ends at each of its calls, by a power cut and by the death of its process. It works where two
-//! data files meet, and where two pages of the map do.
+//! One program on one layer, which ends at each of its calls, by a power cut and by the death of its process; and of which each call
+//! fails, whereupon it goes on. It works where two data files meet, and where two pages of the map do.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use vellum_core::Extent;
-use vellum_engine::{Content, Durability, Fill, Guard, Guarded, Part, Repair, SetTo, Write};
-use vellum_sim::{ChangeId, History, SimDisk, Value};
+use vellum_engine::{
+    Content, Durability, ErrorKind, Fill, Guard, Guarded, Happened, Part, Repair, Result, SetTo,
+    Write,
+};
+use vellum_sim::{Call, Calls, ChangeId, History, SimDisk, Value};
 
 use super::crashes::{bytes, values};
+use super::failures::{EIO, ENOSPC};
 use super::{BLOCK, Lab, SimLayer, assert_in_order, blocks, facts, findings};
 use crate::format::sector::PAGE_UNITS;
 use crate::segment::SEGMENT;
@@ -26,6 +30,8 @@ const PLACES: [(u64, u64); 2] = [(FILES_MEET - 4, 8), (PAGES_MEET - 4, 8)];
 struct Program<'a> {
     layer: &'a SimLayer,
     history: &'a RefCell<History>,
+    /// What failed, where something may.
+    failures: Option<&'a RefCell<Vec<ErrorKind>>>,
 }
 
 impl Program<'_> {
@@ -41,13 +47,45 @@ impl Program<'_> {
         self.set(blocks(PAGES_MEET - 1, 2), SetTo::Inherit).await;
         // They are data again before their space is freed, of others it is freed.
         self.write(blocks(FILES_MEET, 1), 5, Durability::AtSync).await;
-        self.layer.reclaim().await.unwrap();
+        let _ = self.accept(self.layer.reclaim().await);
         self.sync().await;
         self.fill(blocks(FILES_MEET - 3, 6), Some(6), None).await;
         self.fill(blocks(PAGES_MEET - 3, 6), None, Some((blocks(PAGES_MEET - 1, 2), 7))).await;
         let began = self.history.borrow_mut().tick();
-        self.layer.close().await.unwrap();
-        self.history.borrow_mut().synced(began);
+        self.synced(began, self.layer.close().await);
+    }
+
+    /// What was done; or notes why it was not, if that may be.
+    fn accept<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            let failures = self.failures.unwrap_or_else(|| panic!("{}", error.chain()));
+            failures.borrow_mut().push(error.kind());
+        }
+        result
+    }
+
+    /// Notes how changes ended. What has failed changed nothing, or may have changed something, as it says itself.
+    fn ended(&self, changes: &[(Extent, ChangeId)], done: Result<Guarded>, durable: bool) {
+        let done = self.accept(done);
+        let mut history = self.history.borrow_mut();
+        for (at, change) in changes {
+            match &done {
+                Ok(done) => {
+                    assert_eq!(*done, Guarded::Done);
+                    history.end(*at, *change, durable);
+                }
+                Err(error) if error.happened() == Happened::NotDone => {
+                    history.refused(*at, *change);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn synced(&self, began: u64, synced: Result<()>) {
+        if self.accept(synced).is_ok() {
+            self.history.borrow_mut().synced(began);
+        }
     }
 
     fn begin(&self, at: Extent, value: Value, fills: bool) -> ChangeId {
@@ -58,15 +96,15 @@ impl Program<'_> {
         let change = self.begin(at, Value::Holds(number), false);
         let data = bytes(at, number);
         let write = Write { offset: at.offset(), data, guard: Guard::Edges, durability };
-        assert_eq!(self.layer.write(write).await.unwrap(), Guarded::Done);
-        self.history.borrow_mut().end(at, change, durability == Durability::Durable);
+        let done = self.layer.write(write).await;
+        self.ended(&[(at, change)], done, durability == Durability::Durable);
     }
 
     async fn set(&self, at: Extent, to: SetTo) {
         let value = if to == SetTo::Zero { Value::Holds(0) } else { Value::Inherited };
         let change = self.begin(at, value, false);
-        assert_eq!(self.layer.set(at, to, Durability::AtSync).await.unwrap(), Guarded::Done);
-        self.history.borrow_mut().end(at, change, false);
+        let done = self.layer.set(at, to, Durability::AtSync).await;
+        self.ended(&[(at, change)], done, false);
     }
 
     /// Fills with a number or with zeros, and writes over it.
@@ -82,18 +120,13 @@ impl Program<'_> {
             durability: Durability::AtSync,
         });
         let fill = Fill { parts: vec![Part { at, content }], then };
-        assert_eq!(self.layer.fill(fill).await.unwrap(), Guarded::Done);
-        let mut history = self.history.borrow_mut();
-        history.end(at, filled, false);
-        if let Some((at, change)) = written {
-            history.end(at, change, false);
-        }
+        let changes: Vec<_> = std::iter::once((at, filled)).chain(written).collect();
+        self.ended(&changes, self.layer.fill(fill).await, false);
     }
 
     async fn sync(&self) {
         let began = self.history.borrow_mut().tick();
-        self.layer.sync().await.unwrap();
-        self.history.borrow_mut().synced(began);
+        self.synced(began, self.layer.sync().await);
     }
 }
 
@@ -106,47 +139,114 @@ async fn everything(layer: &SimLayer) -> Vec<(u64, Value)> {
     all
 }
 
-/// Ends the program at a call. `None` once it has fewer; otherwise what the next life finds, which must be allowed and in order,
-/// and stay once it was synced.
-async fn end_at(call: u64, seed: u64, power_cut: bool) -> Option<Vec<(u64, Value)>> {
-    let lab = Lab::on(SimDisk::new(seed), facts(SIZE, BLOCK)).await;
-    let history = RefCell::new(History::new());
-    let layer = lab.own().await;
-    lab.disk.world().calls_left = Some(call);
-    let program = Program { layer: &layer, history: &history };
-    let is_over = tokio::select! {
-        biased;
-        () = program.run() => true,
-        () = lab.disk.ended() => false,
-    };
-    let lab = if power_cut { lab.after_power_cut().await } else { lab.after_death().await };
-    let access = if call.is_multiple_of(2) { Access::Read } else { Access::Own };
-    let found = everything(&lab.open(access).await.unwrap()).await;
-    let what = format!("call {call}, seed {seed}, power cut: {power_cut}");
-    for (sector, value) in &found {
-        let history = history.borrow();
-        let allowed = if power_cut {
-            history.allowed_after_power_cut(*sector)
-        } else {
-            history.allowed_now(*sector)
-        };
+/// Asserts that everything reads as it may.
+fn assert_allowed(
+    found: &[(u64, Value)],
+    history: &History,
+    allowed: impl Fn(&History, u64) -> Vec<Value>,
+    what: &str,
+) {
+    for (sector, value) in found {
+        let allowed = allowed(history, *sector);
         assert!(
             allowed.contains(value),
             "{what}: sector {sector} reads as {value:?}, and may read as {allowed:?}; {}",
             history.story(*sector)
         );
     }
+}
+
+/// How a life of the program ended.
+struct Ended {
+    power_cut: bool,
+    /// Whether what was acknowledged and not synced may be gone.
+    synced_only: bool,
+    /// Who looks first at what is left.
+    access: Access,
+    /// Whether the next owner frees what nothing refers to.
+    repairs: bool,
+}
+
+/// The next life after one of the program: what it finds, which must be allowed and in order, and stay once it was synced.
+async fn what_is_left(lab: Lab, history: &History, ended: Ended, what: &str) -> Vec<(u64, Value)> {
+    let lab = if ended.power_cut { lab.after_power_cut().await } else { lab.after_death().await };
+    let found = everything(&lab.open(ended.access).await.unwrap()).await;
+    let allowed =
+        if ended.synced_only { History::allowed_after_power_cut } else { History::allowed_now };
+    assert_allowed(&found, history, allowed, what);
     let owner = lab.own().await;
     assert_in_order(&owner).await;
     // Space that nothing refers to may be freed, which changes nothing.
-    match call % 3 {
-        0 => drop(findings(&owner, Repair::Safe).await.unwrap()),
-        _ => owner.sync().await.unwrap(),
+    if ended.repairs {
+        findings(&owner, Repair::Safe).await.unwrap();
+    } else {
+        owner.sync().await.unwrap();
     }
     let lab = lab.after_power_cut().await;
     let kept = everything(&lab.own().await).await;
     assert!(kept == found, "{what}: {found:?}, then {kept:?}");
+    found
+}
+
+/// Ends the program at a call. `None` once it has fewer; otherwise what the next life finds.
+async fn end_at(call: u64, seed: u64, power_cut: bool) -> Option<Vec<(u64, Value)>> {
+    let lab = Lab::on(SimDisk::new(seed), facts(SIZE, BLOCK)).await;
+    let history = RefCell::new(History::new());
+    let layer = lab.own().await;
+    lab.disk.world().calls_left = Some(call);
+    let program = Program { layer: &layer, history: &history, failures: None };
+    let is_over = tokio::select! {
+        biased;
+        () = program.run() => true,
+        () = lab.disk.ended() => false,
+    };
+    let access = if call.is_multiple_of(2) { Access::Read } else { Access::Own };
+    let ended =
+        Ended { power_cut, synced_only: power_cut, access, repairs: call.is_multiple_of(3) };
+    let what = format!("call {call}, seed {seed}, power cut: {power_cut}");
+    let found = what_is_left(lab, &history.into_inner(), ended, &what).await;
     (!is_over).then_some(found)
+}
+
+/// One call that fails.
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    calls: Calls,
+    number: u64,
+    error: i32,
+}
+
+/// Runs the program to its end with a call that fails. `None` once it has fewer; otherwise what failed, and whether it poisoned the
+/// layer.
+async fn fail_at(failing: Failing, seed: u64, power_cut: bool) -> Option<(Call, bool)> {
+    let lab = Lab::on(SimDisk::new(seed), facts(SIZE, BLOCK)).await;
+    let (history, failures) = (RefCell::new(History::new()), RefCell::default());
+    let layer = lab.own().await;
+    lab.disk.world().fail_one(failing.calls, failing.number, failing.error);
+    Program { layer: &layer, history: &history, failures: Some(&failures) }.run().await;
+    let (call, file) = lab.disk.world().last_failure().cloned()?;
+    let what = format!("{failing:?}, {call:?} {file}, seed {seed}, power cut: {power_cut}");
+    let poisoned = layer.0.poison.get().is_some();
+    let failures = failures.into_inner();
+    for (index, kind) in failures.iter().enumerate() {
+        let expected = match (index, failing.error) {
+            (0, ENOSPC) => ErrorKind::NoSpace,
+            (0, _) => ErrorKind::Io,
+            _ if poisoned => ErrorKind::Poisoned,
+            _ => panic!("{what}: it failed twice: {failures:?}"),
+        };
+        assert_eq!(*kind, expected, "{what}: {failures:?}");
+    }
+    let history = history.into_inner();
+    assert_allowed(&everything(&layer).await, &history, History::allowed_now, &what);
+    drop(layer);
+    // After a failed sync a reader may see what is in the cache alone, which the next owner drops.
+    let reads_first = failing.number.is_multiple_of(2) && !poisoned;
+    let access = if reads_first { Access::Read } else { Access::Own };
+    let (synced_only, repairs) = (power_cut || poisoned, failing.number.is_multiple_of(3));
+    let ended = Ended { power_cut, synced_only, access, repairs };
+    what_is_left(lab, &history, ended, &what).await;
+    Some((call, poisoned))
 }
 
 #[tokio::test]
@@ -171,4 +271,34 @@ async fn a_power_cut_at_any_call_of_a_program_leaves_what_was_promised() {
         }
     }
     assert!(contents.len() > 100, "{} contents", contents.len());
+}
+
+/// Lets each call of the program fail, by this error. Answers how many there are, and how often the layer was poisoned.
+async fn fail_at_every_call(calls: Calls, error: i32) -> (u64, u64) {
+    let mut poisoned = 0;
+    for number in 1.. {
+        for (seed, power_cut) in [(1, false), (1, true), (2, true), (3, true)] {
+            let failing = Failing { calls, number, error };
+            let Some((call, has_poisoned)) = fail_at(failing, seed, power_cut).await else {
+                return (number - 1, poisoned);
+            };
+            assert!(!(has_poisoned && call.only_looks()), "{failing:?}: {call:?}");
+            poisoned += u64::from(has_poisoned);
+        }
+    }
+    unreachable!("every program ends")
+}
+
+#[tokio::test]
+async fn whatever_call_fails_a_program_goes_on_or_is_poisoned_and_what_it_acknowledged_is_there() {
+    for error in [EIO, ENOSPC] {
+        let (calls, poisoned) = fail_at_every_call(Calls::Changes, error).await;
+        assert!(calls > 50 && poisoned > 20, "{calls} calls, {poisoned} times poisoned");
+    }
+}
+
+#[tokio::test]
+async fn whatever_read_fails_a_program_goes_on_and_what_it_acknowledged_is_there() {
+    let (looks, _) = fail_at_every_call(Calls::Looks, EIO).await;
+    assert!(looks > 5, "{looks} reads");
 }
