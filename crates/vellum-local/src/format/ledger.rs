@@ -82,4 +82,19 @@ mod tests {
             assert_eq!(decode("map", 9, states, 0, &bytes).is_ok(), is_good, "{states}");
         }
     }
+
+    #[test]
+    fn every_flipped_bit_of_a_ledger_is_found() {
+        let mut words = [0; PAGE_WORDS];
+        (words[0], words[100], words[495]) = (0b101, u64::MAX, 1 << 63);
+        let states = PAGES_NAMED;
+        let good: [u8; PAGE] = encode(9, states, 0, 3, &words).try_into().unwrap();
+        assert_eq!(decode("map", 9, states, 0, &good).unwrap(), words);
+        for bit in 0..PAGE * 8 {
+            let mut bytes = good;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let error = decode("map", 9, states, 0, &bytes).unwrap_err();
+            assert_eq!(error.kind(), vellum_engine::ErrorKind::Corrupt, "bit {bit}");
+        }
+    }
 }

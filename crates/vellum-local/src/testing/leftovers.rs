@@ -6,8 +6,11 @@ use std::path::Path;
 use bytes::Bytes;
 use vellum_core::Buffer;
 use vellum_disk::{BootId, Disk, Durability as OnDisk, File, OpenMode};
-use vellum_engine::{Content, Durability, ErrorKind, Fill, Guarded, Part, Write};
+use vellum_engine::{
+    Catalog, Content, Durability, ErrorKind, Fill, Guarded, Part, Repair, Severity, Write,
+};
 
+use super::pool::Pool;
 use super::{BLOCK, Lab, blocks, facts, look, options, seen, write, write_of};
 use crate::LayerId;
 use crate::format::live::{LogHeader, RECORD};
@@ -271,6 +274,26 @@ async fn a_changed_byte_in_a_page_of_a_map_is_corrupt_and_spoils_that_page_alone
         let refused = layer.write(write_of(damaged, b'x')).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Corrupt, "byte {at}");
         assert_eq!(seen(&layer, PAGE_UNITS, 2).await, b"b?");
+    }
+}
+
+#[tokio::test]
+async fn a_changed_byte_in_the_ledger_of_a_map_is_corrupt() {
+    for at in (0..PAGE as u64).step_by(61) {
+        let lab = closed().await;
+        // Behind the header and two pages of states.
+        lab.disk.damage(MAP, 3 * PAGE as u64 + at);
+        for access in [Access::Read, Access::Own, Access::Fill] {
+            assert_eq!(lab.open(access).await.unwrap_err().kind(), ErrorKind::Corrupt, "byte {at}");
+        }
+    }
+    let pool = Pool::new(1).await;
+    let record = pool.image("a").await;
+    pool.disk.damage(&Pool::file_of(&record, "map"), 2 * PAGE as u64 + 61);
+    for repair in [Repair::No, Repair::WithUnknownFiles] {
+        let found = pool.catalog.check(None, repair).await.unwrap();
+        assert!(found.len() == 1 && found[0].severity == Severity::Damage, "{found:?}");
+        assert!(found[0].what.contains("map") && found[0].stands(), "{found:?}");
     }
 }
 
