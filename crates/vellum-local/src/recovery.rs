@@ -10,6 +10,7 @@
 //!
 //! Which logs count is decided in [`live::which_count`].
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -568,18 +569,25 @@ pub(crate) async fn present_segments<D: Disk>(
     shared: &Shared<D>,
     facts: &LayerFacts,
 ) -> Result<Vec<u64>> {
-    let dir = shared.layer_dir(facts.id);
-    let files = match shared.disk.list_dir(&dir).await {
-        Ok(files) => files,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io(format!("list {}", dir.display()), error)),
-    };
-    let names =
+    let files = files_of(shared, facts).await?;
+    let numbers =
         files.iter().filter_map(|path| path.file_name()?.to_str().and_then(segment::number_of));
-    let mut numbers: Vec<u64> =
-        names.filter(|number| *number < facts.size.div_ceil(segment::SEGMENT)).collect();
+    let mut numbers: Vec<u64> = numbers.filter(|number| facts.has_segment(*number)).collect();
     numbers.sort_unstable();
     Ok(numbers)
+}
+
+/// Everything in the directory of a layer; nothing if it has none.
+pub(crate) async fn files_of<D: Disk>(
+    shared: &Shared<D>,
+    facts: &LayerFacts,
+) -> Result<Vec<PathBuf>> {
+    let dir = shared.layer_dir(facts.id);
+    match shared.disk.list_dir(&dir).await {
+        Ok(files) => Ok(files),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(Error::io(format!("list {}", dir.display()), error)),
+    }
 }
 
 fn map_length(units: Units) -> u64 {

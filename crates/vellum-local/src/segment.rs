@@ -197,16 +197,20 @@ impl<D: Disk> Segments<D> {
     /// Frees the space of an extent, which then reads as zeros.
     pub(crate) async fn punch(&self, at: Extent) -> Result<()> {
         for (number, piece) in pieces(at) {
-            let segment = self.for_writing(number).await?;
-            let range = Extent::new(piece.offset() % SEGMENT, piece.length());
-            let result = segment.file.punch(range).await;
-            segment.mark_unsynced();
-            result.map_err(|error| {
-                Error::io(format!("punch {piece} of {}", self.path(number).display()), error)
-                    .maybe_done()
-            })?;
+            self.punch_in(number, piece).await?;
         }
         Ok(())
+    }
+
+    /// The same in one segment, be it behind the end of what the segment may hold.
+    pub(crate) async fn punch_in(&self, number: u64, at: Extent) -> Result<()> {
+        let segment = self.for_writing(number).await?;
+        let result = segment.file.punch(Extent::new(at.offset() - number * SEGMENT, at.length()));
+        let result = result.await;
+        segment.mark_unsynced();
+        result.map_err(|error| {
+            Error::io(format!("punch {at} of {}", self.path(number).display()), error).maybe_done()
+        })
     }
 
     /// How long a segment's file is.

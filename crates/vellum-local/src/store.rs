@@ -18,6 +18,7 @@ use crate::canary::Canary;
 use crate::format::PAGE;
 use crate::layer::{Inner, LocalLayer};
 use crate::map::pages::PageCache;
+use crate::segment::SEGMENT;
 
 /// How layers are kept.
 #[derive(Clone, Debug)]
@@ -96,6 +97,13 @@ pub struct LayerFacts {
     pub below: String,
     /// The image's name, likewise.
     pub image_name: String,
+}
+
+impl LayerFacts {
+    /// Whether the image is so large that it may have a data file of this number.
+    pub(crate) fn has_segment(&self, number: u64) -> bool {
+        number < self.size.div_ceil(SEGMENT)
+    }
 }
 
 /// What a layer is opened for.

@@ -7,12 +7,12 @@ use vellum_disk::Disk;
 use vellum_engine::{Finding, Repair, Result, Severity};
 
 use super::Report;
-use super::space::{Extents, Space};
+use super::space::{Extents, NAMED_MAX, Space};
 use crate::LayerId;
 use crate::format::sector;
 use crate::layer::LocalLayer;
 use crate::map_file;
-use crate::recovery::present_segments;
+use crate::recovery::{files_of, present_segments};
 use crate::segment;
 
 /// What file systems allocate at once, at least: a smaller hole in what is data frees nothing.
@@ -49,6 +49,27 @@ impl<D: Disk> LocalLayer<D> {
     }
 
     async fn check_files(&self, repair: Repair, report: &mut Report) {
+        self.check_map(repair, report).await;
+        match self.strangers().await {
+            Ok(names) => report.extend(strangers_found(self.0.facts.id, &names)),
+            Err(error) => report.not_looked_at(error),
+        }
+    }
+
+    /// What lies in the directory of the layer and is none of its files.
+    async fn strangers(&self) -> Result<Vec<String>> {
+        let inner = &self.0;
+        let files = files_of(&inner.shared, &inner.facts).await?;
+        let is_strange = |name: &String| {
+            let own =
+                segment::number_of(name).is_some_and(|number| inner.facts.has_segment(number));
+            name != "map" && !own
+        };
+        let names = files.iter().filter_map(|path| path.file_name());
+        Ok(names.map(|name| name.display().to_string()).filter(is_strange).collect())
+    }
+
+    async fn check_map(&self, repair: Repair, report: &mut Report) {
         let inner = &self.0;
         if inner.map.get().is_none() {
             return;
@@ -128,10 +149,17 @@ impl<D: Disk> LocalLayer<D> {
     ) -> Result<()> {
         let inner = &self.0;
         let mut at = number * segment::SEGMENT;
+        let end = inner.facts.size.min(at + segment::SEGMENT);
         while let Some(occupied) = inner.segments.next_data(number, at).await? {
             at = occupied.end();
-            for (page, piece) in inner.units.by_page(occupied.clip(inner.facts.size)) {
+            let (inside, behind) = occupied.split(end);
+            for (page, piece) in inner.units.by_page(inside) {
                 self.check_space_of_page(page, piece, repair, space).await?;
+            }
+            let behind = behind.align_in(FILE_SYSTEM_BLOCK);
+            if !behind.is_empty() {
+                let may = space.behind.freed_by <= repair;
+                space.behind.add(behind, self.free_in(number, behind, may).await);
             }
         }
         Ok(())
@@ -153,17 +181,18 @@ impl<D: Disk> LocalLayer<D> {
                 let is_said = run.state == State::Zero || never_written & 1 << sector == 0;
                 if !whole.is_empty() {
                     let kind = if is_said { &mut space.given_up } else { &mut space.unsaid };
-                    kind.add(whole, self.free(whole, kind.freed_by <= repair).await);
+                    let number = whole.offset() / segment::SEGMENT;
+                    kind.add(whole, self.free_in(number, whole, kind.freed_by <= repair).await);
                 }
             }
         }
         Ok(())
     }
 
-    /// Frees an extent if it may. Says whether it did.
-    async fn free(&self, at: Extent, may: bool) -> Result<bool> {
+    /// Frees an extent of a data file if it may. Says whether it did.
+    async fn free_in(&self, number: u64, at: Extent, may: bool) -> Result<bool> {
         if may {
-            self.0.segments.punch(at).await?;
+            self.0.segments.punch_in(number, at).await?;
         }
         Ok(may)
     }
@@ -174,6 +203,17 @@ impl<D: Disk> LocalLayer<D> {
         let page = map_file::read(map, sector::page_at(page), &self.0.map_name()).await?;
         Ok(sector::never_written(map_file::bytes_of(&page)))
     }
+}
+
+/// What is said of files that are not the layer's own. Nobody knows whose they are, and so they stay.
+fn strangers_found(layer: LayerId, names: &[String]) -> Option<Finding> {
+    let (named, rest) = names.split_at(names.len().min(NAMED_MAX));
+    let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+    let what = format!(
+        "layer {layer}: its directory holds what is none of its files, and stays there: {}{more}",
+        named.join(", ")
+    );
+    (!named.is_empty()).then(|| Finding::new(Severity::Unknown, what))
 }
 
 /// The parts of an extent of data that its files are too short for, or that have no file.

@@ -7,7 +7,7 @@ use super::Report;
 use crate::LayerId;
 
 /// Extents of one kind in one layer that are named one by one; the rest is counted.
-const NAMED_MAX: usize = 3;
+pub(super) const NAMED_MAX: usize = 3;
 
 /// Extents of one kind, of which the first are named and all are counted.
 #[derive(Default)]
@@ -84,13 +84,15 @@ impl Unused {
     }
 }
 
-/// Space under units that are not data.
+/// Space in data files that is not under data.
 pub(super) struct Space {
     /// Of units that the map says are something else.
     pub(super) given_up: Unused,
     /// Of units whose states the map does not have. A power cut leaves them, of writes that were never synced; but a map that
     /// lost them looks the same, and then they are data.
     pub(super) unsaid: Unused,
+    /// Behind all units that the image can have there.
+    pub(super) behind: Unused,
 }
 
 impl Default for Space {
@@ -101,7 +103,11 @@ impl Default for Space {
             "space under units whose states were never written, left by a power cut, or all that is left of data if the map has \
              lost a part",
         );
-        Self { given_up, unsaid }
+        let behind = Unused::new(
+            Repair::WithUnknownFiles,
+            "space in data files behind the end of the image, which nobody knows who wrote",
+        );
+        Self { given_up, unsaid, behind }
     }
 }
 
@@ -110,5 +116,6 @@ impl Space {
     pub(super) fn tell(self, layer: LayerId, report: &mut Report) {
         self.given_up.tell(layer, report);
         self.unsaid.tell(layer, report);
+        self.behind.tell(layer, report);
     }
 }

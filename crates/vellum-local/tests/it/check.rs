@@ -11,7 +11,7 @@ use vellum_engine::{
 };
 
 use crate::fixture::{
-    Home, Pool, byte, clone, image, kind, read, snapshot, snapshot_of, write_blocks,
+    Home, MIB, Pool, byte, clone, image, kind, read, snapshot, snapshot_of, write_blocks,
 };
 
 const BLOCK: u64 = 4096;
@@ -143,6 +143,67 @@ async fn space_under_units_that_are_not_data_is_a_leak_and_can_be_freed() {
     let (bytes, _) = read(head.layer(), Extent::new(0, 11 * BLOCK)).await;
     let seen: Vec<u8> = bytes.chunks(BLOCK as usize).map(|block| block[0]).collect();
     assert_eq!(seen, b"xxxx??????y");
+}
+
+#[tokio::test]
+async fn bytes_behind_the_end_of_an_image_are_a_leak_that_is_freed_if_that_is_asked_for() {
+    let home = Home::new();
+    let pool = home.pool().await;
+    let record = written(&pool, "image").await;
+    let data = layer_dir(&pool, &record).join("data.0");
+    let file = fs::OpenOptions::new().write(true).open(&data).unwrap();
+    file.write_all_at(&[7; 3 * BLOCK as usize], MIB + 6 * BLOCK).unwrap();
+    file.sync_all().unwrap();
+    for repair in [Repair::No, Repair::Safe] {
+        let findings = pool.check(None, repair).await.unwrap();
+        assert_eq!(severities(&findings), [Severity::Leak], "{findings:?}");
+        let expected = [(3 * BLOCK).to_string(), "behind the end of the image".to_owned()];
+        assert!(expected.iter().all(|told| findings[0].what.contains(told)), "{findings:?}");
+        assert!(findings[0].stands(), "{findings:?}");
+    }
+    let freed = pool.check(None, Repair::WithUnknownFiles).await.unwrap();
+    assert!(freed.len() == 1 && !freed[0].stands(), "{freed:?}");
+    assert!(check(&pool).await.is_empty());
+    let head = pool.own(&record.id).await.unwrap();
+    assert_eq!((byte(head.layer(), 3).await, byte(head.layer(), 10).await), (b'x', b'y'));
+}
+
+#[tokio::test]
+async fn what_lies_in_a_layers_directory_and_is_none_of_its_files_is_unknown_and_stays() {
+    let home = Home::new();
+    let pool = home.pool().await;
+    let used = written(&pool, "used").await;
+    let unused = image(&pool, "unused").await;
+    // Of an image of 1 MiB there is one data file at most.
+    let mut strangers = vec![layer_dir(&pool, &used).join("data.1")];
+    strangers.push(layer_dir(&pool, &used).join("notes"));
+    fs::create_dir(layer_dir(&pool, &unused)).unwrap();
+    strangers.extend(["a", "b", "c", "d", "e"].map(|name| layer_dir(&pool, &unused).join(name)));
+    for stranger in &strangers {
+        fs::write(stranger, b"?").unwrap();
+    }
+    for repair in [Repair::No, Repair::Safe, Repair::WithUnknownFiles] {
+        let findings = pool.check(None, repair).await.unwrap();
+        assert_eq!(severities(&findings), [Severity::Unknown; 2], "{findings:?}");
+        let of = |name: &str| {
+            let of_it =
+                |found: &&Finding| found.image.as_ref().is_some_and(|it| it.as_str() == name);
+            findings.iter().find(of_it).unwrap_or_else(|| panic!("{findings:?}"))
+        };
+        for name in ["data.1", "notes"] {
+            assert!(of("used").what.contains(name) && of("used").stands(), "{findings:?}");
+        }
+        assert!(of("unused").what.ends_with("and 2 more"), "{findings:?}");
+        assert!(strangers.iter().all(|stranger| stranger.exists()), "{repair:?}");
+    }
+    // Space that nothing refers to is freed all the same.
+    let data = layer_dir(&pool, &used).join("data.0");
+    let file = fs::OpenOptions::new().write(true).open(&data).unwrap();
+    file.write_all_at(&[7; BLOCK as usize], 6 * BLOCK).unwrap();
+    file.sync_all().unwrap();
+    let findings = pool.check(None, Repair::Safe).await.unwrap();
+    let freed: Vec<_> = findings.iter().filter(|found| !found.stands()).collect();
+    assert!(freed.len() == 1 && freed[0].severity == Severity::Leak, "{findings:?}");
 }
 
 /// Overwrites the beginning of the states of an image with zeros.
