@@ -16,7 +16,7 @@ use crate::format::live::{LogHeader, RECORD, Record};
 
 /// The most bytes in a log: 65,504 records. A full log makes a sync.
 pub(crate) const LOG_SIZE: u64 = 1 << 20;
-const RECORDS_MAX: u64 = (LOG_SIZE - SECTOR as u64) / RECORD as u64;
+pub(crate) const RECORDS_MAX: u64 = (LOG_SIZE - SECTOR as u64) / RECORD as u64;
 
 /// A log whose header is written. Clones share it.
 #[derive(Debug)]

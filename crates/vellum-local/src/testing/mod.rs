@@ -2,7 +2,7 @@
 //! (vellum-sim), and short ways to say what is done to a layer. Not part of the engine.
 //!
 //! The scenarios are a file each: [crashes] at random moments, [sync_steps] cut one after another, a whole [program] cut at each
-//! of its calls, [failures] of calls and of space, [reads] that fail, what is said and left of a [failed_sync],
+//! of its calls, [failures] of calls and of space, [reads] that fail, a [full_log], what is said and left of a [failed_sync],
 //! [leftovers] that an earlier life left behind, [damage] to whole files, [open_files] that are closed, and the [cost] of a request in
 //! calls. A [pool] has a catalog too.
 //!
@@ -13,6 +13,7 @@ mod crashes;
 mod damage;
 mod failed_sync;
 pub(crate) mod failures;
+mod full_log;
 mod leftovers;
 mod lost;
 mod open_files;
