@@ -164,11 +164,31 @@ impl ImageRecord {
         self.head_revision().size
     }
 
-    /// The link to the parent image and the revision that carries it, if there is a parent.
+    /// The link to the parent image that the head sees, by itself or through its own older revisions, and the revision that
+    /// carries it.
     pub fn parent(&self) -> Option<(&Revision, &ParentLink, u64)> {
+        self.parent_of(&self.head)
+    }
+
+    /// The same for any of its revisions.
+    pub fn parent_of(&self, revision: &RevisionId) -> Option<(&Revision, &ParentLink, u64)> {
+        let mut at = self.revision(revision)?;
+        // No chain is longer than there are revisions; one that leads back to itself ends all the same.
+        for _ in 0..self.revisions.len() {
+            match &at.below {
+                Below::Parent { link, overlap } => return Some((at, link, *overlap)),
+                Below::Own { revision, .. } => at = self.revision(revision)?,
+                Below::Nothing => return None,
+            }
+        }
+        None
+    }
+
+    /// What the image hangs on: its head, or a snapshot that still sees the parent although the head was cut off.
+    pub fn parent_link(&self) -> Option<&ParentLink> {
         self.revisions.iter().find_map(|revision| match &revision.below {
-            Below::Parent { link, overlap } => Some((revision, link, *overlap)),
-            Below::Nothing | Below::Own { .. } => None,
+            Below::Parent { link, .. } => Some(link),
+            Below::Own { .. } | Below::Nothing => None,
         })
     }
 }

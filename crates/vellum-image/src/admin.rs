@@ -247,17 +247,23 @@ pub async fn change_snapshot<C: Catalog>(
             Error::new(ErrorKind::NotFound, format!("image {} has no snapshot {name}", record.name))
         })
     };
-    match change(catalog, id, &to_change).await {
+    let before = catalog.get(id).await?;
+    let changed = match change(catalog, id, &to_change).await {
         Err(error) if error.kind() == ErrorKind::HasChildren => {
             let record = catalog.get(id).await?;
             let before = catalog.children(id).await?.len();
             if children(pools, catalog, &record).await?.len() == before {
                 return Err(error);
             }
-            change(catalog, id, &to_change).await
+            change(catalog, id, &to_change).await?
         }
-        result => result,
+        result => result?,
+    };
+    // The last snapshot that still saw the parent may have gone.
+    if let (Some(link), None) = (before.parent_link(), changed.parent_link()) {
+        leave(pools, catalog, link, id).await;
     }
+    Ok(changed)
 }
 
 /// Removes an image and takes it from its parent's list. `HasChildren` if clones hang on it, `InUse` if somebody has it open.
@@ -279,7 +285,7 @@ pub async fn remove<C: Catalog>(pools: &Pools<C>, catalog: &C, id: &ImageId) -> 
         }
         attempt += 1;
     };
-    if let Some((_, link, _)) = record.parent() {
+    if let Some(link) = record.parent_link() {
         leave(pools, catalog, link, id).await;
     }
     Ok(())

@@ -112,7 +112,9 @@ impl<L: Layer> Chain<L> {
     /// layer always stays.
     #[must_use]
     pub fn as_of(&self, record: &ImageRecord) -> Self {
-        let has_parent = record.parent().is_some();
+        let top = self.top().revision();
+        let seen_by = if record.revision(top).is_some() { top } else { &record.head };
+        let has_parent = record.parent_of(seen_by).is_some();
         let stays = |(place, link): &(usize, &Link<L>)| match place {
             0 => true,
             place if *place < self.own => record.revision(link.layer.revision()).is_some(),

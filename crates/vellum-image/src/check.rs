@@ -64,8 +64,8 @@ async fn check_links<C: Catalog>(
     repair: Repair,
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
-    let parent = match record.parent() {
-        Some((_, link, _)) => check_parent(pools, catalog, record, link, repair).await?,
+    let parent = match record.parent_link() {
+        Some(link) => check_parent(pools, catalog, record, link, repair).await?,
         None => None,
     };
     let linked = parent.is_none();
@@ -138,7 +138,7 @@ async fn still_hangs_on<C: Catalog>(
     link: &ParentLink,
 ) -> Result<bool> {
     match catalog.get(&child.id).await {
-        Ok(now) => Ok(now.parent().is_some_and(|(_, found, _)| found == link)),
+        Ok(now) => Ok(now.parent_link() == Some(link)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }

@@ -114,8 +114,11 @@ impl<C: Catalog> Image<C> {
         sync_until_little_is_left(&head).await?;
         let prepared = head.prepare(HeadChange::CutParent).await?;
         let record = self.commit(alone, prepared).await?;
-        // The parent's list goes last: a crash in between leaves an entry that the child denies.
-        admin::leave(&self.0.pools, &self.0.catalog, link, &self.0.id).await;
+        // The parent's list goes last: a crash in between leaves an entry that the child denies. A snapshot that still sees the
+        // parent keeps it.
+        if record.parent_link().is_none() {
+            admin::leave(&self.0.pools, &self.0.catalog, link, &self.0.id).await;
+        }
         Ok(record)
     }
 }

@@ -1,0 +1,93 @@
+//! Images over the Ceph engine: layering above it against plain bytes, in memory and on a real cluster that is started for it; and
+//! Ceph's own tools beside it on the latter. Without Ceph's packages those show as ignored, with the reason.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod programs;
+mod strangers;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use vellum_ceph::{CephCatalog, classes};
+use vellum_image::Pools;
+use vellum_rados::librados::{self, Options, Pool};
+use vellum_rados::memory::MemoryPool;
+use vellum_testkit::ceph::{Cluster, POOLS, Store};
+
+/// How long a test may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+fn main() -> std::process::ExitCode {
+    let arguments = Arguments::from_args();
+    let unavailable = Cluster::unavailable();
+    let cluster = (unavailable.is_none() && !arguments.list)
+        .then(|| Arc::new(Cluster::start(Store::Memory).unwrap()));
+    let mut trials = vec![Trial::test("memory::images_agree_with_plain_bytes", || {
+        run(async {
+            for seed in 0..programs::SEEDS_IN_MEMORY {
+                let cluster = classes::cluster(&POOLS);
+                programs::run(seed, async || in_memory(cluster.client(POOLS[0], ""))).await;
+            }
+        })
+    })];
+    let on_a_cluster: [(&'static str, fn(Arc<Cluster>) -> Result<(), Failed>); 4] = [
+        ("images_agree_with_plain_bytes", |cluster| run(programs_on(cluster))),
+        ("a_clone_of_an_image_of_rbd_reads_it_and_is_its_child", |cluster| {
+            run(strangers::a_clone_of_an_image_of_rbd_reads_it_and_is_its_child(cluster))
+        }),
+        ("rbd_lists_a_sparse_image_and_leaves_it_alone", |cluster| {
+            run(strangers::rbd_lists_a_sparse_image_and_leaves_it_alone(cluster))
+        }),
+        ("what_rbd_wrote_is_read_through_all_of_its_snapshots", |cluster| {
+            run(strangers::what_rbd_wrote_is_read_through_all_of_its_snapshots(cluster))
+        }),
+    ];
+    trials.extend(on_a_cluster.map(|(name, test)| {
+        let (unavailable, cluster) = (unavailable.clone(), cluster.clone());
+        Trial::ignorable_test(format!("cluster::{name}"), move || match (unavailable, cluster) {
+            (Some(why), _) => Ok(Completion::ignored_with(why)),
+            (None, None) => Ok(Completion::ignored_with("nobody asked for it")),
+            (None, Some(cluster)) => test(cluster).map(|()| Completion::Completed),
+        })
+    }));
+    let outcome = libtest_mimic::run(&arguments, trials);
+    drop(cluster);
+    outcome.exit_code()
+}
+
+fn run(test: impl Future<Output = ()>) -> Result<(), Failed> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let test = async { tokio::time::timeout(PATIENCE, test).await };
+    runtime.block_on(test).map_err(|_| Failed::from("it hangs"))
+}
+
+fn in_memory(pool: MemoryPool) -> (Pools<CephCatalog<MemoryPool>>, CephCatalog<MemoryPool>) {
+    with_pools(CephCatalog::new(pool, ""))
+}
+
+fn with_pools<C: vellum_engine::Catalog>(catalog: C) -> (Pools<C>, C) {
+    let pools = Pools::default();
+    pools.add(catalog.clone());
+    (pools, catalog)
+}
+
+/// A client of its own, at a namespace of the first pool.
+async fn connect(
+    cluster: &Cluster,
+    namespace: &str,
+) -> (Pools<CephCatalog<Pool>>, CephCatalog<Pool>) {
+    let options = Options { conf: Some(cluster.conf()), ..Options::default() };
+    let client = librados::Cluster::connect(options).await.unwrap();
+    let pool = client.pool(POOLS[0], namespace).await.unwrap();
+    with_pools(CephCatalog::new(pool, namespace))
+}
+
+async fn programs_on(cluster: Arc<Cluster>) {
+    for seed in 0..programs::SEEDS {
+        let namespace = format!("program{seed}");
+        programs::run(seed, async || connect(&cluster, &namespace).await).await;
+    }
+}
