@@ -19,6 +19,9 @@ use vellum_testkit::ceph::{Cluster, POOLS, Store};
 /// How long a test may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// A test on a real cluster.
+type OnACluster = fn(Arc<Cluster>) -> Result<(), Failed>;
+
 fn main() -> std::process::ExitCode {
     let arguments = Arguments::from_args();
     let unavailable = Cluster::unavailable();
@@ -32,7 +35,7 @@ fn main() -> std::process::ExitCode {
             }
         })
     })];
-    let on_a_cluster: [(&'static str, fn(Arc<Cluster>) -> Result<(), Failed>); 4] = [
+    let on_a_cluster: [(&'static str, OnACluster); 4] = [
         ("images_agree_with_plain_bytes", |cluster| run(programs_on(cluster))),
         ("a_clone_of_an_image_of_rbd_reads_it_and_is_its_child", |cluster| {
             run(strangers::a_clone_of_an_image_of_rbd_reads_it_and_is_its_child(cluster))
