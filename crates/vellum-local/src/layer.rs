@@ -71,6 +71,8 @@ pub(crate) struct Inner<D: Disk> {
     pub(crate) mutations: tokio::sync::RwLock<()>,
     pub(crate) role: Role,
     pub(crate) poison: OnceLock<Error>,
+    /// Why something that was acknowledged may be missing, though nothing is damaged. Then nothing is freed that may be it.
+    pub(crate) doubt: OnceLock<String>,
     /// What a failed sync leaves behind is taken away, as far as it can be.
     pub(crate) poison_is_marked: tokio::sync::watch::Sender<bool>,
     /// Units that were set to inherited, whose space is still to be freed.

@@ -26,6 +26,7 @@ mod layer;
 pub mod layer_id;
 mod lock;
 mod log;
+mod logs;
 mod map;
 mod map_file;
 mod mutation;

@@ -1,7 +1,7 @@
 //! [`Log`]: one of a layer's two live logs, being written.
 //!
 //! Records are appended in batches: whoever finds nobody writing lets the others that are ready queue theirs, and writes all
-//! that is queued; the others wait for it. The file grows with its records.
+//! that is queued; the others wait for it. The file has its length from the beginning, and gets space with its records.
 
 use std::sync::Arc;
 
@@ -14,9 +14,9 @@ use vellum_engine::{Error, ErrorKind, Result};
 use crate::format::SECTOR;
 use crate::format::live::{LogHeader, RECORD, Record};
 
-/// The most bytes in a log: 65,504 records. A full log makes a sync.
+/// Bytes in a log: 65,503 records, and zeros behind the last. A full log makes a sync.
 pub(crate) const LOG_SIZE: u64 = 1 << 20;
-pub(crate) const RECORDS_MAX: u64 = (LOG_SIZE - SECTOR as u64) / RECORD as u64;
+pub(crate) const RECORDS_MAX: u64 = (LOG_SIZE - SECTOR as u64) / RECORD as u64 - 1;
 
 /// A log whose header is written. Clones share it.
 #[derive(Debug)]
@@ -72,9 +72,11 @@ enum Queued {
 }
 
 impl<F: File> Log<F> {
-    /// Begins a log in a file that has a sector at least.
+    /// Begins a log in a file that is as long as its header says.
     pub(crate) async fn begin(file: F, header: LogHeader) -> Result<Self> {
-        file.write_at(vec![header.encode().into()], 0, Durability::AtSync)
+        let mut bytes = header.encode();
+        end_with_zeros(&mut bytes);
+        file.write_at(vec![bytes.into()], 0, Durability::AtSync)
             .await
             .map_err(|error| Error::io("begin a live log", error))?;
         Ok(Self(Arc::new(Shared { file, header, queue: Mutex::default() })))
@@ -165,7 +167,7 @@ impl<F: File> Log<F> {
     fn take_queued(&self) -> Option<(Bytes, u64, Vec<oneshot::Sender<Appended>>)> {
         let mut queue = self.0.queue.lock();
         let mut waiting = std::mem::take(&mut queue.waiting);
-        let bytes = std::mem::take(&mut queue.bytes);
+        let mut bytes = std::mem::take(&mut queue.bytes);
         if queue.broken {
             for waiter in waiting.drain(..) {
                 let _ = waiter.send(Appended::Full);
@@ -179,8 +181,14 @@ impl<F: File> Log<F> {
             return None;
         }
         let at = SECTOR as u64 + queue.records * RECORD as u64 - bytes.len() as u64;
+        end_with_zeros(&mut bytes);
         Some((bytes.into(), at, waiting))
     }
+}
+
+/// Behind the last record lies one of zeros, so that the end of a log is not taken for a record that was damaged.
+fn end_with_zeros(bytes: &mut Vec<u8>) {
+    bytes.resize(bytes.len() + RECORD, 0);
 }
 
 /// Whoever writes what is queued. Dropped in the middle, by a thread that panics or a runtime that ends, it lets nobody wait for
@@ -215,7 +223,7 @@ mod tests {
 
     fn header(nonce: u64) -> LogHeader {
         let map = FileIdentity { device: 1, inode: 2 };
-        LogHeader { layer: 7, boot: None, map, epoch: 3, nonce }
+        LogHeader { layer: 7, boot: None, map, epoch: 3, nonce, length: LOG_SIZE }
     }
 
     async fn records<F: File>(file: &F, header: LogHeader) -> Vec<Record> {

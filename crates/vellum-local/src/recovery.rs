@@ -6,9 +6,12 @@
 //! | the same beside data, or a log of this boot | files were lost | the layer is corrupt |
 //! | a map, no log that counts | closed; or a power cut | the map is the truth |
 //! | a map, logs of this boot, file and epoch | the process died | data is synced, then the logs are replayed |
+//! | the same, and damaged | what they said is lost | the layer is corrupt |
+//! | a map, a log of this boot that is none of its past | another file is here than was written | a warning; nothing is freed |
 //! | a map with the mark of a failed sync | the storage failed | logs are dropped, caches too; a warning says since when |
 //!
-//! Which logs count is decided in [`live::which_count`].
+//! What the logs are is found out in [`logs`](crate::logs), and which count is decided in
+//! [`live::which_count`](crate::format::live::which_count).
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,15 +20,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use vellum_core::{Buffer, Extent, State};
-use vellum_disk::{Disk, Durability, File, OpenMode};
+use vellum_core::{Extent, State};
+use vellum_disk::{Disk, Durability, File, FileIdentity, OpenMode};
 use vellum_engine::{Error, ErrorKind, Ranges, Result};
 
 use crate::format::header::{self, Epoch, Header};
-use crate::format::live::{self, LogHeader, Record};
+use crate::format::live::Record;
 use crate::format::{PAGE, SECTOR, ledger, sector};
 use crate::layer::{Inner, LocalLayer, Role};
-use crate::log::LOG_SIZE;
+use crate::logs::Logs;
 use crate::map::Units;
 use crate::map::page::Page;
 use crate::map::page_set::PageSet;
@@ -115,6 +118,7 @@ impl<D: Disk> LocalLayer<D> {
             mutations: tokio::sync::RwLock::default(),
             role,
             poison: OnceLock::new(),
+            doubt: OnceLock::new(),
             poison_is_marked: tokio::sync::watch::Sender::new(false),
             freeable: Mutex::default(),
             unsynced_bytes: AtomicU64::new(0),
@@ -165,20 +169,33 @@ impl<D: Disk> LocalLayer<D> {
             // anything of it is believed, it goes.
             map.drop_cache().await;
         } else {
-            let logs = read_logs(&inner.shared, &inner.facts).await?;
-            let counting = live::which_count(&logs, epoch.epoch, map.identity(), |boot| {
-                inner.shared.is_this_boot(boot)
-            })?;
-            for (_, records) in &counting {
-                inner.replay(records).await?;
-            }
-            let recovered = counting.iter().any(|(_, records)| !records.is_empty());
-            inner.role.recovered.store(recovered, Ordering::Release);
+            self.replay_logs(epoch.epoch, map.identity()).await?;
         }
         if access != Access::Read {
             self.take_over(present).await?;
         }
         inner.role.fillable.store(access == Access::Fill, Ordering::Release);
+        Ok(())
+    }
+
+    /// Replays the logs that count, and notes whether others should.
+    async fn replay_logs(&self, epoch: u64, map: FileIdentity) -> Result<()> {
+        let (inner, shared, facts) = (&self.0, &self.0.shared, &self.0.facts);
+        let logs = Logs::read(shared, facts).await?;
+        let counting = logs.that_count(shared, facts, epoch, map)?;
+        for log in &counting {
+            inner.replay(&log.records).await?;
+        }
+        let recovered = counting.iter().any(|log| !log.records.is_empty());
+        inner.role.recovered.store(recovered, Ordering::Release);
+        // A filler in another process may have gone on since the epoch was read.
+        if let Some(doubt) = logs.doubt(shared, epoch, map)
+            && self.is_current().await?
+        {
+            let (layer, image) = (&facts.id, &facts.image_name);
+            tracing::warn!(%layer, %image, why = doubt, "what was written may be missing");
+            let _ = inner.doubt.set(doubt);
+        }
         Ok(())
     }
 
@@ -428,8 +445,7 @@ async fn look_again<D: Disk>(
     access: Access,
 ) -> Result<Option<OnDisk<D::File>>> {
     let Some(boot) = shared.boot else { return Ok(None) };
-    let logs = read_logs(shared, facts).await?;
-    if logs.iter().all(|(log, records)| log.boot != Some(boot) || records.is_empty()) {
+    if !Logs::read(shared, facts).await?.say_it_was_written(boot) {
         return Ok(None);
     }
     let found = look(shared, facts, units, access).await?;
@@ -442,32 +458,6 @@ async fn look_again<D: Disk>(
             shared.layer_dir(layer).join("map").display()
         ))
     })
-}
-
-/// Both logs, as far as they can be read.
-async fn read_logs<D: Disk>(
-    shared: &Shared<D>,
-    facts: &LayerFacts,
-) -> Result<Vec<(LogHeader, Vec<Record>)>> {
-    let mut logs = Vec::new();
-    for which in 0..2 {
-        let path = shared.log_path(facts.id, which);
-        let file = match shared.disk.open(&path, OpenMode::Read).await {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(Error::io(format!("open {}", path.display()), error)),
-        };
-        let failed = |error| Error::io(format!("read {}", path.display()), error);
-        let length = file.length().await.map_err(failed)?.min(LOG_SIZE) as usize;
-        let (bytes, result) = file.read_at(Buffer::from_vec(vec![0; length]), 0..length, 0).await;
-        result.map_err(failed)?;
-        if let Some((sector, records)) = bytes.split_first_chunk::<SECTOR>()
-            && let Some(header) = LogHeader::decode(facts.id.number(), sector)
-        {
-            logs.push((header, header.records(records)));
-        }
-    }
-    Ok(logs)
 }
 
 /// Looks at the files of a layer; `None` if it has none that count.

@@ -37,7 +37,7 @@ use crate::format::header::{self, Epoch};
 use crate::format::live::LogHeader;
 use crate::format::{SECTOR, sector};
 use crate::layer::{Inner, LocalLayer};
-use crate::log::Log;
+use crate::log::{LOG_SIZE, Log};
 use crate::recovery::now;
 
 /// What failed in a sync, and how.
@@ -362,6 +362,8 @@ impl<D: Disk> Inner<D> {
         let failed = |error| Error::io(format!("create {}", path.display()), error);
         let file =
             self.shared.disk.open(&path, OpenMode::ReadWriteOrCreate).await.map_err(failed)?;
+        // Before there is a header, so that a file which is shorter than it says has lost something.
+        file.set_length(LOG_SIZE).await.map_err(failed)?;
         // Zeros over the header that an earlier owner left: two logs that both look valid would be one too many. The records
         // behind it belong to it alone.
         let zeros = Bytes::from_static(&[0; SECTOR]);
@@ -372,7 +374,8 @@ impl<D: Disk> Inner<D> {
     fn log_header(&self, epoch: u64) -> LogHeader {
         let map = self.map.get().expect("files are created before logs").identity();
         let nonce = crate::layer_id::random_number(&self.shared.disk);
-        LogHeader { layer: self.facts.id.number(), boot: self.shared.boot, map, epoch, nonce }
+        let (layer, boot) = (self.facts.id.number(), self.shared.boot);
+        LogHeader { layer, boot, map, epoch, nonce, length: LOG_SIZE }
     }
 
     /// Removes the logs: everything is in the map. What cannot be removed does not count any more, or will be replayed to the

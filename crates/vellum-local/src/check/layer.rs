@@ -84,10 +84,14 @@ impl<D: Disk> LocalLayer<D> {
             }
         }
         report.extend(contradicted.findings(inner.facts.id));
+        let doubt = inner.doubt.get().map(|why| format!("layer {}: {why}", inner.facts.id));
         if report.is_empty() {
-            // What a map says that is damaged, or cannot be read, is no ground to free anything.
+            // What a map says that is damaged, or cannot be read, is no ground to free anything, nor what an earlier one says.
+            let repair =
+                if doubt.is_some() && repair == Repair::Safe { Repair::No } else { repair };
             self.check_space(&lengths, repair, report).await;
         }
+        report.extend(doubt.map(|why| Finding::new(Severity::Unknown, why)));
     }
 
     async fn check_page(

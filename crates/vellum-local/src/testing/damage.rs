@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use vellum_disk::{Disk, File, OpenMode};
+use vellum_disk::{BootId, Disk, File, OpenMode};
 use vellum_engine::{ErrorKind, Repair, Severity};
 
 use super::leftovers::{DATA, LOG, MAP, closed, contents, dead, replace};
@@ -15,6 +15,7 @@ use crate::LayerId;
 use crate::format::live::RECORD;
 use crate::format::sector::PAGE_UNITS;
 use crate::format::{PAGE, SECTOR};
+use crate::log::LOG_SIZE;
 use crate::store::{Access, LayerFacts};
 
 pub(super) const ALL: [Access; 3] = [Access::Read, Access::Own, Access::Fill];
@@ -105,15 +106,22 @@ async fn a_data_file_of_any_other_length_reads_what_it_has_and_is_corrupt_for_th
 }
 
 #[tokio::test]
-async fn a_log_of_any_length_is_as_long_as_its_whole_records() {
-    for length in 0..=SECTOR + 3 * RECORD {
+async fn a_log_of_any_other_length_is_corrupt_as_soon_as_it_names_its_boot() {
+    let ends = 24 + size_of::<BootId>();
+    let lengths = (0..=SECTOR + 4 * RECORD).chain([PAGE, LOG_SIZE as usize - 1, LOG_SIZE as usize]);
+    for length in lengths {
         let lab = dead().await;
         set_length(&lab, LOG, length as u64).await;
-        let whole = length.checked_sub(SECTOR).map_or(0, |behind| behind / RECORD);
-        let expected = [b"a????", b"ab???", b"abc??", b"abcd?"][whole];
         for access in ALL {
             let lab = Lab::on(lab.disk.process_death(), lab.facts.clone()).await.with_damage();
-            assert_eq!(seen(&lab.open(access).await.unwrap(), 0, 5).await, expected, "{length}");
+            let opened = lab.open(access).await;
+            if (ends..LOG_SIZE as usize).contains(&length) {
+                let error = opened.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Corrupt, "{access:?}, {length} bytes");
+            } else {
+                let expected = if length < ends { b"a????" } else { b"abcd?" };
+                assert_eq!(seen(&opened.unwrap(), 0, 5).await, expected, "{length} bytes");
+            }
         }
     }
 }

@@ -158,7 +158,9 @@ async fn no_failure_to_create_a_file_spoils_the_layer() {
         (Call::SetLength, "data.0"),
         (Call::Write, "data.0"),
         (Call::Create, "ab.0"),
+        (Call::SetLength, "ab.0"),
         (Call::Create, "ab.1"),
+        (Call::SetLength, "ab.1"),
         (Call::Write, "ab.1"),
     ];
     let errors = [(ENOSPC, ErrorKind::NoSpace), (EIO, ErrorKind::Io)];

@@ -10,18 +10,21 @@ use vellum_engine::{
     Catalog, Content, Durability, ErrorKind, Fill, Guarded, Part, Repair, Severity, Write,
 };
 
+use super::damage::{ALL, is_found};
 use super::pool::Pool;
 use super::{BLOCK, Lab, blocks, facts, look, options, seen, write, write_of};
 use crate::LayerId;
 use crate::format::live::{LogHeader, RECORD};
 use crate::format::sector::{PAGE_UNITS, SECTOR_WORDS, WORD_UNITS};
 use crate::format::{PAGE, SECTOR};
+use crate::log::LOG_SIZE;
 use crate::store::{Access, AfterStop, LayerFacts, StoreOptions};
-use vellum_sim::SimDisk;
+use vellum_sim::{Call, SimDisk};
 
 pub(super) const MAP: &str = "/pool/layers/00000000000000ab/map";
 pub(super) const DATA: &str = "/pool/layers/00000000000000ab/data.0";
 pub(super) const LOG: &str = "/pool/live/00000000000000ab.0";
+const OTHER_LOG: &str = "/pool/live/00000000000000ab.1";
 /// What one sector of a page speaks of.
 const SECTOR_UNITS: u64 = SECTOR_WORDS as u64 * WORD_UNITS;
 
@@ -61,6 +64,7 @@ async fn rebind(lab: &Lab, change: impl Fn(LogHeader) -> LogHeader) {
     for (index, record) in records.iter().enumerate() {
         header.encode_record(index as u64, record, &mut bytes);
     }
+    bytes.resize(LOG_SIZE as usize, 0);
     replace(&lab.disk, LOG, bytes).await;
 }
 
@@ -128,15 +132,144 @@ async fn a_log_of_unknown_boot_is_believed_or_not_by_what_the_user_says() {
     }
 }
 
+/// A log that cannot be believed is damage, whoever opens the layer, and to a check.
+async fn assert_log_is_damaged(lab: Lab, what: &str) {
+    for access in ALL {
+        let error = lab.open(access).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}, {access:?}");
+        for named in [super::ID, "image test", "live"] {
+            assert!(error.to_string().contains(named), "{what}: {error}");
+        }
+    }
+    assert!(is_found(lab.open(Access::Read).await).await, "{what}");
+}
+
 #[tokio::test]
-async fn a_log_with_a_changed_byte_is_shorter_or_none_and_never_says_something_else() {
-    for at in 0..SECTOR + 3 * RECORD {
+async fn a_log_with_a_changed_byte_is_corrupt_and_never_shorter() {
+    // Header, records, and the zeros behind them.
+    for at in 0..SECTOR + 4 * RECORD {
         let lab = dead().await;
         lab.disk.damage(LOG, at as u64);
-        let whole = at.checked_sub(SECTOR).map_or(0, |behind| behind / RECORD);
-        let expected = [b"a????", b"ab???", b"abc??"][whole];
+        assert_log_is_damaged(lab, &format!("byte {at}")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_changed_byte_in_either_log_of_a_sync_under_way_is_corrupt() {
+    for log in [LOG, OTHER_LOG] {
+        for at in [0, 12, 24, 40, 56, 64, 72, 300, 508, 512, 520, 528, 532, 544] {
+            let lab = died_in_sync().await;
+            lab.disk.damage(log, at);
+            assert_log_is_damaged(lab, &format!("byte {at} of {log}")).await;
+        }
+    }
+    let lab = died_in_sync().await;
+    assert_eq!(seen(&lab.own().await, 0, 6).await, b"abcde?");
+}
+
+#[tokio::test]
+async fn a_log_cut_short_beside_another_one_of_this_boot_is_corrupt() {
+    for log in [LOG, OTHER_LOG] {
+        for length in [1, 39, 511, 512, 530, 544, LOG_SIZE - 1] {
+            let lab = died_in_sync().await;
+            let file = lab.disk.open(Path::new(log), OpenMode::ReadWrite).await.unwrap();
+            file.set_length(length).await.unwrap();
+            assert_log_is_damaged(lab, &format!("{length} bytes of {log}")).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_log_of_another_boot_says_nothing() {
+    for at in [0, 24, 40, 512, 528] {
+        let lab = died_in_sync().await;
+        let disk = lab.disk.process_death();
+        disk.world().boot = Some(BootId([9; 16]));
+        disk.damage(LOG, at);
+        disk.damage(OTHER_LOG, at);
+        let lab = Lab::on(disk, lab.facts.clone()).await.with_damage();
+        assert_eq!(seen(&lab.own().await, 0, 6).await, b"a?????", "byte {at}");
+    }
+}
+
+/// A process that wrote `a` and synced, wrote blocks 1 and 2, and died in the sync of them, while blocks 3 and 4 were written.
+async fn died_in_sync() -> Lab {
+    let lab = Lab::new(64 * BLOCK).await.with_damage();
+    let layer = lab.own().await;
+    write(&layer, blocks(0, 1), b'a').await;
+    layer.seal().await.unwrap();
+    layer.unseal();
+    write(&layer, blocks(1, 1), b'b').await;
+    write(&layer, blocks(2, 1), b'c').await;
+    let hold = lab.disk.hold(Call::SyncData, "data.0");
+    let writing = async {
+        hold.arrived().await;
+        write(&layer, blocks(3, 1), b'd').await;
+        write(&layer, blocks(4, 1), b'e').await;
+    };
+    tokio::select! {
+        _ = layer.sync() => panic!("it stands still"),
+        () = writing => {}
+    }
+    lab.after_death().await
+}
+
+#[tokio::test]
+async fn a_log_of_this_boot_that_is_none_of_the_past_and_does_not_count_is_told_and_nothing_is_freed()
+ {
+    type Change = fn(LogHeader) -> LogHeader;
+    let cases: [(&str, Change, Change); 2] = [
+        (
+            "the pool was copied",
+            |mut header| {
+                header.map.inode += 1;
+                header
+            },
+            |mut header| {
+                header.map.inode -= 1;
+                header
+            },
+        ),
+        (
+            "a later state of the map",
+            |header| LogHeader { epoch: header.epoch.wrapping_add(1), ..header },
+            |header| LogHeader { epoch: header.epoch.wrapping_sub(1), ..header },
+        ),
+    ];
+    for (what, change, back) in cases {
+        let lab = dead().await;
+        rebind(&lab, change).await;
+        for (access, repair) in [(Access::Read, Repair::No), (Access::Own, Repair::Safe)] {
+            let found = lab.open(access).await.unwrap().check(repair).await.unwrap();
+            assert!(found.iter().all(|found| found.repaired.is_none()), "{found:?}");
+            let told = found
+                .iter()
+                .any(|found| found.severity == Severity::Unknown && found.what.contains(what));
+            assert!(told, "{what}: {found:?}");
+        }
+        // What was written is still there.
+        rebind(&lab, back).await;
+        let lab = Lab::on(lab.disk.process_death(), lab.facts.clone()).await.with_damage();
+        assert_eq!(seen(&lab.own().await, 0, 5).await, b"abcd?", "{what}");
+    }
+}
+
+#[tokio::test]
+async fn logs_of_the_past_are_no_ground_for_doubt() {
+    // Whoever took over what a dead owner wrote, and wrote nothing, leaves its logs where they are.
+    let lab = dead().await;
+    lab.own().await.close().await.unwrap();
+    let lab = lab.after_death().await;
+    assert!(lab.disk.open(Path::new(LOG), OpenMode::Read).await.is_ok());
+    for change in [0, 1] {
+        rebind(&lab, |mut header| {
+            header.map.inode += change;
+            header
+        })
+        .await;
         let layer = lab.open(Access::Read).await.unwrap();
-        assert_eq!(seen(&layer, 0, 5).await, expected, "byte {at}");
+        assert_eq!(seen(&layer, 0, 5).await, b"abcd?");
+        super::assert_in_order(&layer).await;
     }
 }
 
@@ -368,8 +501,9 @@ async fn a_log_of_another_boot_or_without_records_says_nothing_of_files_that_are
     lose_files(&lab).await;
     assert_eq!(seen(&lab.own().await, 0, 4).await, b"????");
     let lab = dead().await;
-    let log = contents(&lab.disk, LOG).await;
-    replace(&lab.disk, LOG, log[..SECTOR].to_vec()).await;
+    let mut log = contents(&lab.disk, LOG).await;
+    log[SECTOR..].fill(0);
+    replace(&lab.disk, LOG, log).await;
     lose_files(&lab).await;
     assert_eq!(seen(&lab.own().await, 0, 4).await, b"????");
 }
