@@ -31,6 +31,7 @@ use crate::map::page::Page;
 use crate::map::page_set::PageSet;
 use crate::map::pages::{Found, Pages};
 use crate::map_file;
+use crate::place::cannot_open;
 use crate::segment::Segments;
 use crate::store::{LayerFacts, Shared};
 use crate::sync::{Live, Syncing};
@@ -324,7 +325,7 @@ impl<D: Disk> LocalLayer<D> {
             return match inner.shared.disk.open(&path, OpenMode::Read).await {
                 Ok(_) => Ok(false),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-                Err(error) => Err(Error::io(format!("open {}", path.display()), error)),
+                Err(error) => Err(cannot_open(format!("open {}", path.display()), error)),
             };
         };
         let page = inner.first_page(map).await?;

@@ -32,6 +32,7 @@ mod map_file;
 mod mutation;
 mod open_layer;
 mod opening;
+mod place;
 mod pool;
 mod recovery;
 mod removal;

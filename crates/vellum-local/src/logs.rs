@@ -11,6 +11,7 @@ use vellum_engine::{Error, Result};
 
 use crate::format::live::{self, Found, LiveLog, LogHeader};
 use crate::log::LOG_SIZE;
+use crate::place::cannot_open;
 use crate::store::{LayerFacts, Shared};
 
 /// So often a log is read whose bytes go on changing.
@@ -140,7 +141,7 @@ async fn read_bytes<D: Disk>(disk: &D, path: &Path) -> Result<Vec<u8>> {
     let file = match disk.open(path, OpenMode::Read).await {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io(format!("open {}", path.display()), error)),
+        Err(error) => return Err(cannot_open(format!("open {}", path.display()), error)),
     };
     let failed = |error| Error::io(format!("read {}", path.display()), error);
     let length = file.length().await.map_err(failed)?.min(LOG_SIZE) as usize;

@@ -34,6 +34,7 @@ use crate::map::page::Page;
 use crate::map::page_set::PageSet;
 use crate::map::pages::Pages;
 use crate::map_file;
+use crate::place::cannot_open;
 use crate::segment::{self, Segments};
 use crate::store::{Access, LayerFacts, Shared};
 use crate::sync::{Live, Syncing};
@@ -145,7 +146,8 @@ impl<D: Disk> LocalLayer<D> {
         if inner.map.get().is_some() && inner.map_to_fill.get().is_none() {
             let path = inner.map_name();
             let map = inner.shared.disk.open(path.as_ref(), OpenMode::ReadWrite).await;
-            let map = map.map_err(|error| Error::io(format!("open {path} for writing"), error))?;
+            let map =
+                map.map_err(|error| cannot_open(format!("open {path} for writing"), error))?;
             header::check_writable(&path, &*inner.first_page(&map).await?)?;
             let _ = inner.map_to_fill.set(map);
         }
@@ -480,7 +482,7 @@ async fn look<D: Disk>(
     let map = match shared.disk.open(&path, mode).await {
         Ok(map) => map,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return no_map(),
-        Err(error) => return Err(Error::io(format!("open {what}"), error)),
+        Err(error) => return Err(cannot_open(format!("open {what}"), error)),
     };
     let failed = |error| Error::io(format!("read {what}"), error);
     let length = map.length().await.map_err(failed)?;
@@ -576,7 +578,7 @@ pub(crate) async fn files_of<D: Disk>(
     match shared.disk.list_dir(&dir).await {
         Ok(files) => Ok(files),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(Error::io(format!("list {}", dir.display()), error)),
+        Err(error) => Err(cannot_open(format!("list {}", dir.display()), error)),
     }
 }
 

@@ -18,6 +18,8 @@ use vellum_core::{Buffer, Extent};
 use vellum_disk::{Disk, Durability, File, LockKind, OpenMode, TryRead};
 use vellum_engine::{Error, ErrorKind, Result};
 
+use crate::place::cannot_open;
+
 /// Bytes of the image in a segment. ext4 takes files of up to 16 TiB - 4 KiB.
 pub(crate) const SEGMENT: u64 = 1 << 40;
 /// What XFS is asked to allocate at once, lest every block written at random becomes an extent of its own.
@@ -290,7 +292,7 @@ impl<D: Disk> Segments<D> {
     /// was lost.
     async fn missing(&self, path: &Path, error: std::io::Error) -> Error {
         if error.kind() != std::io::ErrorKind::NotFound {
-            return Error::io(format!("open {}", path.display()), error);
+            return cannot_open(format!("open {}", path.display()), error);
         }
         // The map goes first when a layer is removed.
         match self.disk.open(&self.dir.join("map"), OpenMode::Read).await {
@@ -346,7 +348,7 @@ impl<D: Disk> Segments<D> {
 
     async fn open_for_writing(&self, number: u64, mode: OpenMode) -> Result<(D::File, u64)> {
         let path = self.path(number);
-        let failed = |error| Error::io(format!("open {} for writing", path.display()), error);
+        let failed = |error| cannot_open(format!("open {} for writing", path.display()), error);
         let file = self.disk.open(&path, mode).await.map_err(failed)?;
         self.lock(&file, &path).await?;
         let length = file.length().await.map_err(failed)?;

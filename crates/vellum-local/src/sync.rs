@@ -38,6 +38,7 @@ use crate::format::live::LogHeader;
 use crate::format::{SECTOR, sector};
 use crate::layer::{Inner, LocalLayer};
 use crate::log::{LOG_SIZE, Log};
+use crate::place::cannot_open;
 use crate::recovery::now;
 
 /// What failed in a sync, and how.
@@ -360,8 +361,9 @@ impl<D: Disk> Inner<D> {
     async fn log_file(&self, which: usize) -> Result<D::File> {
         let path = self.shared.log_path(self.facts.id, which);
         let failed = |error| Error::io(format!("create {}", path.display()), error);
+        let opened = self.shared.disk.open(&path, OpenMode::ReadWriteOrCreate).await;
         let file =
-            self.shared.disk.open(&path, OpenMode::ReadWriteOrCreate).await.map_err(failed)?;
+            opened.map_err(|error| cannot_open(format!("create {}", path.display()), error))?;
         // Before there is a header, so that a file which is shorter than it says has lost something.
         file.set_length(LOG_SIZE).await.map_err(failed)?;
         // Zeros over the header that an earlier owner left: two logs that both look valid would be one too many. The records

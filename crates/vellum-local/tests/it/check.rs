@@ -9,9 +9,10 @@ use vellum_core::Extent;
 use vellum_engine::{
     Catalog, ChildRef, ErrorKind, Finding, Head, ImageId, ImageRecord, PoolId, Repair, Severity,
 };
+use vellum_local::Mode;
 
 use crate::fixture::{
-    Home, MIB, Pool, byte, clone, image, kind, read, snapshot, snapshot_of, write_blocks,
+    Home, MIB, Pool, byte, clone, image, kind, open, read, snapshot, snapshot_of, write_blocks,
 };
 
 const BLOCK: u64 = 4096;
@@ -264,9 +265,8 @@ async fn what_cannot_be_looked_at_keeps_no_check_from_looking_at_the_rest() {
     fs::create_dir(&map).unwrap();
     let data = layer_dir(&pool, &damaged).join("data.0");
     fs::OpenOptions::new().write(true).open(data).unwrap().set_len(0).unwrap();
-    let mut found = severities(&check(&home.pool().await).await);
-    found.sort_unstable();
-    assert_eq!(found, [Severity::Damage, Severity::Unknown]);
+    let found = severities(&check(&home.pool().await).await);
+    assert_eq!(found, [Severity::Damage, Severity::Damage]);
 }
 
 #[tokio::test]
@@ -425,6 +425,45 @@ async fn each_rule_of_the_catalog_that_is_broken_is_told_in_its_own_words() {
         for (rule, _) in BROKEN_RULES {
             let is_told = findings.iter().any(|found| found.what.ends_with(rule));
             assert_eq!(is_told, rule == told, "{harm}: {rule}: {findings:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_file_in_the_place_of_one_is_damage() {
+    type Put = fn(&Path);
+    let kinds: [(&str, Put); 4] = [
+        ("a directory", |path| fs::create_dir(path).unwrap()),
+        ("links in a circle", |path| std::os::unix::fs::symlink(path, path).unwrap()),
+        ("a device", |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()),
+        ("a socket", |path| drop(std::os::unix::net::UnixListener::bind(path).unwrap())),
+    ];
+    for (what, put) in kinds {
+        for place in ["map", "data.0", ""] {
+            let home = Home::with_damage();
+            let pool = home.pool().await;
+            let record = image(&pool, "a").await;
+            let head = pool.own(&record.id).await.unwrap();
+            write_blocks(&head, 0, 1, b'x').await;
+            head.close().await.unwrap();
+            drop(pool);
+            let layers = fs::read_dir(home.path("pool/layers")).unwrap();
+            let layer = layers.map(|layer| layer.unwrap().path()).next().unwrap();
+            let path = if place.is_empty() { layer.clone() } else { layer.join(place) };
+            if place.is_empty() && what == "a directory" {
+                continue;
+            }
+            // Out of the way, whatever it is.
+            fs::rename(&path, home.path("before")).unwrap();
+            put(&path);
+            let pool = open(&home.path("pool"), Mode::Existing).await.unwrap();
+            let findings = pool.check(None, Repair::No).await.unwrap();
+            let is_damage = findings.iter().any(|found| found.severity == Severity::Damage);
+            assert!(is_damage, "{what} in the place of '{place}': {findings:?}");
+            let read = pool.read_head(&record.id).await;
+            if place != "data.0" {
+                assert_eq!(kind(read), ErrorKind::Corrupt, "{what} in the place of '{place}'");
+            }
         }
     }
 }
