@@ -20,6 +20,8 @@ use vellum_core::{Buffer, Extent};
 pub trait Disk: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// An open file.
     type File: File;
+    /// An open directory.
+    type Directory: Directory;
 
     /// Opens a file. See [`OpenMode`] for what must exist.
     fn open(
@@ -42,6 +44,9 @@ pub trait Disk: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// The paths in a directory, in no order.
     fn list_dir(&self, path: &Path) -> impl Future<Output = io::Result<Vec<PathBuf>>> + Send;
 
+    /// Opens a directory, whose names can be made durable then wherever it is moved to.
+    fn open_dir(&self, path: &Path) -> impl Future<Output = io::Result<Self::Directory>> + Send;
+
     /// Makes the names in a directory durable: creations and removals that returned before the call.
     fn sync_dir(&self, path: &Path) -> impl Future<Output = io::Result<()>> + Send;
 
@@ -62,6 +67,12 @@ pub trait Disk: Clone + Send + Sync + std::fmt::Debug + 'static {
     fn sqlite_vfs(&self) -> Option<String> {
         None
     }
+}
+
+/// An open directory.
+pub trait Directory: Send + Sync + std::fmt::Debug + 'static {
+    /// Makes the names in it durable, as [`Disk::sync_dir`] does, and opens nothing for it: an error is one of the medium.
+    fn sync(&self) -> impl Future<Output = io::Result<()>> + Send;
 }
 
 /// An open file. Clones share one open file description, and with it its locks and its errors not yet reported.

@@ -11,11 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::RwLock;
-use rustix::io::Errno;
-use tokio::time::Instant;
+use parking_lot::{Mutex, RwLock};
 use vellum_core::{Buffer, Extent};
-use vellum_disk::{Disk, Durability, File, LockKind, OpenMode, TryRead};
+use vellum_disk::{Directory, Disk, Durability, File, LockKind, OpenMode, TryRead};
 use vellum_engine::{Error, ErrorKind, Result};
 
 use crate::place::cannot_open;
@@ -27,10 +25,6 @@ const EXTENT_HINT: u32 = 64 << 10;
 /// All of a file.
 const WHOLE: (u64, u64) = (0, i64::MAX as u64);
 const LOCK_POLL: Duration = Duration::from_millis(50);
-/// A directory is opened to be synced. Where the process has as many files open as it may, clients that come and go give some
-/// back; a sync that failed for that would stop the image.
-const FILES_WAIT: Duration = Duration::from_secs(10);
-const FILES_POLL: Duration = Duration::from_millis(10);
 
 /// The data files of a layer.
 #[derive(Debug)]
@@ -42,8 +36,9 @@ pub(crate) struct Segments<D: Disk> {
     open: RwLock<BTreeMap<u64, Arc<Segment<D::File>>>>,
     /// Held while a segment is opened or created, which waits.
     opening: tokio::sync::Mutex<()>,
-    /// A segment was begun whose name is not durable yet.
-    unnamed: AtomicBool,
+    /// The directory, opened where a segment was begun whose name is not durable yet: a sync that could not open it, since the
+    /// process has as many files open as it may, or since somebody moved the pool, would stop the image.
+    unnamed: Mutex<Option<D::Directory>>,
 }
 
 #[derive(Debug)]
@@ -81,7 +76,7 @@ impl<D: Disk> Segments<D> {
             lock_wait,
             open: RwLock::default(),
             opening: tokio::sync::Mutex::default(),
-            unnamed: AtomicBool::new(false),
+            unnamed: Mutex::default(),
         }
     }
 
@@ -232,7 +227,7 @@ impl<D: Disk> Segments<D> {
     }
 
     pub(crate) fn is_unsynced(&self) -> bool {
-        self.unnamed.load(Ordering::Acquire)
+        self.unnamed.lock().is_some()
             || self.open.read().values().any(|segment| segment.unsynced.load(Ordering::Acquire))
     }
 
@@ -246,17 +241,10 @@ impl<D: Disk> Segments<D> {
     /// Makes the names of the segments durable that were begun since the last time: states that tell of their data may be
     /// published then, and not before.
     pub(crate) async fn sync_names(&self) -> std::io::Result<()> {
-        if !self.unnamed.swap(false, Ordering::AcqRel) {
-            return Ok(());
-        }
-        let until = Instant::now() + FILES_WAIT;
-        loop {
-            match self.disk.sync_dir(&self.dir).await {
-                Err(error) if is_out_of_files(&error) && Instant::now() < until => {
-                    tokio::time::sleep(FILES_POLL).await;
-                }
-                result => return result,
-            }
+        let directory = self.unnamed.lock().take();
+        match directory {
+            Some(directory) => directory.sync().await,
+            None => Ok(()),
         }
     }
 
@@ -322,13 +310,16 @@ impl<D: Disk> Segments<D> {
         if let Some(segment) = self.open_writable(number) {
             return Ok(segment);
         }
+        let directory = self.disk.open_dir(&self.dir).await.map_err(|error| {
+            cannot_open(format!("open {} for a data file", self.dir.display()), error)
+        })?;
         let (file, length) = self.open_for_writing(number, OpenMode::ReadWriteOrCreate).await?;
         if length < self.nominal_length(number) {
             self.complete(number, &file, length).await?;
         }
         // Whether made here or found: whoever made it may have died, or failed, before its name was durable. That it is can
         // wait for the sync which publishes the first states of its data.
-        self.unnamed.store(true, Ordering::Release);
+        *self.unnamed.lock() = Some(directory);
         let segment = Segment::new(file, true);
         self.open.write().insert(number, segment.clone());
         Ok(segment)
@@ -389,12 +380,6 @@ impl<D: Disk> Segments<D> {
 /// The name of a segment's file.
 pub(crate) fn file_name(number: u64) -> String {
     format!("data.{number}")
-}
-
-/// Whether nothing was opened since the process, or the machine, has as many files open as it may.
-fn is_out_of_files(error: &std::io::Error) -> bool {
-    let code = error.raw_os_error();
-    code == Some(Errno::MFILE.raw_os_error()) || code == Some(Errno::NFILE.raw_os_error())
 }
 
 /// The number of the segment with this file name.

@@ -38,6 +38,7 @@ impl Beside {
 
 impl Disk for Beside {
     type File = <SimDisk as Disk>::File;
+    type Directory = <SimDisk as Disk>::Directory;
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Self::File> {
         if path == self.real.join("pool.sqlite") && mode == OpenMode::Create {
@@ -64,6 +65,10 @@ impl Disk for Beside {
         let catalog = self.real.join("pool.sqlite");
         let real = (path == self.real && catalog.exists()).then_some(catalog);
         Ok(simulated.chain(real).collect())
+    }
+
+    async fn open_dir(&self, path: &Path) -> io::Result<Self::Directory> {
+        self.simulated.open_dir(&self.simulated_path(path)).await
     }
 
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {

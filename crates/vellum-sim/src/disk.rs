@@ -18,7 +18,8 @@ use rand::RngExt;
 use tokio::sync::watch;
 use vellum_core::{Buffer, Extent};
 use vellum_disk::{
-    BootId, Disk, Durability, File, FileIdentity, FileSystem, LockKind, OpenMode, TryRead,
+    BootId, Directory, Disk, Durability, File, FileIdentity, FileSystem, LockKind, OpenMode,
+    TryRead,
 };
 
 use crate::SECTOR;
@@ -293,10 +294,12 @@ const ENOSPC: i32 = 28;
 
 impl Disk for SimDisk {
     type File = SimFile;
+    type Directory = SimDirectory;
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<SimFile> {
         self.turn().await;
         self.look(Call::Open, path)?;
+        self.world().may_open()?;
         let found = self.world().find_file(path)?;
         let number = match (found, mode) {
             (Some(_), OpenMode::Create) => return Err(io::ErrorKind::AlreadyExists.into()),
@@ -335,7 +338,17 @@ impl Disk for SimDisk {
         Ok(world.children(path))
     }
 
+    async fn open_dir(&self, path: &Path) -> io::Result<SimDirectory> {
+        self.turn().await;
+        self.world().may_open()?;
+        match self.world().find(path)? {
+            Entry::Directory => Ok(SimDirectory { disk: self.clone(), path: path.into() }),
+            Entry::File(_) => Err(io::ErrorKind::NotADirectory.into()),
+        }
+    }
+
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.world().may_open()?;
         self.begin(Call::SyncDir, path).await?;
         self.world().sync_names(path);
         Ok(())
@@ -356,6 +369,21 @@ impl Disk for SimDisk {
 
     fn sqlite_vfs(&self) -> Option<String> {
         Some(sqlite::registered(&self.shared, self.process))
+    }
+}
+
+/// An open simulated directory.
+#[derive(Debug)]
+pub struct SimDirectory {
+    disk: SimDisk,
+    path: Arc<Path>,
+}
+
+impl Directory for SimDirectory {
+    async fn sync(&self) -> io::Result<()> {
+        self.disk.begin(Call::SyncDir, &self.path).await?;
+        self.disk.world().sync_names(&self.path);
+        Ok(())
     }
 }
 

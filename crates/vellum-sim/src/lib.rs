@@ -14,7 +14,7 @@ pub mod orders;
 mod sqlite;
 mod world;
 
-pub use disk::{Hold, SimDisk, SimFile};
+pub use disk::{Hold, SimDirectory, SimDisk, SimFile};
 pub use history::{ChangeId, History, Value};
 pub use orders::{Explored, Order, Orders, Task};
 pub use world::{Call, Calls, Fault, World};

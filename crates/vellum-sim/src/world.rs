@@ -118,6 +118,8 @@ pub struct World {
     pub calls_left: Option<u64>,
     /// Sectors that are still free.
     pub free: u64,
+    /// So many more files and directories may be opened.
+    pub opens_left: u64,
     pub(crate) faults: Vec<Fault>,
     /// Which calls, how many more until one of them fails, and with what.
     failing: Option<(Calls, u64, i32)>,
@@ -151,6 +153,7 @@ impl World {
             dying: BTreeMap::new(),
             calls_left: None,
             free: u64::MAX,
+            opens_left: u64::MAX,
             faults: Vec::new(),
             failing: None,
             failures: 0,
@@ -431,6 +434,17 @@ impl World {
     pub(crate) fn close(&mut self, description: u64) {
         self.unlock(description, Extent::new(0, u64::MAX));
         self.databases.values_mut().for_each(|database| database.close(description));
+    }
+
+    /// Fails where the process has as many files open as it may.
+    pub(crate) fn may_open(&mut self) -> io::Result<()> {
+        const EMFILE: i32 = 24;
+        match self.opens_left {
+            0 => return Err(io::Error::from_raw_os_error(EMFILE)),
+            u64::MAX => {}
+            _ => self.opens_left -= 1,
+        }
+        Ok(())
     }
 
     /// A process has one more description of a file open.

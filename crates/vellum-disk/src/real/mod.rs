@@ -6,12 +6,13 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{OFlags, StatVfsMountFlags, fchown, fstatfs, statfs, statvfs};
 use rustix::process::{Gid, Uid};
 
 use crate::pool::Pool;
-use crate::{BootId, Disk, FileSystem, OpenMode, own_thread};
+use crate::{BootId, Directory, Disk, FileSystem, OpenMode, own_thread};
 pub use file::RealFile;
 
 /// How a [`RealDisk`] works.
@@ -66,8 +67,23 @@ impl Default for RealDisk {
     }
 }
 
+/// An open directory of this machine.
+#[derive(Debug)]
+pub struct RealDirectory {
+    open: Arc<fs::File>,
+    threads: Threads,
+}
+
+impl Directory for RealDirectory {
+    async fn sync(&self) -> io::Result<()> {
+        let open = self.open.clone();
+        self.threads.syncs.run(move || open.sync_all()).await
+    }
+}
+
 impl Disk for RealDisk {
     type File = RealFile;
+    type Directory = RealDirectory;
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<RealFile> {
         let (threads, path) = (self.0.clone(), path.to_owned());
@@ -97,6 +113,12 @@ impl Disk for RealDisk {
     async fn list_dir(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
         let path = path.to_owned();
         self.0.pool.run(move || fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect()).await
+    }
+
+    async fn open_dir(&self, path: &Path) -> io::Result<RealDirectory> {
+        let (threads, path) = (self.0.clone(), path.to_owned());
+        let open = self.0.run_briefly(move || open_dir(&path)).await?;
+        Ok(RealDirectory { open: Arc::new(open), threads })
     }
 
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -138,6 +160,11 @@ fn open(threads: Threads, path: &Path, mode: OpenMode) -> io::Result<RealFile> {
         take_owner_of_parent(&file, path)?;
     }
     RealFile::new(file, threads)
+}
+
+fn open_dir(path: &Path) -> io::Result<fs::File> {
+    let flags = (OFlags::DIRECTORY | OFlags::CLOEXEC).bits() as i32;
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// What the superuser makes in somebody's pool belongs to that somebody.

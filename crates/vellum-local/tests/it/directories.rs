@@ -7,7 +7,7 @@ use vellum_disk::RealDisk;
 use vellum_engine::{Catalog, ErrorKind, Head};
 use vellum_local::{Copies, LocalCatalog, Mode, OpenOptions};
 
-use crate::fixture::{Home, clone, image, kind, open, snapshot_of, write_blocks};
+use crate::fixture::{Home, byte, clone, image, kind, open, snapshot_of, write_blocks};
 
 #[tokio::test]
 async fn a_pool_is_created_once_and_found_again() {
@@ -106,6 +106,28 @@ async fn a_pool_that_was_brought_back_without_its_live_directory_goes_on() {
         let head = open(&path, mode).await.unwrap().own(&record.id).await.unwrap();
         write_blocks(&head, 0, 1, b'x').await;
         head.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_pool_that_is_moved_while_an_image_is_written_is_synced_where_it_is() {
+    let home = Home::new();
+    let (path, elsewhere) = (home.path("pool"), home.path("elsewhere"));
+    let pool = home.pool().await;
+    let record = image(&pool, "a").await;
+    let head = pool.own(&record.id).await.unwrap();
+    write_blocks(&head, 0, 1, b'a').await;
+    std::fs::rename(&path, &elsewhere).unwrap();
+    write_blocks(&head, 1, 1, b'b').await;
+    head.sync().await.unwrap();
+    write_blocks(&head, 2, 1, b'c').await;
+    head.sync().await.unwrap();
+    std::fs::rename(&elsewhere, &path).unwrap();
+    write_blocks(&head, 3, 1, b'd').await;
+    head.close().await.unwrap();
+    let layer = pool.read_head(&record.id).await.unwrap();
+    for (block, expected) in [b'a', b'b', b'c', b'd'].into_iter().enumerate() {
+        assert_eq!(byte(&layer, block as u64).await, expected);
     }
 }
 
