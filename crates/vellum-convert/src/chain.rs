@@ -208,7 +208,15 @@ impl Link {
 fn detect(file: &ImageFile) -> Result<Format> {
     let mut head = [0; Format::HEAD_LENGTH];
     let read = file.read_up_to(&mut head, 0)?;
-    Format::detect(&head[..read]).map_err(|error| error.of(file.path()))
+    let detected = Format::detect(&head[..read]).map_err(|error| error.of(file.path()))?;
+    if let Some(at) = file.length().checked_sub(Format::END_LENGTH as u64)
+        && detected == Format::Raw
+    {
+        let mut end = [0; Format::END_LENGTH];
+        let read = file.read_up_to(&mut end, at)?;
+        Format::check_end(&end[..read]).map_err(|error| error.of(file.path()))?;
+    }
+    Ok(detected)
 }
 
 /// A chain neither comes back to a file nor goes on for ever.

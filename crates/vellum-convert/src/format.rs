@@ -16,10 +16,11 @@ pub enum Format {
 }
 
 /// Magic numbers of files that nobody means when saying "raw", with what to do about them.
-const FOREIGN: [(&[u8], &str, &str); 9] = [
+const FOREIGN: [(&[u8], &str, &str); 10] = [
     (b"KDMV", "a VMDK disk image", CONVERT),
     (b"COWD", "a VMDK disk image", CONVERT),
     (b"# Disk DescriptorFile", "the descriptor of a VMDK disk image", CONVERT),
+    (VHD, VHD_IMAGE, CONVERT),
     (b"vhdxfile", "a VHDX disk image", CONVERT),
     (b"QED\0", "a QED disk image", CONVERT),
     (b"<<< ", "a VDI disk image", CONVERT),
@@ -27,6 +28,9 @@ const FOREIGN: [(&[u8], &str, &str); 9] = [
     (b"\xfd7zXZ\0", "compressed with xz", UNPACK),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", UNPACK),
 ];
+/// A VHD that grows begins with a copy of its footer, and one of fixed size has the disk there.
+const VHD: &[u8] = b"conectix";
+const VHD_IMAGE: &str = "a VHD disk image";
 const CONVERT: &str = "convert it with `qemu-img convert -O qcow2 OLD NEW`; if it truly is a raw disk, name the format raw";
 const UNPACK: &str = "unpack it first; if it truly is a raw disk, name the format raw";
 
@@ -47,12 +51,27 @@ impl Format {
         }
         match FOREIGN.iter().find(|(magic, _, _)| head.starts_with(magic)) {
             None => Ok(Format::Raw),
-            Some((_, what, hint)) => {
-                Err(Error::unsupported(format!("this is {what}, neither raw nor qcow2"))
-                    .with_hint(*hint))
-            }
+            Some((_, what, hint)) => Err(foreign(what, hint)),
         }
     }
+
+    /// How many of a file's last bytes [`check_end`](Self::check_end) looks at.
+    pub const END_LENGTH: usize = 512;
+
+    /// Looks at the last bytes of a file that is raw by its first ones: one format has its mark there.
+    ///
+    /// # Errors
+    /// As [`detect`](Self::detect).
+    pub fn check_end(end: &[u8]) -> Result<()> {
+        if end.len() == Self::END_LENGTH && end.starts_with(VHD) {
+            return Err(foreign(VHD_IMAGE, CONVERT));
+        }
+        Ok(())
+    }
+}
+
+fn foreign(what: &str, hint: &str) -> Error {
+    Error::unsupported(format!("this is {what}, neither raw nor qcow2")).with_hint(hint)
 }
 
 impl fmt::Display for Format {
@@ -97,6 +116,7 @@ mod tests {
         for (head, word) in [
             (&b"KDMV\x01\0\0\0"[..], "VMDK"),
             (b"vhdxfile\0", "VHDX"),
+            (b"conectix\0\0\0\x02", "VHD"),
             (b"<<< Oracle VM VirtualBox Disk Image >>>", "VDI"),
             (b"\xfd7zXZ\0\0\x04", "xz"),
         ] {
@@ -104,6 +124,17 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             assert!(error.to_string().contains(word) && error.hint().is_some(), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_mark_at_the_end_counts_where_the_file_ends_and_nowhere_else() {
+        let mut end = [0; Format::END_LENGTH];
+        assert!(Format::check_end(&end).is_ok());
+        end[..8].copy_from_slice(b"conectix");
+        let error = Format::check_end(&end).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("VHD") && error.hint().is_some(), "{error:?}");
+        assert!(Format::check_end(&end[..511]).is_ok());
     }
 
     #[test]

@@ -114,16 +114,25 @@ async fn open(arguments: &Arguments) -> Result<Source> {
 
 /// Keeps a stream, whose size is known only at its end, in a file without a name, which goes whatever happens.
 fn spool(format: Option<Format>) -> Result<Source> {
-    let spool = tempfile::tempfile()?;
+    let place = std::env::temp_dir();
+    let cannot = |error| {
+        let what = format!(
+            "keep standard input in a temporary file in {}; TMPDIR names another place",
+            place.display()
+        );
+        Error::io(what, error)
+    };
+    let spool = tempfile::tempfile_in(&place).map_err(cannot)?;
     let mut stream = StreamSource::new(std::io::stdin(), format)?;
     for piece in &mut stream {
         if let Piece::Data { offset, bytes } = piece? {
-            spool.write_all_at(&bytes, offset)?;
+            spool.write_all_at(&bytes, offset).map_err(cannot)?;
         }
     }
-    spool.set_len(stream.size())?;
+    spool.set_len(stream.size()).map_err(cannot)?;
     let path = format!("/proc/self/fd/{}", spool.as_raw_fd());
-    Ok(Source::open(path, SourceOptions { format: Some(Format::Raw), allow_backing: false })?)
+    // The end is known only now: without a name for its format, it is looked at too.
+    Ok(Source::open(path, SourceOptions { format, allow_backing: false })?)
 }
 
 async fn fill(vellum: &Vellum, located: &Located, source: Source) -> Result {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use vellum_convert::{Error, ErrorKind, Source, SourceOptions};
+use vellum_convert::{Error, ErrorKind, Format, Source, SourceOptions};
 
 use crate::lab::{Lab, TRUSTING, patch};
 
@@ -83,6 +83,14 @@ fn other_formats_and_compressed_files_are_not_mistaken_for_raw() {
         let error = refusal(lab.path(&format!("disk.{format}")), SourceOptions::default());
         let name = format.to_uppercase();
         check(&error, ErrorKind::Unsupported, &name, "qemu-img convert");
+    }
+    // Of fixed size, a VHD has its mark at the end.
+    for subformat in ["dynamic", "fixed"] {
+        lab.qemu_img(&format!("create -q -f vpc -o subformat={subformat} disk.vhd 1M"));
+        let error = refusal(lab.path("disk.vhd"), SourceOptions::default());
+        check(&error, ErrorKind::Unsupported, "VHD", "qemu-img convert");
+        let raw = SourceOptions { format: Some(Format::Raw), ..SourceOptions::default() };
+        Source::open(lab.path("disk.vhd"), raw).unwrap();
     }
     fs::write(lab.path("disk.xz"), b"\xfd7zXZ\0\0\x04").unwrap();
     let error = refusal(lab.path("disk.xz"), SourceOptions::default());
