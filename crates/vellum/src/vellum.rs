@@ -1,6 +1,7 @@
 //! [`Vellum`]: a home, its pools, and the images in them by name.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -123,14 +124,18 @@ impl Vellum {
         change_home(move || home.add_pool(&name, PoolConfig { path })).await
     }
 
-    /// `Exists` if the home knows a pool of this name, or another one at this path.
+    /// `Exists` if the home knows a pool of this name, or another one in this directory, by whatever path.
     fn refuse_known(&self, name: &PoolName, path: &Path) -> Result<()> {
         let known = self.0.home.pools()?;
         if known.contains_key(name) && name.as_str() != DEFAULT_POOL {
             return Err(Error::new(ErrorKind::Exists, format!("a pool {name} is known already")));
         }
+        let directory =
+            |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+        let here = directory(path);
+        let is_here = |other: &Path| other == path || (here.is_some() && directory(other) == here);
         if let Some((other, _)) =
-            known.iter().find(|(other, config)| *other != name && config.path == path)
+            known.iter().find(|(other, config)| *other != name && is_here(&config.path))
         {
             let what = format!("{} is known already as pool {other}", path.display());
             return Err(Error::new(ErrorKind::Exists, what));

@@ -70,6 +70,22 @@ async fn a_forgotten_pool_keeps_its_images_and_can_be_made_known_again() {
 }
 
 #[tokio::test]
+async fn a_pool_is_not_made_known_twice_by_whatever_path() {
+    let place = Place::new();
+    let vellum = place.user().await;
+    let path = place.file("here");
+    vellum.create_pool(&pool("here"), &path).await.unwrap();
+    std::fs::create_dir(place.file("beside")).unwrap();
+    std::os::unix::fs::symlink(&path, place.file("link")).unwrap();
+    for other in ["here", "link", "beside/../here", "beside/../link"] {
+        let error = vellum.create_pool(&pool("again"), &place.file(other)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Exists, "{other}");
+        assert!(error.to_string().contains("pool here"), "{error}");
+    }
+    assert_eq!(vellum.pools().unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn a_pool_that_cannot_be_opened_does_not_stand_in_the_way_of_others() {
     let place = Place::new();
     let vellum = place.user().await;
