@@ -16,9 +16,11 @@ mod tree;
 
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use vellum::{HomeOptions, Vellum};
 use vellum_core::{Extent, Geometry, ImageSpec};
-use vellum_engine::{ErrorKind, Layering, Repair};
+use vellum_engine::{Error, ErrorKind, Layering, Repair};
 use vellum_image::{CreateOptions, DiscardPolicy, FlattenOptions};
 
 use crate::args::{Arguments, Command, DiscardTo, Shape, SnapCommand};
@@ -35,11 +37,9 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
         _ => {}
     }
     serve::log_to_stderr();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers())
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     let result = runtime.block_on(async {
+        let _ignored = ignore_file_size_limit();
         let vellum = Vellum::open(HomeOptions { home: arguments.home }).await?;
         run_command(&vellum, arguments.command, output).await
     });
@@ -51,6 +51,28 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
 
 /// How long a command waits for what it had open to be closed in good order.
 const CLOSING_MAX: Duration = Duration::from_secs(1);
+
+/// The runtime. Where the process may open too few files or begin too few threads, parts of it panic, and this fails.
+fn runtime() -> Result<Runtime> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let built = std::panic::catch_unwind(|| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build()
+    });
+    std::panic::set_hook(hook);
+    let cannot = "start: the process may open too few files or begin too few threads (see `ulimit -n` and `ulimit -u`)";
+    match built {
+        Ok(Ok(runtime)) => Ok(runtime),
+        Ok(Err(error)) => Err(Error::io(cannot, error).into()),
+        Err(_panic) => Err(Error::new(ErrorKind::Io, format!("cannot {cannot}")).into()),
+    }
+}
+
+/// A write past the size that files may have (`ulimit -f`) is an error like any other, and not the end of the process: whoever
+/// listens to the signal is not ended by it.
+fn ignore_file_size_limit() -> std::io::Result<Signal> {
+    signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))
+}
 
 fn workers() -> usize {
     std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8))

@@ -23,6 +23,7 @@ pub fn trials() -> Vec<Trial> {
         trial("a_copied_home_can_be_used_once_its_pool_has_an_id_of_its_own", copied_home),
         trial("a_command_that_ended_leaves_all_of_the_catalog_in_its_file", one_file),
         trial("a_pool_that_cannot_be_opened_fails_a_check", unopened),
+        trial("a_process_with_low_limits_fails_with_1_and_says_why", limits),
         trial("a_check_names_what_is_damaged_and_ends_with_6", damaged),
         trial("a_check_frees_what_nothing_refers_to", leaked),
     ]
@@ -111,6 +112,24 @@ fn unopened() -> Result<()> {
     let said = String::from_utf8(output.stdout)?;
     ensure!(output.status.code() == Some(1), "it ends with {}", output.status);
     ensure!(said.starts_with("unknown: default: "), "{said}");
+    Ok(())
+}
+
+fn limits() -> Result<()> {
+    let home = golden(&pattern(MIB, 1))?;
+    for (limit, arguments) in [
+        ("--nofile=4", &["ls"][..]),
+        ("--nofile=6", &["ls"]),
+        ("--fsize=65536", &["create", "a", "--size", "1M"]),
+        ("--fsize=65536", &["import", "/proc/self/exe", "b"]),
+    ] {
+        let output = home.command_under(&["prlimit", limit], arguments).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code().is_some_and(|code| code < 2), "{limit}: {}", output.status);
+        ensure!(!said.contains("panicked"), "{limit}: {said}");
+    }
+    // A file may be longer than that again, and nothing was harmed.
+    ensure!(export(&home, "gold")? == pattern(MIB, 1), "gold is what it was");
     Ok(())
 }
 
