@@ -33,13 +33,27 @@ pub enum NameError {
     },
     /// A character that no name has.
     #[error(
-        "the {what} name '{text}' contains {character:?}; use letters, digits and . _ - + : % and inner spaces, and begin with none of . - +"
+        "the {what} name '{text}' contains {character:?}; use letters, digits and . _ - + : % and inner spaces"
     )]
     Character {
         /// Of what.
         what: &'static str,
         /// The name.
         text: String,
+        /// The character.
+        character: char,
+    },
+    /// A character at its beginning or end that names have inside.
+    #[error(
+        "the {what} name '{text}' {place} with {character:?}; it may begin with none of . - + and a space, and not end with a space"
+    )]
+    Edge {
+        /// Of what.
+        what: &'static str,
+        /// The name.
+        text: String,
+        /// `begins` or `ends`.
+        place: &'static str,
         /// The character.
         character: char,
     },
@@ -64,8 +78,14 @@ fn check(what: &'static str, text: &str) -> Result<String, NameError> {
     let bad_inside = |c: &char| !(c.is_alphanumeric() || " ._-+:%".contains(*c));
     let bad_first = text.chars().next().filter(|c| " .-+".contains(*c));
     let bad_last = text.chars().next_back().filter(|c| *c == ' ');
-    match text.chars().find(bad_inside).or(bad_first).or(bad_last) {
-        Some(character) => Err(NameError::Character { what, text: quoted(text), character }),
+    if let Some(character) = text.chars().find(bad_inside) {
+        return Err(NameError::Character { what, text: quoted(text), character });
+    }
+    let first = bad_first.map(|character| ("begins", character));
+    match first.or(bad_last.map(|character| ("ends", character))) {
+        Some((place, character)) => {
+            Err(NameError::Edge { what, text: quoted(text), place, character })
+        }
         None => Ok(text.to_owned()),
     }
 }
@@ -171,6 +191,21 @@ impl fmt::Display for ImageSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_character_that_is_bad_where_it_stands_is_told_from_one_that_no_name_has() {
+        for (name, said) in [
+            (".", "begins with '.'"),
+            ("-x", "begins with '-'"),
+            (" x", "begins with ' '"),
+            ("x ", "ends with ' '"),
+            ("a*b", "contains '*'"),
+            (".a*b", "contains '*'"),
+        ] {
+            let error = name.parse::<ImageName>().unwrap_err().to_string();
+            assert!(error.contains(said), "{name}: {error}");
+        }
+    }
     use proptest::prelude::*;
 
     #[test]

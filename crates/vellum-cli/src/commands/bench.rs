@@ -223,7 +223,8 @@ fn answer(mut latencies: Vec<f32>, took: Duration, io_size: u64) -> Answer {
     };
     let requests = latencies.len() as u64;
     let seconds = took.as_secs_f64();
-    let sum: f64 = latencies.iter().map(|latency| f64::from(*latency)).sum();
+    // Nothing adds up to -0.0 by `sum`.
+    let sum = latencies.iter().fold(0.0, |sum, latency| sum + f64::from(*latency));
     Answer {
         requests,
         bytes: requests * io_size,
@@ -236,5 +237,18 @@ fn answer(mut latencies: Vec<f32>, took: Duration, io_size: u64) -> Answer {
             p99: at(0.99),
             max: at(1.0),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_took_no_time() {
+        let answer = answer(Vec::new(), Duration::from_millis(1), 4096);
+        let latency = answer.latency_us;
+        let all = [latency.mean, latency.p50, latency.p99, latency.max];
+        assert!(all.iter().all(|it| *it == 0.0 && it.is_sign_positive()), "{all:?}");
     }
 }
