@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use vellum_core::{ByteSize, IMAGE_SIZE_MAX, ImageName, ImageSpec, NameError, PoolName};
-use vellum_engine::Layering;
+use vellum_core::{ByteSize, IMAGE_SIZE_MAX, ImageName, ImageSpec, NameError, PoolName, quoted};
+use vellum_engine::{ChildRef, ImageId, Layering};
 
 use crate::commands::{bench, export, import, serve};
 use crate::output::Format;
@@ -90,6 +90,9 @@ pub enum Command {
     Children {
         /// [pool/]image[@snap]
         spec: ImageSpec,
+        /// Take a child from the list instead, whose pool is lost for good: by the ids that the list shows
+        #[arg(long, value_name = "POOL_ID/IMAGE_ID", value_parser = child)]
+        forget: Option<ChildRef>,
     },
     /// Copy up what is inherited from the parent, then cut the link
     Flatten {
@@ -236,6 +239,14 @@ pub fn image(text: &str) -> Result<ImageSpec, String> {
         None => Ok(spec),
         Some(name) => Err(format!("name the image alone, without '@{name}'")),
     }
+}
+
+/// A child by its ids.
+fn child(text: &str) -> Result<ChildRef, String> {
+    let parts = text.split_once('/').filter(|(_, image)| !image.is_empty());
+    let (pool, image) = parts.ok_or("write POOL_ID/IMAGE_ID, as `vellum children` shows them")?;
+    let pool = pool.parse().map_err(|_| format!("'{}' is no id of a pool", quoted(pool)))?;
+    Ok(ChildRef { pool, image: ImageId::new(image) })
 }
 
 /// A snapshot, where an image alone makes no sense.

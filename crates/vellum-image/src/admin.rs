@@ -162,19 +162,37 @@ pub struct Child<C> {
     pub revision: RevisionId,
 }
 
+/// The children of an image.
+#[derive(Clone, Debug)]
+pub struct Children<C> {
+    /// Those that say so themselves.
+    pub found: Vec<Child<C>>,
+    /// Those that are listed and cannot be asked, since their pool is not open here, or fails; with the revision of the parent.
+    pub unreachable: Vec<(RevisionId, ChildRef)>,
+}
+
+impl<C> Children<C> {
+    fn count(&self) -> usize {
+        self.found.len() + self.unreachable.len()
+    }
+}
+
 /// The children of an image. Entries that the child itself denies are left out and taken from the list; those of children that
-/// are just being created are left out. `NotFound` if a child's pool is not known here, since then the child cannot be asked.
+/// are just being created are left out.
 pub async fn children<C: Catalog>(
     pools: &Pools<C>,
     catalog: &C,
     parent: &ImageRecord,
-) -> Result<Vec<Child<C>>> {
-    let mut children = Vec::new();
+) -> Result<Children<C>> {
+    let mut children = Children { found: Vec::new(), unreachable: Vec::new() };
     for (revision, child) in catalog.children(&parent.id).await? {
-        let child_catalog = pools.get(child.pool)?;
+        let Ok(child_catalog) = pools.get(child.pool) else {
+            children.unreachable.push((revision, child));
+            continue;
+        };
         match child_catalog.get(&child.image).await {
             Ok(record) if hangs_on(&record, catalog, &parent.id, &revision) => {
-                children.push(Child { catalog: child_catalog, record, revision });
+                children.found.push(Child { catalog: child_catalog, record, revision });
             }
             Ok(_) => catalog.detach(&parent.id, &revision, &child).await?,
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -183,10 +201,41 @@ pub async fn children<C: Catalog>(
                     catalog.detach(&parent.id, &revision, &child).await?;
                 }
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                tracing::warn!(child = %child.image, error = %error.chain(), "a child cannot be asked");
+                children.unreachable.push((revision, child));
+            }
         }
     }
     Ok(children)
+}
+
+/// Takes a child whose pool is lost for good from the list of its parent, which it keeps from being removed. Should it come back,
+/// a check finds it damaged if the parent is gone by then, and enters it again if not. `Invalid` if its pool is open here: then
+/// the child can be asked. `NotFound` if it is not listed.
+pub async fn forget_child<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    parent: &ImageRecord,
+    child: &ChildRef,
+) -> Result<()> {
+    if pools.get(child.pool).is_ok() {
+        let what = format!(
+            "pool {} is known here, and says itself whether it has a child {}; remove that, or flatten it",
+            child.pool, child.image
+        );
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
+    let mut listed = catalog.children(&parent.id).await?;
+    listed.retain(|(_, found)| found == child);
+    if listed.is_empty() {
+        let what = format!("image {} has no child {}/{}", parent.name, child.pool, child.image);
+        return Err(Error::new(ErrorKind::NotFound, what));
+    }
+    for (revision, child) in listed {
+        catalog.detach(&parent.id, &revision, &child).await?;
+    }
+    Ok(())
 }
 
 /// Whether an image says that it hangs on this revision.
@@ -252,7 +301,7 @@ pub async fn change_snapshot<C: Catalog>(
         Err(error) if error.kind() == ErrorKind::HasChildren => {
             let record = catalog.get(id).await?;
             let before = catalog.children(id).await?.len();
-            if children(pools, catalog, &record).await?.len() == before {
+            if children(pools, catalog, &record).await?.count() == before {
                 return Err(error);
             }
             change(catalog, id, &to_change).await?
@@ -277,7 +326,7 @@ pub async fn remove<C: Catalog>(pools: &Pools<C>, catalog: &C, id: &ImageId) -> 
             Err(error) if error.kind() == ErrorKind::Conflict => {}
             Err(error) if error.kind() == ErrorKind::HasChildren => {
                 let before = catalog.children(id).await?.len();
-                if children(pools, catalog, &record).await?.len() == before {
+                if children(pools, catalog, &record).await?.count() == before {
                     return Err(error);
                 }
             }

@@ -4,7 +4,10 @@
 //! holds it (that process is asked).
 
 use vellum_core::{Extent, ImageName, ImageSpec, SnapshotName};
-use vellum_engine::{Catalog as _, Change, Error, ErrorKind, ImageRecord, Result, SnapshotRecord};
+use vellum_engine::{
+    Catalog as _, Change, ChildRef, Error, ErrorKind, ImageRecord, Result, RevisionId,
+    SnapshotRecord,
+};
 use vellum_image::image::Open;
 use vellum_image::{CloneOptions, CreateOptions, DiscardPolicy, FlattenOptions, admin};
 
@@ -21,6 +24,15 @@ pub struct Reading {
     pub image: Image,
     /// A snapshot that was taken for it alone, and its image.
     temporary: Option<(Located, SnapshotName)>,
+}
+
+/// The children of an image.
+#[derive(Clone, Debug)]
+pub struct Children {
+    /// Those that say so themselves.
+    pub found: Vec<Located>,
+    /// Those that are listed and cannot be asked, since their pool is not known here, or cannot be opened.
+    pub unreachable: Vec<ChildRef>,
 }
 
 impl Vellum {
@@ -279,17 +291,19 @@ impl Vellum {
     }
 
     /// The children of an image, or of one snapshot.
-    pub async fn children(&self, spec: &ImageSpec) -> Result<Vec<Located>> {
+    pub async fn children(&self, spec: &ImageSpec) -> Result<Children> {
         let located = self.locate(spec).await?;
         let pools = self.all_pools().await?;
-        let mut children = Vec::new();
-        for child in admin::children(pools, &located.catalog, &located.record).await? {
-            let wanted = located
-                .snapshot
-                .as_ref()
-                .is_none_or(|snapshot| snapshot.revision == child.revision);
-            if let Some(pool) = self.pool_name(child.catalog.pool()).await.filter(|_| wanted) {
-                children.push(Located {
+        let wanted = |revision: &RevisionId| {
+            located.snapshot.as_ref().is_none_or(|snapshot| snapshot.revision == *revision)
+        };
+        let listed = admin::children(pools, &located.catalog, &located.record).await?;
+        let unreachable = listed.unreachable.into_iter().filter(|(revision, _)| wanted(revision));
+        let mut children =
+            Children { found: Vec::new(), unreachable: unreachable.map(|(_, it)| it).collect() };
+        for child in listed.found.into_iter().filter(|child| wanted(&child.revision)) {
+            if let Some(pool) = self.pool_name(child.catalog.pool()).await {
+                children.found.push(Located {
                     pool,
                     catalog: child.catalog,
                     record: child.record,
@@ -298,6 +312,22 @@ impl Vellum {
             }
         }
         Ok(children)
+    }
+
+    /// Takes a child whose pool is lost for good from the list of its parent, which can be removed then. Refused while the pool is
+    /// known, and while another one that is known cannot be opened, since that could be it.
+    pub async fn forget_child(&self, spec: &ImageSpec, child: &ChildRef) -> Result<()> {
+        let located = self.locate(spec).await?;
+        located.no_snapshot_meant()?;
+        let pools = self.all_pools().await?;
+        if let Some(closed) = self.closed_pools().await.first() {
+            let what = format!(
+                "pool {closed} cannot be opened, and may be the one that the child is in; bring it back, or forget it with \
+                 `vellum pool rm {closed}` first"
+            );
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        admin::forget_child(pools, &located.catalog, &located.record, child).await
     }
 }
 

@@ -40,7 +40,7 @@ pub use vellum_nbd::Limits;
 
 pub use holder::Holder;
 pub use home::HomeOptions;
-pub use images::Reading;
+pub use images::{Children, Reading};
 pub use serve::{ServeOptions, Serving};
 pub use unfinished::Unfinished;
 pub use vellum::{Located, Vellum};

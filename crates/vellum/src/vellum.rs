@@ -148,6 +148,7 @@ impl Vellum {
         let (home, forgotten) = (self.0.home.clone(), name.clone());
         change_home(move || home.forget_pool(&forgotten)).await?;
         self.0.open.lock().await.remove(name);
+        self.0.failed.lock().await.remove(name);
         Ok(())
     }
 
@@ -240,6 +241,16 @@ impl Vellum {
             }
         }
         Ok(&self.0.pools)
+    }
+
+    /// The pools that could not be opened: what is told of all pools leaves out what is in these.
+    pub async fn closed_pools(&self) -> Vec<PoolName> {
+        let open = self.0.open.lock().await;
+        let failed = self.0.failed.lock().await;
+        let mut closed: Vec<_> =
+            failed.keys().filter(|name| !open.contains_key(*name)).cloned().collect();
+        closed.sort();
+        closed
     }
 
     async fn failed_lately(&self, name: &PoolName) -> bool {

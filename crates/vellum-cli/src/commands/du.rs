@@ -5,6 +5,7 @@ use vellum::Vellum;
 use vellum::report::{KnownUsage, Usage};
 use vellum_core::{ByteSize, ImageSpec};
 
+use crate::commands::expect_all_open;
 use crate::failure::Result;
 use crate::output::Output;
 
@@ -46,7 +47,8 @@ pub async fn run(vellum: &Vellum, spec: Option<&ImageSpec>, output: &mut Output)
             }
         }
     }
-    print(rows, output)
+    print(rows, output)?;
+    if spec.is_some() { Ok(()) } else { expect_all_open(vellum).await }
 }
 
 fn row(image: &str, usage: Usage) -> Row {

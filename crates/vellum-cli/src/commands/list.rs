@@ -3,7 +3,9 @@
 use serde::Serialize;
 use vellum::{Located, Vellum};
 use vellum_core::{ByteSize, ImageSpec, PoolName};
+use vellum_engine::{ChildRef, Error, ErrorKind};
 
+use crate::commands::expect_all_open;
 use crate::failure::Result;
 use crate::output::{Output, seconds};
 
@@ -13,26 +15,54 @@ struct Image {
     pool: String,
     image: String,
     id: String,
-    size: u64,
-    layering: String,
-    snapshots: usize,
+    /// This and what follows is not known of a child that cannot be asked.
+    size: Option<u64>,
+    layering: Option<String>,
+    snapshots: Option<usize>,
     parent: Option<String>,
-    created: u64,
+    created: Option<u64>,
 }
 
 /// `vellum ls`.
 pub async fn images(vellum: &Vellum, pool: Option<&PoolName>, output: &mut Output) -> Result {
-    let located = vellum.images(pool).await?;
-    print(vellum, located, output).await
+    let images = images_of(vellum, vellum.images(pool).await?).await?;
+    print(images, output)?;
+    if pool.is_some() { Ok(()) } else { expect_all_open(vellum).await }
 }
 
-/// `vellum children`.
+/// `vellum children`. Fails if one cannot be asked, after all are printed.
 pub async fn children(vellum: &Vellum, spec: &ImageSpec, output: &mut Output) -> Result {
-    let located = vellum.children(spec).await?;
-    print(vellum, located, output).await
+    let children = vellum.children(spec).await?;
+    let unreachable = children.unreachable.len();
+    let mut images = images_of(vellum, children.found).await?;
+    images.extend(children.unreachable.into_iter().map(unreachable_child));
+    print(images, output)?;
+    if unreachable == 0 {
+        return Ok(());
+    }
+    let what = format!(
+        "{unreachable} of these cannot be asked: make their pools known with `vellum pool create`, or, if they are lost for good, \
+         take them from the list with --forget POOL_ID/IMAGE_ID"
+    );
+    Err(Error::new(ErrorKind::Io, what).into())
 }
 
-async fn print(vellum: &Vellum, located: Vec<Located>, output: &mut Output) -> Result {
+/// A child that is known by its ids alone.
+fn unreachable_child(child: ChildRef) -> Image {
+    Image {
+        name: format!("{}/{}", child.pool, child.image),
+        pool: child.pool.to_string(),
+        image: child.image.to_string(),
+        id: child.image.to_string(),
+        size: None,
+        layering: None,
+        snapshots: None,
+        parent: None,
+        created: None,
+    }
+}
+
+async fn images_of(vellum: &Vellum, located: Vec<Located>) -> Result<Vec<Image>> {
     let mut images = Vec::with_capacity(located.len());
     for located in located {
         images.push(Image {
@@ -40,23 +70,28 @@ async fn print(vellum: &Vellum, located: Vec<Located>, output: &mut Output) -> R
             pool: located.pool.to_string(),
             image: located.record.name.to_string(),
             id: located.record.id.to_string(),
-            size: located.record.size(),
-            layering: located.record.layering.to_string(),
-            snapshots: located.record.snapshots.len(),
+            size: Some(located.record.size()),
+            layering: Some(located.record.layering.to_string()),
+            snapshots: Some(located.record.snapshots.len()),
             parent: vellum.parent_name(&located).await?,
-            created: seconds(located.record.created),
+            created: Some(seconds(located.record.created)),
         });
     }
+    Ok(images)
+}
+
+fn print(images: Vec<Image>, output: &mut Output) -> Result {
     if output.is_json() {
         return output.json(&images);
     }
     let rows = images.into_iter().map(|image| {
-        let size = format!("{:#}", ByteSize(image.size));
+        let size = image.size.map(|size| format!("{:#}", ByteSize(size)));
+        let snapshots = image.snapshots.map(|count| count.to_string());
         vec![
             image.name,
-            size,
-            image.layering,
-            image.snapshots.to_string(),
+            size.unwrap_or_default(),
+            image.layering.unwrap_or_default(),
+            snapshots.unwrap_or_default(),
             image.parent.unwrap_or_default(),
         ]
     });

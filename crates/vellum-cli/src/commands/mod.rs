@@ -98,7 +98,10 @@ async fn run_command(vellum: &Vellum, command: Command, output: &mut Output) -> 
         Command::Clone { parent, child, count, shape } => {
             clone::run(vellum, &parent, &child, count, &shape).await
         }
-        Command::Children { spec } => list::children(vellum, &spec, output).await,
+        Command::Children { spec, forget: None } => list::children(vellum, &spec, output).await,
+        Command::Children { spec, forget: Some(child) } => {
+            Ok(vellum.forget_child(&spec, &child).await?)
+        }
         Command::Flatten { spec, rate } => flatten(vellum, &spec, rate.map(|rate| rate.0)).await,
         Command::Discard { spec, offset, length, to } => {
             let at = Extent::checked(offset.0, length.0)
@@ -123,6 +126,20 @@ async fn run_command(vellum: &Vellum, command: Command, output: &mut Output) -> 
         Command::Bench(arguments) => bench::run(vellum, arguments, output).await,
         Command::Completions { .. } | Command::Man { .. } => Ok(()),
     }
+}
+
+/// Fails if a pool could not be opened, after what there is in the others was printed.
+async fn expect_all_open(vellum: &Vellum) -> Result {
+    let closed = vellum.closed_pools().await;
+    if closed.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = closed.iter().map(|name| name.as_str()).collect();
+    let what = format!(
+        "left out is what is in pools that cannot be opened, for the reasons above: {}",
+        names.join(", ")
+    );
+    Err(Error::new(ErrorKind::Io, what).into())
 }
 
 async fn flatten(vellum: &Vellum, spec: &ImageSpec, rate: Option<u64>) -> Result {

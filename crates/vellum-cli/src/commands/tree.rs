@@ -5,6 +5,7 @@ use vellum::Vellum;
 use vellum::report::TreeNode;
 use vellum_core::{ByteSize, ImageSpec};
 
+use crate::commands::expect_all_open;
 use crate::failure::Result;
 use crate::output::Output;
 
@@ -27,12 +28,13 @@ struct Snapshot {
 pub async fn run(vellum: &Vellum, spec: Option<&ImageSpec>, output: &mut Output) -> Result {
     let roots: Vec<Image> = vellum.tree(spec).await?.into_iter().map(image).collect();
     if output.is_json() {
-        return output.json(&roots);
+        output.json(&roots)?;
+    } else {
+        for root in &roots {
+            draw(root, "", "", output)?;
+        }
     }
-    for root in &roots {
-        draw(root, "", "", output)?;
-    }
-    Ok(())
+    expect_all_open(vellum).await
 }
 
 fn image(node: TreeNode) -> Image {

@@ -23,6 +23,8 @@ pub fn trials() -> Vec<Trial> {
         trial("a_copied_home_can_be_used_once_its_pool_has_an_id_of_its_own", copied_home),
         trial("a_command_that_ended_leaves_all_of_the_catalog_in_its_file", one_file),
         trial("a_pool_that_cannot_be_opened_fails_a_check", unopened),
+        trial("a_list_of_all_pools_fails_if_one_cannot_be_opened", left_out),
+        trial("a_child_whose_pool_is_lost_is_shown_and_can_be_forgotten", forgotten),
         trial("a_process_with_low_limits_fails_with_1_and_says_why", limits),
         trial("a_check_names_what_is_damaged_and_ends_with_6", damaged),
         trial("a_check_frees_what_nothing_refers_to", leaked),
@@ -112,6 +114,44 @@ fn unopened() -> Result<()> {
     let said = String::from_utf8(output.stdout)?;
     ensure!(output.status.code() == Some(1), "it ends with {}", output.status);
     ensure!(said.starts_with("unknown: default: "), "{said}");
+    Ok(())
+}
+
+fn left_out() -> Result<()> {
+    let home = golden(&pattern(MIB, 1))?;
+    let (far, away) = (home.file("far"), home.file("away"));
+    home.ok(&["pool", "create", "far", "--path", far.to_str().context("UTF-8")?])?;
+    for command in ["ls", "tree", "du"] {
+        home.ok(&[command])?;
+        std::fs::rename(&far, &away)?;
+        let output = home.run(&[command])?;
+        home.ok(&["info", "gold"])?;
+        std::fs::rename(&away, &far)?;
+        let said = String::from_utf8(output.stdout)?;
+        ensure!(output.status.code() == Some(1), "{command} ends with {}", output.status);
+        ensure!(said.contains("gold"), "{command} says {said}");
+        let failed = String::from_utf8(output.stderr)?;
+        ensure!(failed.contains("cannot be opened") && failed.contains("far"), "{failed}");
+    }
+    Ok(())
+}
+
+fn forgotten() -> Result<()> {
+    let home = golden(&pattern(MIB, 1))?;
+    let far = home.file("far");
+    home.ok(&["pool", "create", "far", "--path", far.to_str().context("UTF-8")?])?;
+    home.ok(&["clone", "gold@s", "far/child"])?;
+    std::fs::remove_dir_all(&far)?;
+    home.ok(&["pool", "rm", "far"])?;
+    let output = home.run(&["children", "gold@s"])?;
+    ensure!(output.status.code() == Some(1), "it ends with {}", output.status);
+    let said = String::from_utf8(output.stdout)?;
+    let child = said.split_whitespace().find(|word| word.contains('/')).context("it is shown")?;
+    home.fails(5, &["rm", "gold"])?;
+    home.fails(2, &["children", "gold", "--forget", "somewhere/else"])?;
+    home.ok(&["children", "gold", "--forget", child])?;
+    home.fails(3, &["children", "gold", "--forget", child])?;
+    home.ok(&["rm", "gold"])?;
     Ok(())
 }
 

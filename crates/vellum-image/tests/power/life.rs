@@ -373,7 +373,7 @@ impl Life {
         let children = admin::children(&self.pools, &self.catalogs[pool], &record).await;
         match alive(&self.ground, children).await {
             Ok(children) => {
-                for child in children {
+                for child in children.found {
                     let child = child.record.name.to_string();
                     let there = self.book.find_called(&child).is_some();
                     let known = there || self.book.may_have_image(&child);

@@ -97,8 +97,10 @@ async fn a_pool_that_cannot_be_opened_does_not_stand_in_the_way_of_others() {
     vellum.clone_image(&spec("a@s"), &spec("b"), Default::default()).await.unwrap();
     assert_eq!(content(&vellum, "b").await, pattern(MIB, 2));
     assert_eq!(vellum.images(None).await.unwrap().len(), 2);
+    assert_eq!(vellum.closed_pools().await, [pool("gone")]);
     assert_eq!(vellum.locate(&spec("gone/x")).await.unwrap_err().kind(), ErrorKind::NotFound);
     vellum.forget_pool(&pool("gone")).await.unwrap();
+    assert_eq!(vellum.closed_pools().await, []);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use vellum::report::KnownUsage;
 use vellum::{ErrorKind, Vellum};
 use vellum_core::Extent;
-use vellum_engine::Layering;
+use vellum_engine::{Catalog as _, ChildRef, ImageId, Layering, Repair};
 use vellum_image::image::Open;
 use vellum_image::{CloneOptions, DiscardPolicy, MappedKind};
 
@@ -70,7 +70,8 @@ async fn parents_in_other_pools_are_found_by_who_opens_the_home_anew() {
     let located = vellum.locate(&spec("far/child")).await.unwrap();
     assert_eq!(vellum.parent_name(&located).await.unwrap().as_deref(), Some("gold@s"));
     let children = place.user().await.children(&spec("gold@s")).await.unwrap();
-    let mut names: Vec<String> = children.iter().map(|child| child.spec().to_string()).collect();
+    let mut names: Vec<String> =
+        children.found.iter().map(|child| child.spec().to_string()).collect();
     names.sort();
     assert_eq!(names, ["child", "far/child"]);
     assert_eq!(vellum.remove(&spec("gold")).await.unwrap_err().kind(), ErrorKind::HasChildren);
@@ -78,6 +79,46 @@ async fn parents_in_other_pools_are_found_by_who_opens_the_home_anew() {
     vellum.remove(&spec("child")).await.unwrap();
     vellum.remove(&spec("gold")).await.unwrap();
     assert!(content(&vellum, "far/child").await == pattern(16 * MIB, 1));
+}
+
+#[tokio::test]
+async fn a_child_whose_pool_is_lost_is_listed_and_can_be_forgotten_and_no_other_can() {
+    let place = Place::new();
+    let vellum = golden(&place).await;
+    let far = "far".parse().unwrap();
+    vellum.create_pool(&far, &place.file("far")).await.unwrap();
+    vellum.clone_image(&spec("gold@s"), &spec("far/child"), Default::default()).await.unwrap();
+    let record = vellum.locate(&spec("far/child")).await.unwrap();
+    let child = ChildRef { pool: record.catalog.pool(), image: record.record.id.clone() };
+    let kind = async |vellum: &Vellum, child: &ChildRef| {
+        vellum.forget_child(&spec("gold"), child).await.unwrap_err().kind()
+    };
+    assert_eq!(kind(&vellum, &child).await, ErrorKind::Invalid, "it can be asked");
+    drop((record, vellum));
+    std::fs::rename(place.file("far"), place.file("away")).unwrap();
+    let vellum = place.user().await;
+    for name in ["gold", "gold@s"] {
+        let children = vellum.children(&spec(name)).await.unwrap();
+        assert_eq!(children.found.len(), 1, "{name}");
+        assert_eq!(children.unreachable, std::slice::from_ref(&child), "{name}");
+    }
+    assert_eq!(kind(&vellum, &child).await, ErrorKind::Invalid, "its pool may come back");
+    vellum.forget_pool(&far).await.unwrap();
+    let other = ChildRef { image: ImageId::new("00000000000000ab"), ..child.clone() };
+    assert_eq!(kind(&vellum, &other).await, ErrorKind::NotFound);
+    vellum.forget_child(&spec("gold"), &child).await.unwrap();
+    assert_eq!(vellum.children(&spec("gold")).await.unwrap().unreachable, []);
+    // It comes back after all: a check enters it again.
+    vellum.create_pool(&"back".parse().unwrap(), &place.file("away")).await.unwrap();
+    vellum.check(None, Repair::Safe).await.unwrap();
+    assert_eq!(vellum.children(&spec("gold")).await.unwrap().found.len(), 2);
+    std::fs::remove_dir_all(place.file("away")).unwrap();
+    let vellum = place.user().await;
+    vellum.forget_pool(&"back".parse().unwrap()).await.unwrap();
+    vellum.remove(&spec("child")).await.unwrap();
+    assert_eq!(vellum.remove(&spec("gold")).await.unwrap_err().kind(), ErrorKind::HasChildren);
+    vellum.forget_child(&spec("gold"), &child).await.unwrap();
+    vellum.remove(&spec("gold")).await.unwrap();
 }
 
 #[tokio::test]
