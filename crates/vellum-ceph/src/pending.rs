@@ -24,7 +24,7 @@ use crate::keys;
 use crate::watched::ANSWER_WAIT;
 
 /// The object that all watch who have something pending.
-pub(crate) const CLIENTS: &str = "vellum_clients";
+pub const CLIENTS: &str = "vellum_clients";
 
 /// What was begun.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

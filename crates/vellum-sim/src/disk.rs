@@ -340,6 +340,7 @@ impl Disk for SimDisk {
 
     async fn open_dir(&self, path: &Path) -> io::Result<SimDirectory> {
         self.turn().await;
+        self.look(Call::Open, path)?;
         self.world().may_open()?;
         match self.world().find(path)? {
             Entry::Directory => Ok(SimDirectory { disk: self.clone(), path: path.into() }),

@@ -12,7 +12,7 @@ use vellum_engine::{
 
 use super::damage::{ALL, is_found};
 use super::pool::Pool;
-use super::{BLOCK, Lab, blocks, facts, look, options, seen, write, write_of};
+use super::{BLOCK, Lab, blocks, facts, findings, look, options, seen, write, write_of};
 use crate::LayerId;
 use crate::format::live::{LogHeader, RECORD};
 use crate::format::sector::{PAGE_UNITS, SECTOR_WORDS, WORD_UNITS};
@@ -240,7 +240,8 @@ async fn a_log_of_this_boot_that_is_none_of_the_past_and_does_not_count_is_told_
         let lab = dead().await;
         rebind(&lab, change).await;
         for (access, repair) in [(Access::Read, Repair::No), (Access::Own, Repair::Safe)] {
-            let found = lab.open(access).await.unwrap().check(repair).await.unwrap();
+            let layer = lab.open(access).await.unwrap();
+            let found = findings(&layer, repair).await.unwrap();
             assert!(found.iter().all(|found| found.repaired.is_none()), "{found:?}");
             let told = found
                 .iter()

@@ -206,6 +206,7 @@ struct DyingDisk(RealDisk);
 
 impl Disk for DyingDisk {
     type File = <RealDisk as Disk>::File;
+    type Directory = <RealDisk as Disk>::Directory;
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Self::File> {
         self.0.open(path, mode).await
@@ -228,6 +229,10 @@ impl Disk for DyingDisk {
 
     async fn list_dir(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
         self.0.list_dir(path).await
+    }
+
+    async fn open_dir(&self, path: &Path) -> io::Result<Self::Directory> {
+        self.0.open_dir(path).await
     }
 
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
