@@ -17,7 +17,8 @@ struct Row {
     repaired: Option<String>,
 }
 
-/// Checks an image, or all pools. Fails as corrupt if something is damaged, and else if a pool could not be looked at.
+/// Checks an image, or all pools. Fails as corrupt if something is damaged, and else if something could not be looked at for
+/// another reason than that it is in use.
 pub async fn run(
     vellum: &Vellum,
     spec: Option<&ImageSpec>,
@@ -29,11 +30,12 @@ pub async fn run(
         None => None,
     };
     let mut rows = Vec::new();
-    let (mut damaged, mut closed) = (0, 0);
+    let mut seen = Seen::default();
     for checked in vellum.check(located.as_ref(), repair).await? {
-        closed += usize::from(!checked.could_be_checked);
+        seen.closed += usize::from(!checked.could_be_checked);
+        seen.failed += checked.failures;
         for finding in checked.findings {
-            damaged += usize::from(finding.severity == Severity::Damage);
+            seen.damaged += usize::from(finding.severity == Severity::Damage);
             rows.push(Row {
                 severity: severity(finding.severity),
                 pool: checked.pool.to_string(),
@@ -44,19 +46,43 @@ pub async fn run(
         }
     }
     print(&rows, output)?;
-    let (kind, what) = match (damaged, closed) {
-        (0, 0) => return Ok(()),
-        (0, closed) => {
-            (ErrorKind::Io, format!("{closed} pools could not be looked at, for the reasons above"))
-        }
-        (damaged, _) => (
-            ErrorKind::Corrupt,
-            format!(
-                "{damaged} of these are damage: restore what was lost from a copy; what can still be read can be exported"
+    seen.verdict().map_err(Into::into)
+}
+
+/// What decides how a check ends.
+#[derive(Default)]
+struct Seen {
+    /// Findings that are damage.
+    damaged: usize,
+    /// Pools that could not be looked at.
+    closed: usize,
+    /// What could not be looked at, or not be repaired, in the others.
+    failed: usize,
+}
+
+impl Seen {
+    fn verdict(&self) -> std::result::Result<(), Error> {
+        let (kind, what) = match (self.damaged, self.closed, self.failed) {
+            (0, 0, 0) => return Ok(()),
+            (0, 0, failed) => (
+                ErrorKind::Io,
+                format!(
+                    "{failed} of these could not be looked at or repaired, for the reasons above: look at the storage, and check again"
+                ),
             ),
-        ),
-    };
-    Err(Error::new(kind, what).into())
+            (0, closed, _) => (
+                ErrorKind::Io,
+                format!("{closed} pools could not be looked at, for the reasons above"),
+            ),
+            (damaged, ..) => (
+                ErrorKind::Corrupt,
+                format!(
+                    "{damaged} of these are damage: restore what was lost from a copy; what can still be read can be exported"
+                ),
+            ),
+        };
+        Err(Error::new(kind, what))
+    }
 }
 
 fn severity(severity: Severity) -> &'static str {
@@ -84,4 +110,20 @@ fn print(rows: &[Row], output: &mut Output) -> Result {
         output.line(&format!("{}: {place}: {}{done}", row.severity, row.what))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_comes_before_what_could_not_be_looked_at_and_nothing_of_either_is_success() {
+        let verdict = |damaged, closed, failed| {
+            Seen { damaged, closed, failed }.verdict().map_err(|error| error.kind())
+        };
+        assert_eq!(verdict(0, 0, 0), Ok(()));
+        assert_eq!(verdict(0, 0, 1), Err(ErrorKind::Io));
+        assert_eq!(verdict(0, 1, 0), Err(ErrorKind::Io));
+        assert_eq!(verdict(1, 1, 1), Err(ErrorKind::Corrupt));
+    }
 }
