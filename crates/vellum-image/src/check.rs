@@ -7,7 +7,7 @@ use vellum_core::ImageName;
 use vellum_engine::catalog::FINDINGS_MAX;
 use vellum_engine::{
     Catalog, ChildRef, ErrorKind, Finding, ImageId, ImageRecord, ParentLink, Repair, Result,
-    Severity,
+    RevisionId, Severity,
 };
 
 use crate::chain::open_below;
@@ -41,9 +41,8 @@ pub async fn check<C: Catalog>(
             },
         };
         for record in &records {
-            if let Err(error) = check_links(pools, catalog, record, repair, &mut findings).await {
-                findings.push(Finding::not_looked_at(&error).of(&record.name));
-            }
+            let found = check_links(pools, catalog, record, repair).await;
+            findings.extend(found.into_iter().map(|finding| finding.of(&record.name)));
         }
         after = records.last().map(|record| record.name.clone());
         if image.is_some() || records.len() < PAGE || findings.len() >= FINDINGS_MAX {
@@ -57,25 +56,28 @@ fn is_damage_of_the_pool(finding: &Finding) -> bool {
     finding.severity == Severity::Damage && finding.image.is_none()
 }
 
+/// What cannot be looked at keeps nothing else from being looked at, and takes away nothing that was found or mended before.
 async fn check_links<C: Catalog>(
     pools: &Pools<C>,
     catalog: &C,
     record: &ImageRecord,
     repair: Repair,
-    findings: &mut Vec<Finding>,
-) -> Result<()> {
-    let parent = match record.parent_link() {
-        Some(link) => check_parent(pools, catalog, record, link, repair).await?,
-        None => None,
-    };
-    let linked = parent.is_none();
-    findings.extend(parent.map(|finding| finding.of(&record.name)));
-    if linked {
-        findings.extend(check_chain(pools, catalog, record).await?);
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Some(link) = record.parent_link() {
+        match check_parent(pools, catalog, record, link, repair).await {
+            Ok(found) => findings.extend(found),
+            Err(error) => findings.push(Finding::not_looked_at(&error)),
+        }
     }
-    let children = check_children(pools, catalog, record, repair).await?;
-    findings.extend(children.into_iter().map(|finding| finding.of(&record.name)));
-    Ok(())
+    if findings.is_empty() {
+        match check_chain(pools, catalog, record).await {
+            Ok(found) => findings.extend(found),
+            Err(error) => findings.push(Finding::not_looked_at(&error)),
+        }
+    }
+    check_children(pools, catalog, record, repair, &mut findings).await;
+    findings
 }
 
 /// Whether the parent is there and lists the child.
@@ -123,12 +125,21 @@ async fn check_parent<C: Catalog>(
             parents.detach(&link.image, &link.revision, &child).await?;
             return Ok(None);
         }
-        // No snapshot keeps the revision for it: whoever removes something next may take it away.
         Err(error) => {
             let what = format!("{}, and cannot: {}", finding.what, error.chain());
-            Finding::new(Severity::Damage, what)
+            Finding::new(severity_of_unlisted(error.kind()), what)
         }
     }))
+}
+
+/// What it means that a child cannot be entered in the list of its parent.
+fn severity_of_unlisted(kind: ErrorKind) -> Severity {
+    match kind {
+        // No snapshot keeps the revision for it: whoever removes something next may take it away.
+        ErrorKind::NotFound | ErrorKind::Corrupt => Severity::Damage,
+        // The list is as it was, and another repair may mend it.
+        _ => Severity::Stale,
+    }
 }
 
 /// Whether a child still has this link: it may have been flattened or removed since it was looked at.
@@ -155,7 +166,7 @@ async fn check_chain<C: Catalog>(
     };
     let Some(severity) = severity_of(error.kind()) else { return Err(error) };
     let what = format!("its chain cannot be opened: {}", error.chain());
-    Ok(Some(Finding::new(severity, what).of(&record.name)))
+    Ok(Some(Finding::new(severity, what)))
 }
 
 fn severity_of(kind: ErrorKind) -> Option<Severity> {
@@ -175,44 +186,64 @@ async fn check_children<C: Catalog>(
     catalog: &C,
     record: &ImageRecord,
     repair: Repair,
-) -> Result<Vec<Finding>> {
-    let mut findings = Vec::new();
+    findings: &mut Vec<Finding>,
+) {
     let listed = match catalog.children(&record.id).await {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(findings),
-        listed => listed?,
+        Ok(listed) => listed,
+        Err(error) if error.kind() == ErrorKind::NotFound => return,
+        Err(error) => return findings.push(Finding::not_looked_at(&error)),
     };
     for (revision, child) in listed.into_iter().filter(|(_, child)| child.pool != catalog.pool()) {
-        let Ok(children) = pools.get(child.pool) else {
-            let what = format!("a child is in pool {}, which is not known here", child.pool);
-            findings.push(Finding::new(Severity::Unknown, what));
-            continue;
-        };
-        let hangs_on = match children.get(&child.image).await {
-            Ok(found) => admin::hangs_on(&found, catalog, &record.id, &revision),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                // One that is just being created will.
-                if repair.is_wanted() {
-                    !children.is_gone(&child.image).await?
-                } else {
-                    let kept = children.reserve(&child.image).await;
-                    kept.is_err_and(|error| error.kind() == ErrorKind::InUse)
-                }
-            }
-            Err(error) => return Err(error),
-        };
-        if hangs_on {
-            continue;
+        match check_child(pools, catalog, record, &revision, &child, repair).await {
+            Ok(found) => findings.extend(found),
+            Err(error) => findings.push(Finding::not_looked_at(&error)),
         }
-        let what = format!(
-            "image {} in pool {} is listed as a child, and does not hang on it",
-            child.image, child.pool
-        );
-        let mut finding = Finding::new(Severity::Stale, what);
-        if repair.is_wanted() {
-            catalog.detach(&record.id, &revision, &child).await?;
-            finding = finding.repaired("took it from the list");
-        }
-        findings.push(finding);
     }
-    Ok(findings)
+}
+
+/// Whether one that is listed is a child.
+async fn check_child<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    record: &ImageRecord,
+    revision: &RevisionId,
+    child: &ChildRef,
+    repair: Repair,
+) -> Result<Option<Finding>> {
+    let Ok(children) = pools.get(child.pool) else {
+        let what = format!("a child is in pool {}, which is not known here", child.pool);
+        return Ok(Some(Finding::new(Severity::Unknown, what)));
+    };
+    let hangs_on = match children.get(&child.image).await {
+        Ok(found) => admin::hangs_on(&found, catalog, &record.id, revision),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            // One that is just being created will.
+            if repair.is_wanted() {
+                !children.is_gone(&child.image).await?
+            } else {
+                let kept = children.reserve(&child.image).await;
+                kept.is_err_and(|error| error.kind() == ErrorKind::InUse)
+            }
+        }
+        Err(error) => return Err(error),
+    };
+    if hangs_on {
+        return Ok(None);
+    }
+    let what = format!(
+        "image {} in pool {} is listed as a child, and does not hang on it",
+        child.image, child.pool
+    );
+    let finding = Finding::new(Severity::Stale, what);
+    if !repair.is_wanted() {
+        return Ok(Some(finding));
+    }
+    Ok(Some(match catalog.detach(&record.id, revision, child).await {
+        Ok(()) => finding.repaired("took it from the list"),
+        Err(error) => {
+            let what =
+                format!("{}, and cannot be taken from the list: {}", finding.what, error.chain());
+            Finding::new(Severity::Stale, what)
+        }
+    }))
 }

@@ -78,14 +78,23 @@ async fn a_child_that_its_parent_does_not_list_is_entered_in_the_list() {
 }
 
 #[tokio::test]
-async fn a_child_that_cannot_be_entered_in_its_parents_list_is_damage() {
-    let family = Family::new().await;
-    family.forget_child().await;
-    family.fixture.faults.fail(Operation::Catalog, 0, ErrorKind::Io, When::Instead);
-    let found = family.check_child(Repair::Safe).await;
-    assert!(only(&found).severity == Severity::Damage && only(&found).stands(), "{found:?}");
-    let mended = family.check_child(Repair::Safe).await;
-    assert!(!only(&mended).stands(), "{mended:?}");
+async fn a_child_that_cannot_be_entered_in_its_parents_list_is_damage_only_where_nothing_keeps_its_parent()
+ {
+    for (kind, severity) in [
+        (ErrorKind::NotFound, Severity::Damage),
+        (ErrorKind::Busy, Severity::Stale),
+        (ErrorKind::NoSpace, Severity::Stale),
+        (ErrorKind::Io, Severity::Stale),
+    ] {
+        let family = Family::new().await;
+        family.forget_child().await;
+        family.fixture.faults.fail(Operation::Catalog, 0, kind, When::Instead);
+        let found = family.check_child(Repair::Safe).await;
+        assert!(only(&found).severity == severity && only(&found).stands(), "{kind:?}: {found:?}");
+        assert!(only(&found).what.contains("and cannot"), "{kind:?}: {found:?}");
+        let mended = family.check_child(Repair::Safe).await;
+        assert!(!only(&mended).stands(), "{kind:?}: {mended:?}");
+    }
 }
 
 #[tokio::test]
