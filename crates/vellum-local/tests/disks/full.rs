@@ -2,7 +2,7 @@
 
 use libtest_mimic::Trial;
 use vellum_core::Extent;
-use vellum_engine::{Catalog, ErrorKind, Head, Layer, Repair};
+use vellum_engine::{Catalog, Durability, ErrorKind, Guarded, Head, Layer, Repair, SetTo};
 use vellum_local::Mode;
 use vellum_testkit::mounted::{Kind, Mounted};
 
@@ -38,6 +38,19 @@ async fn a_full_disk_fails_writes_harms_nothing_and_can_be_emptied(disk: Mounted
     other.sync().await.unwrap();
     assert_holds(head.layer(), &[(0, 1, b'c'), (1, 256, b'b'), (256, 300, b'?')]).await;
     assert_holds(other.layer(), &[(0, 100, b's'), (100, 256, b'?')]).await;
+
+    // A guest makes room by a discard, and goes on in it.
+    let stored = pool.stored_bytes(&big.id, &big.head).await.unwrap();
+    let given_up = Extent::new(64 * 4096, 64 * 4096);
+    let set = head.set(given_up, SetTo::Zero, Durability::AtSync).await.unwrap();
+    assert_eq!(set, Guarded::Done);
+    let left = pool.stored_bytes(&big.id, &big.head).await.unwrap();
+    assert!(left + given_up.length() <= stored, "{stored} bytes, then {left}");
+    write_blocks(&head, 1024, 32, b'n').await;
+    head.sync().await.unwrap();
+    let held = [(0, 1, b'c'), (1, 64, b'b'), (64, 128, 0), (128, 256, b'b'), (256, 1024, b'?')];
+    assert_holds(head.layer(), &held).await;
+    assert_holds(head.layer(), &[(1024, 1056, b'n'), (1056, 2048, b'?')]).await;
     head.close().await.unwrap();
 
     let mut made = 0;
