@@ -166,7 +166,9 @@ impl Held {
     }
 
     async fn close(&self) -> bool {
-        hint::remove(&self.located.catalog, self.image.id());
+        // On a thread of its own: whoever waits for this gives up at some time, and a disk that stands still must not keep it.
+        let (catalog, id) = (self.located.catalog.clone(), self.image.id().clone());
+        let _ = tokio::task::spawn_blocking(move || hint::remove(&catalog, &id)).await;
         let closed = self.image.clone().close().await;
         if let Err(error) = &closed {
             tracing::error!(image = %self.image.record().name, error = %error.chain(), "an image could not be synced when it was closed");

@@ -122,8 +122,10 @@ impl Serving {
         self.control_task.abort();
         let left = until.saturating_duration_since(Instant::now()).max(CLOSE_MIN);
         let closed = self.server.exports().close_all(left).await;
-        // Its name is random, and nobody else's. The NBD socket's file went with its listener.
-        let _ = fs::remove_file(&self.control);
+        // Its name is random, and nobody else's. The NBD socket's file went with its listener. A disk that stands still is not
+        // waited for.
+        let removing = tokio::task::spawn_blocking(move || fs::remove_file(&self.control));
+        let _ = tokio::time::timeout(CLOSE_MIN, removing).await;
         drained && closed
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`load`] and [`operations`] use images through the [`machine`] that goes down, [`record`] keeps what was asked and answered,
 //! outside of it, and judges what is found. [`killed`] kills processes, [`power`] switches off a [`guest`], [`slow_disk`] has a
-//! guest wait for its disk, and [`two_connections`] cuts one of those of a client. That the judges can find something is shown by
+//! guest wait for its disk, [`stopped`] tells a server to stop that does, and [`two_connections`] cuts one of those of a client. That the judges can find something is shown by
 //! [`judges`].
 //!
 //! A long run shows as ignored; `cargo xtask slow` runs it.
@@ -19,6 +19,7 @@ mod operations;
 mod power;
 mod record;
 mod slow_disk;
+mod stopped;
 mod story;
 mod tally;
 mod two_connections;
@@ -59,6 +60,9 @@ fn cases() -> Vec<Case> {
             "ten_servers_that_are_killed_on_a_slow_disk_write_nothing_afterwards",
             || slow_disk::killed(&[Ext4, Xfs], 5),
         )),
+        in_guest("a_server_that_is_told_to_stop_gives_up_in_time_whatever_its_disk_does", || {
+            stopped::story(Ext4)
+        }),
         in_guest("writes_that_sleep_hold_up_no_reads_of_another_image", || {
             slow_disk::flooded(Ext4)
         }),

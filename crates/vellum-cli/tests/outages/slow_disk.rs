@@ -22,16 +22,26 @@ use crate::record::{FIRST, Outage, SIZE};
 use crate::story::{self, PATIENCE, until};
 
 /// What the kernel keeps of what is not on the disk yet: less than what is on its way.
-const UNWRITTEN_MAX: u64 = 1 << 20;
+pub const UNWRITTEN_MAX: u64 = 1 << 20;
 /// How long a request takes a slow disk.
-const SLOW: Pace = Pace::Slow(Duration::from_millis(3));
+pub const SLOW: Pace = Pace::Slow(Duration::from_millis(3));
 /// The images that are written to.
-const IMAGES: [&str; 3] = [FIRST, "thin0", "classic0"];
+pub const IMAGES: [&str; 3] = [FIRST, "thin0", "classic0"];
 /// How often one looks what the dead do before a disk that stands still goes on.
 const LOOKS: u32 = 3;
 
 /// A guest of a file system, and its disk.
 fn boot(dir: &Path, parts: &Parts, file_system: FileSystem) -> Result<(Guest, Served)> {
+    boot_serving(dir, parts, file_system, &[])
+}
+
+/// The same, where the server is started with more arguments.
+pub fn boot_serving(
+    dir: &Path,
+    parts: &Parts,
+    file_system: FileSystem,
+    arguments: &[&str],
+) -> Result<(Guest, Served)> {
     let name = file_system.name();
     let file = dir.join(name);
     file_system.make(&file)?;
@@ -39,7 +49,7 @@ fn boot(dir: &Path, parts: &Parts, file_system: FileSystem) -> Result<(Guest, Se
     let disk = Served::start(disk, &dir.join(format!("{name}.sock")))?;
     let guest = Guest::power_on(parts, &disk, file_system, 10)?;
     guest.wait_until_up()?;
-    guest.serve()?;
+    guest.start_with(Server::One, arguments)?;
     Ok((guest, disk))
 }
 

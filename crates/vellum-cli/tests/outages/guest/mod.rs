@@ -200,10 +200,16 @@ impl Guest {
 
     /// Starts one of two servers, which may run at the same time.
     pub fn start(&self, server: Server) -> Result<()> {
+        self.start_with(server, &[])
+    }
+
+    /// The same, with more arguments.
+    pub fn start_with(&self, server: Server, arguments: &[&str]) -> Result<()> {
         self.type_in(&format!(
-            "(vellum --home /disk/home serve --listen 0.0.0.0:{} --insecure \
-             </dev/null >/dev/ttyS0 2>&1 & echo $! >{})\n",
+            "({{ vellum --home /disk/home serve --listen 0.0.0.0:{} --insecure {} & \
+             echo $! >{}; wait $!; echo \"{SERVER_END}$?\"; }} </dev/null >/dev/ttyS0 2>&1 &)\n",
             server.port(),
+            arguments.join(" "),
             server.number_file()
         ))?;
         let times = self.served.fetch_add(1, Ordering::Relaxed) + 1;
@@ -219,6 +225,18 @@ impl Guest {
     /// Kills one of the servers, which need not be gone then.
     pub fn kill(&self, server: Server) -> Result<()> {
         self.shell(&format!("kill -9 $(cat {})", server.number_file())).map(|_| ())
+    }
+
+    /// Asks one of the servers to stop.
+    pub fn terminate(&self, server: Server) -> Result<()> {
+        self.shell(&format!("kill $(cat {})", server.number_file())).map(|_| ())
+    }
+
+    /// The exit code of the first server that has ended.
+    pub fn exit_code(&self) -> Option<i32> {
+        let printed = self.console.0.lock();
+        let (_, rest) = printed.text.split_once(SERVER_END)?;
+        rest.lines().next()?.trim().parse().ok()
     }
 
     /// How many threads of a server are asleep in the kernel, where no signal reaches them.
@@ -343,6 +361,9 @@ impl Machine for Guest {
         self.connect_to(Server::One, export)
     }
 }
+
+/// What stands before the exit code of a server.
+const SERVER_END: &str = "guest: a server ended with ";
 
 /// What stands between what a command printed and its exit code.
 const END: &str = "==== exit code ";
