@@ -26,7 +26,7 @@ use crate::layer::{CephLayer, ReadsHead};
 use crate::ownership::{self, described};
 use crate::pending::{self, AtWork};
 use crate::place::Place;
-use crate::watched::Watched;
+use crate::watched::{Role, Watched};
 use crate::{bitmap, change, check, children, create, keys, records, remove};
 
 /// Records that are read at once.
@@ -194,6 +194,7 @@ impl<O: Objects> CephCatalog<O> {
             }
             None => return Err(no_revision(&described)),
         };
+        watched.saw(&described);
         let presence = bitmap::load(&self.0.objects, image, Some(snapshot)).await?;
         let data = Arc::new(self.data(&described, Some(snapshot), presence)?);
         Ok(CephLayer::new(revision.clone(), data, watched, None))
@@ -202,11 +203,12 @@ impl<O: Objects> CephCatalog<O> {
     async fn owned(&self, image: &ImageId) -> Result<CephHead<O>> {
         let objects = &self.0.objects;
         let watched = self.watched(image).await?;
-        let described = ownership::acquire(objects, &watched, image).await?;
-        match self.open_head(&described, &watched).await {
+        let (described, acquisition) = ownership::acquire(objects, &watched, image).await?;
+        match self.open_head(&described, &watched, acquisition).await {
             Ok(head) => Ok(head),
             Err(error) => {
-                let _ = ownership::release(objects, &watched, image).await;
+                watched.change_role(Role::Owner(acquisition), Role::Releasing(acquisition));
+                let _ = ownership::release(objects, &watched, image, acquisition).await;
                 Err(error)
             }
         }
@@ -216,6 +218,7 @@ impl<O: Objects> CephCatalog<O> {
         &self,
         described: &Described,
         watched: &Arc<Watched<O>>,
+        acquisition: u64,
     ) -> Result<CephHead<O>> {
         if described.sparse.is_none() {
             let what = format!(
@@ -230,7 +233,7 @@ impl<O: Objects> CephCatalog<O> {
         let revision = keys::head_revision(described.id.as_str());
         let layer = CephLayer::new(revision, data, watched.clone(), None);
         let context = change::context(described);
-        Ok(CephHead::new(self.clone(), described.id.clone(), layer, context))
+        Ok(CephHead::new(self.clone(), described.id.clone(), layer, context, acquisition))
     }
 
     async fn head_for_reading(&self, image: &ImageId) -> Result<CephLayer<O>> {

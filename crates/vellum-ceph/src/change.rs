@@ -98,6 +98,8 @@ async fn snapshot<O: Objects>(
             op = op.set_omap(keys::auto(number.value), "");
         }
         let op = op.call(CLASS, add.method, add.input);
+        // Before it is there, so that nothing is changed without it once it is. One too many costs a copy, and no more.
+        owned.set_context(with_one_more(&now, number.value));
         match write_header(objects, &owned.id, op).await {
             Ok(()) => break,
             Err(Failure::MISMATCH) => {}
@@ -108,6 +110,8 @@ async fn snapshot<O: Objects>(
             Err(failure) => {
                 if failure.may_have_happened() {
                     number.keep();
+                } else {
+                    owned.set_context(context(&now));
                 }
                 return Err(failed(failure, doing()));
             }
@@ -115,7 +119,7 @@ async fn snapshot<O: Objects>(
     }
     let id = number.keep();
     // From here on the snapshot is there, whatever else fails.
-    let now = described(objects, &owned.id).await?;
+    let now = described(objects, &owned.id).await.map_err(Error::maybe_done)?;
     owned.set_context(context(&now));
     if let Some(presence) = owned.layer().data().presence() {
         let saved = crate::bitmap::save(objects, &owned.id, Some(id), &presence).await;
@@ -125,7 +129,17 @@ async fn snapshot<O: Objects>(
         }
     }
     announce(owned).await;
-    owned.catalog.record_of(&now).await
+    owned.catalog.record_of(&now).await.map_err(Error::maybe_done)
+}
+
+/// The snapshots that must keep what the head changes, and one that is about to be among them.
+fn with_one_more(described: &Described, number: u64) -> SnapContext {
+    let mut context = context(described);
+    if number > context.newest {
+        context.newest = number;
+        context.snapshots.insert(0, number);
+    }
+    context
 }
 
 /// The snapshots that must keep what the head changes.

@@ -6,6 +6,7 @@ use vellum_engine::{ChildRef, Error, ErrorKind, ImageId, Result, RevisionId};
 use vellum_rados::{Failure, Objects, WriteOp, WriteStep};
 use vellum_rbd::method::{CLASS, layering, snapshot as snapshot_method};
 use vellum_rbd::names;
+use vellum_rbd::notify::Message;
 use vellum_rbd::records::Child;
 
 use crate::catalog::CephCatalog;
@@ -14,6 +15,7 @@ use crate::described::{Described, text};
 use crate::error::failed;
 use crate::keys;
 use crate::ownership::{described, write_header};
+use crate::watched::tell;
 
 /// The children of an image, with the revision that each hangs on.
 pub(crate) fn of<O: Objects>(
@@ -177,7 +179,9 @@ pub(crate) async fn remove_snapshot<O: Objects>(
         let child = ChildRef { pool: catalog.pool_id(), image: id.clone() };
         catalog.leave(&link, &child).await?;
     }
-    forget_dropped(catalog, objects, &after, snapshot).await
+    // Whoever has the snapshot open hears that it is gone, before anything of it is.
+    let _ = tell(objects, id, &Message::HeaderChanged).await.map_err(Error::maybe_done)?;
+    forget_dropped(catalog, objects, &after, snapshot).await.map_err(Error::maybe_done)
 }
 
 /// Lets the cluster free what a removed snapshot alone kept.

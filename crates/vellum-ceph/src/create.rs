@@ -42,9 +42,9 @@ pub(crate) async fn create<O: Objects>(
     };
     let id = new.id.clone().unwrap_or_else(|| vellum_engine::Catalog::unused_id(catalog));
     let _work = catalog.at_work().begin(&id).await?;
-    enter(catalog, &new, &id, parent.as_ref()).await?;
+    let note = enter(catalog, &new, &id, parent.as_ref()).await?;
     match build(catalog, &new, &id, parent.as_ref()).await {
-        Ok(()) => finish(catalog, &id).await?,
+        Ok(()) => finish(catalog, &id, note).await?,
         Err(error) => {
             // Whether the header is there is not known: then it is for whoever looks at what is pending.
             if error.happened() == Happened::NotDone {
@@ -112,7 +112,7 @@ async fn enter<O: Objects>(
     new: &NewImage,
     id: &ImageId,
     parent: Option<&ParentSpec>,
-) -> Result<()> {
+) -> Result<Pending> {
     let name = new.name.as_str();
     let client = catalog.objects().client();
     let note =
@@ -122,7 +122,7 @@ async fn enter<O: Objects>(
         .call(CLASS, add.method, add.input)
         .set_omap(keys::pending(id.as_str()), note.to_bytes());
     match catalog.objects().write(DIRECTORY, &SnapContext::default(), op).await {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(note),
         Err(Failure::EXISTS) => {
             let what = format!("an image {name} is there already; choose another name");
             Err(Error::new(ErrorKind::Exists, what))
@@ -243,15 +243,25 @@ pub(crate) fn now() -> Time {
     Time { seconds: since.as_secs() as u32, nanoseconds: since.subsec_nanos() }
 }
 
-async fn finish<O: Objects>(catalog: &CephCatalog<O>, id: &ImageId) -> Result<()> {
-    let key = keys::pending(id.as_str()).into_bytes();
-    let op = WriteOp::new().then(WriteStep::RemoveOmap([key].into()));
-    let done = catalog.objects().write(DIRECTORY, &SnapContext::default(), op).await;
-    // The image is there, and what is left of the note goes with the next who looks.
-    if let Err(failure) = done {
-        tracing::warn!(image = %id, "the note of its creation is still there: {failure}");
+async fn finish<O: Objects>(catalog: &CephCatalog<O>, id: &ImageId, note: Pending) -> Result<()> {
+    let (objects, key) = (catalog.objects(), keys::pending(id.as_str()));
+    let remove = WriteStep::RemoveOmap([key.clone().into_bytes()].into());
+    let op = WriteOp::new().compare_omap(key, note.to_bytes()).then(remove);
+    match objects.write(DIRECTORY, &SnapContext::default(), op).await {
+        Ok(()) => Ok(()),
+        // Somebody took this client for dead, and its image's name and entry back: so is the rest.
+        Err(Failure::MISMATCH) => {
+            let doing = || format!("create image {}", note.name);
+            remove_if_there(objects, &names::header(id.as_str()), doing).await?;
+            let what = format!("{}: another client took it back meanwhile; try again", doing());
+            Err(Error::new(ErrorKind::Conflict, what))
+        }
+        // The image is there, and what is left of the note goes with the next who looks.
+        Err(failure) => {
+            tracing::warn!(image = %id, "the note of its creation is still there: {failure}");
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 /// Takes back what was begun for an image that has no header. What cannot be taken back stays noted.

@@ -63,6 +63,11 @@ impl<O: Objects> Data<O> {
         &self.objects
     }
 
+    /// The snapshot that is seen; `None` for the head.
+    pub(crate) fn snapshot(&self) -> Option<u64> {
+        (self.at != SnapId::HEAD).then_some(self.at.0)
+    }
+
     pub(crate) fn name(&self, object: ObjectNo) -> String {
         names::data(&self.prefix, object.0)
     }
@@ -92,6 +97,15 @@ impl<O: Objects> Data<O> {
             some.iter().for_each(|object| drop(known.states.remove(object)));
         }
         known.states.insert(object, states);
+    }
+
+    /// An object may be there from now on.
+    pub(crate) fn expect(&self, object: ObjectNo) {
+        let mut known = self.known.lock();
+        known.states.entry(object).or_insert(ObjectStates::Absent);
+        if let Some(presence) = &mut known.presence {
+            presence.insert(object.0);
+        }
     }
 
     /// Forgets what an object says of its units, since that is not sure any more. It may be there from now on.

@@ -17,6 +17,7 @@ use vellum_rbd::{Decode, Encode, Features, Header, Text};
 
 use crate::error::{corrupt, failed};
 use crate::keys::{self, Elsewhere, Hash, Key, Sparse};
+use crate::states::UNITS_MAX;
 
 /// Keys that are read at once.
 const KEYS_AT_ONCE: u64 = 1000;
@@ -138,6 +139,14 @@ impl Described {
     }
 
     fn check_understood(&self) -> Result<()> {
+        if let Some(sparse) = &self.sparse {
+            let (block, geometry) = (u64::from(sparse.block_size), self.geometry()?);
+            let units = geometry.object_size() / block;
+            if !geometry.accepts_block_size(block) || units > UNITS_MAX {
+                let what = format!("image {} cannot have blocks of {block} bytes", self.id);
+                return Err(Error::corrupt(what));
+            }
+        }
         let features = self.header.features.not_understood(false, UNDERSTOOD);
         if features == Features(0) {
             return Ok(());

@@ -40,6 +40,8 @@ pub(crate) struct Owned<O: Objects> {
     pub(crate) catalog: CephCatalog<O>,
     pub(crate) id: ImageId,
     layer: CephLayer<O>,
+    /// The acquisition of the lock by which it is owned.
+    acquisition: u64,
     /// Which snapshots must keep what is about to be changed.
     context: RwLock<Arc<SnapContext>>,
     /// Whether the image was given back. Held shared by each change for as long as it lasts.
@@ -52,10 +54,12 @@ impl<O: Objects> CephHead<O> {
         id: ImageId,
         layer: CephLayer<O>,
         context: SnapContext,
+        acquisition: u64,
     ) -> Self {
         let context = RwLock::new(Arc::new(context));
         let closed = tokio::sync::RwLock::new(false);
-        Self(Arc::new(Owner(Arc::new(Owned { catalog, id, layer, context, closed }))))
+        let owned = Owned { catalog, id, layer, acquisition, context, closed };
+        Self(Arc::new(Owner(Arc::new(owned))))
     }
 
     pub(crate) fn owned(&self) -> &Arc<Owned<O>> {
@@ -114,8 +118,8 @@ impl<O: Objects> Owned<O> {
 
     pub(crate) fn check_owned(&self) -> Result<()> {
         match self.layer.image().role() {
-            Role::Owner | Role::Releasing => Ok(()),
-            Role::Reader | Role::Lost => Err(Error::new(
+            Role::Owner(number) | Role::Releasing(number) if number == self.acquisition => Ok(()),
+            _ => Err(Error::new(
                 ErrorKind::OwnershipLost,
                 format!("image {} was taken over by somebody else; open it again", self.id),
             )),
@@ -165,6 +169,10 @@ impl<O: Objects> Owned<O> {
             return Ok(Some(Guarded::Missing(missing.clone())));
         }
         let op = planned.operation(data.place(), before);
+        if !before.exists() && matches!(planned, Plan::Change(..)) {
+            // Noted before it can be there: whoever dies in between leaves no bitmap that lacks it.
+            data.expect(object);
+        }
         match data.objects().write(&data.name(object), &self.context(), op).await {
             Ok(()) => {
                 if let Plan::Change(_, after) = planned {
@@ -178,7 +186,7 @@ impl<O: Objects> Owned<O> {
             }
             Err(failure) => {
                 if failure == Failure::BLOCKLISTED {
-                    self.layer.image().change_role(Role::Owner, Role::Lost);
+                    self.layer.image().lose(Role::Refused);
                 }
                 if failure.may_have_happened() {
                     data.forget(object);
@@ -197,15 +205,16 @@ impl<O: Objects> Owned<O> {
         drop(closed);
         let objects = self.catalog.objects();
         let image = self.layer.image();
-        image.change_role(Role::Owner, Role::Releasing);
-        if image.role() != Role::Releasing {
+        let number = self.acquisition;
+        image.change_role(Role::Owner(number), Role::Releasing(number));
+        if image.role() != Role::Releasing(number) {
             return Ok(());
         }
         let saved = match self.layer.data().presence() {
             Some(presence) => bitmap::save(objects, &self.id, None, &presence).await,
             None => Ok(()),
         };
-        let released = ownership::release(objects, image, &self.id).await;
+        let released = ownership::release(objects, image, &self.id, number).await;
         // Without its bitmap the image is slower, and no less right.
         if let Err(error) = saved {
             tracing::warn!(image = %self.id, "the bitmap was not written: {}", error.chain());
@@ -221,7 +230,8 @@ impl<O: Objects> Drop for Owner<O> {
         if owned.closed.try_read().is_ok_and(|closed| *closed) {
             return;
         }
-        owned.layer.image().change_role(Role::Owner, Role::Releasing);
+        let number = owned.acquisition;
+        owned.layer.image().change_role(Role::Owner(number), Role::Releasing(number));
         // Without a runtime there is nobody to give it back; whoever takes it over finds that nobody answers.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
@@ -316,7 +326,9 @@ impl<O: Objects> Head for CephHead<O> {
     fn ownership(&self) -> Ownership {
         let is_closed = self.owned().closed.try_read().is_ok_and(|closed| *closed);
         match self.owned().layer.image().role() {
-            Role::Owner if !is_closed => Ownership::Held,
+            Role::Owner(number) if number == self.owned().acquisition && !is_closed => {
+                Ownership::Held
+            }
             _ => Ownership::Lost,
         }
     }

@@ -29,6 +29,13 @@ struct Open<O: Objects> {
     _reads_head: Option<ReadsHead<O>>,
 }
 
+impl<O: Objects> Open<O> {
+    /// `NotFound` once what it is of was removed: what is missing then says nothing.
+    fn check_there(&self) -> Result<()> {
+        self.image.check_there(self.data.snapshot())
+    }
+}
+
 impl<O: Objects> CephLayer<O> {
     pub(crate) fn new(
         revision: RevisionId,
@@ -64,7 +71,7 @@ impl<O: Objects> CephLayer<O> {
             let reads = pieces.iter().map(|piece| async {
                 let scratch = Buffer::from_vec(vec![0; piece.len_usize()]);
                 let all = 0..piece.len_usize();
-                let is_there = || self.0.image.check_there();
+                let is_there = || self.0.check_there();
                 (*piece, data.read_piece(*piece, scratch, all, is_there).await)
             });
             let mut reads: FuturesOrdered<_> = reads.collect();
@@ -109,7 +116,7 @@ impl<O: Objects> Layer for CephLayer<O> {
             let rest = out.last().map_or(at, |last| at.split(last.extent.end()).1);
             let unknown = data.unknown_in(rest, AT_ONCE);
             try_join_all(unknown.iter().map(|object| data.states_of(*object))).await?;
-            self.0.image.check_there()?;
+            self.0.check_there()?;
             asked += unknown.len();
         }
         Ok(())
@@ -118,7 +125,7 @@ impl<O: Objects> Layer for CephLayer<O> {
     fn try_read(&self, at: Extent, _buffer: &mut [u8], out: &mut Runs) -> TryRead {
         // What is data, or may be, comes over a network.
         match self.states(at, usize::MAX, out) {
-            Known::All if out.all(State::Inherited) && self.0.image.check_there().is_ok() => {
+            Known::All if out.all(State::Inherited) && self.0.check_there().is_ok() => {
                 TryRead::Done
             }
             _ => TryRead::WouldWait,
@@ -136,7 +143,7 @@ impl<O: Objects> Layer for CephLayer<O> {
         }
         let data = &self.0.data;
         if data.place().object_of(at).is_some() {
-            return data.read_piece(at, buffer, into, || self.0.image.check_there()).await;
+            return data.read_piece(at, buffer, into, || self.0.check_there()).await;
         }
         let found = self.read_pieces(at, &mut buffer[into]).await;
         (buffer, found)

@@ -21,17 +21,18 @@ use crate::keys;
 use crate::watched::{Role, Watched, tell};
 
 /// How long a holder that gives no answer is waited for: until the cluster has forgotten a client that died.
-const SILENT_MAX: Duration = Duration::from_secs(40);
+pub(crate) const SILENT_MAX: Duration = Duration::from_secs(40);
 /// How long between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// Takes the lock of an image for this client, and returns what the header says then.
+/// Takes the lock of an image for this client, and returns what the header says then, and the number of the acquisition.
 pub(crate) async fn acquire<O: Objects>(
     objects: &O,
     image: &Arc<Watched<O>>,
     id: &vellum_engine::ImageId,
-) -> Result<Described> {
+) -> Result<(Described, u64)> {
     let until = Instant::now() + SILENT_MAX;
+    let taking = Taking::begin(image, id, until).await?;
     loop {
         let described = described(objects, id).await?;
         let me = image.me();
@@ -42,37 +43,94 @@ pub(crate) async fn acquire<O: Objects>(
         let asked = ask::lock(lock::IMAGE, Kind::Exclusive, &lock::cookie(me.watch), lock::MANAGED);
         let op = WriteOp::new().assert_version(described.version).call("lock", "lock", asked);
         match write_header(objects, id, op).await {
-            Ok(()) => {
-                image.set_role(Role::Owner);
-                return self::described(objects, id).await;
+            Ok(()) => {}
+            Err(Failure::MISMATCH | Failure::BUSY) => continue,
+            Err(failure) => {
+                unlock(objects, id, me.watch).await?;
+                return Err(failed(failure, format!("take the lock of image {id}")));
             }
-            Err(Failure::MISMATCH | Failure::BUSY) => {}
-            Err(failure) => return Err(failed(failure, format!("take the lock of image {id}"))),
+        }
+        match self::described(objects, id).await {
+            // By a watch that was lost meanwhile it is not held for long.
+            Ok(described) if image.me() == me => return Ok((described, taking.end())),
+            Ok(_) => unlock(objects, id, me.watch).await?,
+            Err(error) => {
+                unlock(objects, id, me.watch).await?;
+                return Err(error);
+            }
         }
     }
 }
 
-/// Gives the lock back, if this client still has it.
+/// That this client is about to take the lock of an image, and nobody else of it.
+struct Taking<'a, O: Objects>(&'a Arc<Watched<O>>);
+
+impl<'a, O: Objects> Taking<'a, O> {
+    async fn begin(
+        image: &'a Arc<Watched<O>>,
+        id: &vellum_engine::ImageId,
+        until: Instant,
+    ) -> Result<Self> {
+        while !image.change_role(Role::Reader, Role::Taking) {
+            match image.role() {
+                Role::Refused => {
+                    let what = "the cluster refuses this client, since another took its lock";
+                    return Err(Error::new(ErrorKind::OwnershipLost, what));
+                }
+                Role::Reader | Role::Releasing(_) if Instant::now() < until => {}
+                _ => {
+                    let what = format!("image {id} is in use by this process");
+                    return Err(Error::new(ErrorKind::InUse, what));
+                }
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(Self(image))
+    }
+
+    /// It has it.
+    fn end(self) -> u64 {
+        let number = self.0.next_acquisition();
+        self.0.change_role(Role::Taking, Role::Owner(number));
+        number
+    }
+}
+
+impl<O: Objects> Drop for Taking<'_, O> {
+    fn drop(&mut self) {
+        self.0.change_role(Role::Taking, Role::Reader);
+    }
+}
+
+/// Gives the lock back that this client took as this acquisition, if it still has it.
 pub(crate) async fn release<O: Objects>(
     objects: &O,
     image: &Arc<Watched<O>>,
     id: &vellum_engine::ImageId,
+    acquisition: u64,
 ) -> Result<()> {
-    let me = image.me();
-    let op = WriteOp::new().assert_exists().call(
-        "lock",
-        "unlock",
-        ask::unlock(lock::IMAGE, &lock::cookie(me.watch)),
-    );
-    let released = write_header(objects, id, op).await;
-    image.set_role(Role::Reader);
-    match released {
-        Ok(()) | Err(Failure::NOT_FOUND) => {}
-        Err(failure) => return Err(failed(failure, format!("give back the lock of image {id}"))),
+    let mut me = image.me();
+    let mut released = unlock(objects, id, me.watch).await;
+    // Another watch may have taken the place of the one that it was held by.
+    while released.is_ok() && image.me() != me {
+        me = image.me();
+        released = unlock(objects, id, me.watch).await;
     }
+    image.change_role(Role::Releasing(acquisition), Role::Reader);
+    released?;
     // Whoever waits for it asks again; it is no loss if nobody hears.
     let _ = image.tell(&Message::Released(me)).await;
     Ok(())
+}
+
+/// Gives a lock back that is held by a watch of this client; that it is not is fine.
+async fn unlock<O: Objects>(objects: &O, id: &vellum_engine::ImageId, watch: u64) -> Result<()> {
+    let asked = ask::unlock(lock::IMAGE, &lock::cookie(watch));
+    let op = WriteOp::new().assert_exists().call("lock", "unlock", asked);
+    match write_header(objects, id, op).await {
+        Ok(()) | Err(Failure::NOT_FOUND) => Ok(()),
+        Err(failure) => Err(failed(failure, format!("give back the lock of image {id}"))),
+    }
 }
 
 /// Notes that this client reads the head, so that nobody writes to it. Returns what the header says.
@@ -126,9 +184,13 @@ pub(crate) async fn end_reading<O: Objects>(
 }
 
 /// `InUse` if somebody holds the image, or reads its head. Takes it from the dead.
-pub(crate) async fn check_free<O: Objects>(objects: &O, described: &Described) -> Result<bool> {
+pub(crate) async fn check_free<O: Objects>(
+    objects: &O,
+    described: &Described,
+    until: Instant,
+) -> Result<bool> {
     let nobody = ClientId { client: objects.client(), watch: 0 };
-    is_free(objects, described, nobody, Instant::now() + SILENT_MAX).await
+    is_free(objects, described, nobody, until).await
 }
 
 /// Whether nobody holds the image, or reads its head. False if another look is needed; `InUse` if somebody does.

@@ -21,7 +21,7 @@ use vellum_rbd::{Decode, Encode, Text};
 
 use crate::error::{corrupt, failed};
 use crate::keys;
-use crate::watched::ANSWER_WAIT;
+use crate::watched::{AGAIN, ANSWER_WAIT};
 
 /// The object that all watch who have something pending.
 pub const CLIENTS: &str = "vellum_clients";
@@ -162,7 +162,7 @@ impl<O: Objects> AtWork<O> {
             let watch = self.objects.watch(CLIENTS).await;
             let watch = watch.map_err(|failure| failed(failure, doing()))?;
             let (end, ended) = oneshot::channel();
-            tokio::spawn(answer(watch, self.images.clone(), ended));
+            tokio::spawn(answer(self.objects.clone(), watch, self.images.clone(), ended));
             Ok(end)
         };
         self.watch.get_or_try_init(watch).await?;
@@ -280,8 +280,9 @@ impl<O: Objects> Drop for Kept<O> {
 }
 
 /// Answers those who ask, with something if this client is at work at the image that they name.
-async fn answer<W: Watch>(
-    mut watch: W,
+async fn answer<O: Objects>(
+    objects: O,
+    mut watch: O::Watch,
     images: Arc<Mutex<BTreeMap<ImageId, usize>>>,
     mut ended: oneshot::Receiver<()>,
 ) {
@@ -291,10 +292,27 @@ async fn answer<W: Watch>(
             _ = &mut ended => break,
             event = watch.next() => event,
         };
-        let Some(Event::Said { said, bytes, .. }) = event else { break };
-        let id = ImageId::new(String::from_utf8_lossy(&bytes).into_owned());
-        let answer = if images.lock().contains_key(&id) { vec![1] } else { Vec::new() };
-        let _ = watch.answer(said, answer).await;
+        if let Some(Event::Said { said, bytes, .. }) = event {
+            let id = ImageId::new(String::from_utf8_lossy(&bytes).into_owned());
+            let answer = if images.lock().contains_key(&id) { vec![1] } else { Vec::new() };
+            let _ = watch.answer(said, answer).await;
+            continue;
+        }
+        // It was lost: until there is another, others may take this client for dead, and what it has begun from it.
+        loop {
+            match objects.watch(CLIENTS).await {
+                Ok(another) => {
+                    let _ = std::mem::replace(&mut watch, another).close().await;
+                    break;
+                }
+                Err(Failure::BLOCKLISTED) => return,
+                Err(_) => {}
+            }
+            tokio::select! {
+                _ = &mut ended => return,
+                () = tokio::time::sleep(AGAIN) => {}
+            }
+        }
     }
     let _ = watch.close().await;
 }

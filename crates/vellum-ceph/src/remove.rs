@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
+use tokio::time::Instant;
 use vellum_engine::{ChildRef, Error, ErrorKind, ImageId, Result, Version};
 use vellum_rados::{Failure, Objects, SnapContext, WriteOp};
 use vellum_rbd::Encode;
@@ -15,7 +16,7 @@ use crate::create::{forget_name, remove_if_there};
 use crate::described::{Described, text};
 use crate::error::failed;
 use crate::keys;
-use crate::ownership::{check_free, described, write_header};
+use crate::ownership::{SILENT_MAX, check_free, described, write_header};
 use crate::pending::{Begun, Pending};
 use crate::watched::tell;
 use crate::{bitmap, children, records};
@@ -33,7 +34,7 @@ pub(crate) async fn remove<O: Objects>(
 ) -> Result<()> {
     let objects = catalog.objects();
     let _work = catalog.at_work().begin(id).await?;
-    let mut is_noted = false;
+    let (mut is_noted, until) = (false, Instant::now() + SILENT_MAX);
     let name = loop {
         let now = described(objects, id).await?;
         let name = catalog.name_of(id).await?;
@@ -43,7 +44,7 @@ pub(crate) async fn remove<O: Objects>(
             let what = format!("image {name} has children ({count}); flatten or remove them first");
             return Err(Error::new(ErrorKind::HasChildren, what));
         }
-        if !check_free(objects, &now).await? {
+        if !check_free(objects, &now, until).await? {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         }
@@ -77,8 +78,12 @@ pub(crate) async fn finish<O: Objects>(
     let objects = catalog.objects();
     let doing = || format!("remove what is left of image {name}");
     if let Some(last) = Described::read_whatever(objects, id).await? {
-        // All who have it open look, and find it gone, before anything of it is missing.
-        let _ = tell(objects, id, &Message::HeaderChanged).await;
+        // All who have it open look, and find it gone, before anything of it is missing. Whoever does not hear it has lost its watch,
+        // or will before long; what cannot be told is told by whoever goes on with this.
+        let until = Instant::now() + SILENT_MAX;
+        while !tell(objects, id, &Message::HeaderChanged).await?.silent.is_empty()
+            && Instant::now() < until
+        {}
         remove_data(catalog, &last).await?;
         let snapshots = last.header.snapshots.keys().chain(&last.dropped).map(|id| Some(*id));
         for snapshot in snapshots.chain([None]) {

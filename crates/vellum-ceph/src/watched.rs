@@ -4,6 +4,7 @@
 //! image: who holds its lock answers what is asked of it, all others acknowledge. That the header changed is acknowledged only once
 //! this client has looked: so whoever removes an image knows that nobody still takes for inherited what is being removed.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -11,18 +12,19 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use vellum_engine::{Error, ErrorKind, ImageId, Result};
-use vellum_rados::{Event, Failure, Objects, SnapContext, Watch, WriteOp};
+use vellum_rados::{Event, Failure, Objects, SnapContext, Watch, WriteOp, WriteStep};
 use vellum_rbd::lock::{self, Kind, ask};
 use vellum_rbd::notify::{Answer, ClientId, Heard, Message};
 use vellum_rbd::{Decode, Encode, names};
 
 use crate::described::Described;
 use crate::error::failed;
+use crate::keys;
 
 /// How long others have to answer.
 pub(crate) const ANSWER_WAIT: Duration = Duration::from_millis(vellum_rbd::notify::ANSWER_WAIT_MS);
 /// How long after a watch was lost another one is tried.
-const AGAIN: Duration = Duration::from_millis(500);
+pub(crate) const AGAIN: Duration = Duration::from_millis(500);
 /// `EBUSY`, for who asks for a lock that its holder keeps.
 const KEEPS: Answer = Answer(-16);
 /// `EOPNOTSUPP`, for who asks for what this program does not do for others.
@@ -39,12 +41,21 @@ pub(crate) enum Role {
     /// One who reads.
     #[default]
     Reader,
-    /// Who holds its lock.
-    Owner,
+    /// Who is about to take its lock.
+    Taking,
+    /// Who holds its lock, since an acquisition of this number.
+    Owner(u64),
     /// Who is giving its lock back.
-    Releasing,
-    /// Who held its lock, and was told that it does not any more.
-    Lost,
+    Releasing(u64),
+    /// Who cannot have it again: the cluster refuses this client.
+    Refused,
+}
+
+impl Role {
+    /// Whether the lock of the image may be this client's.
+    fn may_hold(self) -> bool {
+        matches!(self, Self::Owner(_) | Self::Releasing(_))
+    }
 }
 
 /// An open image.
@@ -65,7 +76,11 @@ pub(crate) struct Watched<O: Objects> {
 struct State {
     watch: u64,
     role: Role,
+    acquisitions: u64,
     is_gone: bool,
+    /// The snapshots that there were when the header was looked at last, and its version then.
+    snapshots: BTreeSet<u64>,
+    looked_at: u64,
 }
 
 impl<O: Objects> Watched<O> {
@@ -74,7 +89,14 @@ impl<O: Objects> Watched<O> {
         let watch = objects.watch(&names::header(id.as_str())).await;
         let watch = watch.map_err(|failure| failed(failure, format!("watch image {id}")))?;
         let (end, ended) = oneshot::channel();
-        let state = State { watch: watch.id(), role: Role::Reader, is_gone: false };
+        let state = State {
+            watch: watch.id(),
+            role: Role::Reader,
+            acquisitions: 0,
+            is_gone: false,
+            snapshots: BTreeSet::new(),
+            looked_at: 0,
+        };
         let this = Arc::new(Self {
             objects: objects.clone(),
             id,
@@ -96,24 +118,51 @@ impl<O: Objects> Watched<O> {
         self.state.lock().role
     }
 
-    pub(crate) fn set_role(&self, role: Role) {
-        self.state.lock().role = role;
+    /// Changes what this client is, if it is what it is thought to be. Whether it was.
+    pub(crate) fn change_role(&self, from: Role, to: Role) -> bool {
+        let mut state = self.state.lock();
+        let is_so = state.role == from;
+        if is_so {
+            state.role = to;
+        }
+        is_so
     }
 
-    /// What this client was not told otherwise before.
-    pub(crate) fn change_role(&self, from: Role, to: Role) {
+    /// The number of the next acquisition, by which whoever has it knows whether it is still theirs.
+    pub(crate) fn next_acquisition(&self) -> u64 {
         let mut state = self.state.lock();
-        if state.role == from {
+        state.acquisitions += 1;
+        state.acquisitions
+    }
+
+    /// The lock is not this client's any more, whoever of it had it.
+    pub(crate) fn lose(&self, to: Role) {
+        let mut state = self.state.lock();
+        if state.role.may_hold() {
             state.role = to;
         }
     }
 
-    /// `NotFound` once the image was removed.
-    pub(crate) fn check_there(&self) -> Result<()> {
-        if self.state.lock().is_gone {
+    /// `NotFound` once the image was removed, or the snapshot.
+    pub(crate) fn check_there(&self, snapshot: Option<u64>) -> Result<()> {
+        let state = self.state.lock();
+        if state.is_gone {
             return Err(Error::new(ErrorKind::NotFound, format!("image {} was removed", self.id)));
         }
+        if snapshot.is_some_and(|snapshot| !state.snapshots.contains(&snapshot)) {
+            let what = format!("a snapshot of image {} was removed", self.id);
+            return Err(Error::new(ErrorKind::NotFound, what));
+        }
         Ok(())
+    }
+
+    /// Takes note of what a header says, unless a later one was seen.
+    pub(crate) fn saw(&self, described: &Described) {
+        let mut state = self.state.lock();
+        if described.version >= state.looked_at {
+            state.looked_at = described.version;
+            state.snapshots = described.header.snapshots.keys().copied().collect();
+        }
     }
 
     /// Somebody reads the head from now on.
@@ -145,19 +194,41 @@ impl<O: Objects> Watched<O> {
                 if self.reading.load(Ordering::SeqCst) > 0 { READS.to_vec() } else { Vec::new() }
             }
             Message::Request { .. } => match self.role() {
-                Role::Owner => KEEPS.to_bytes(),
-                Role::Releasing => GIVES.to_bytes(),
-                Role::Reader | Role::Lost => Vec::new(),
+                Role::Owner(_) => KEEPS.to_bytes(),
+                Role::Releasing(_) => GIVES.to_bytes(),
+                Role::Reader | Role::Taking | Role::Refused => Vec::new(),
             },
-            Message::Asked(..) if self.role() == Role::Owner => CANNOT.to_bytes(),
+            Message::Asked(..) if matches!(self.role(), Role::Owner(_)) => CANNOT.to_bytes(),
             _ => Vec::new(),
         }
     }
 
-    /// Whether the image is still there.
+    /// Whether the image is still there, and which snapshots.
     async fn look(&self) {
-        if let Ok(None) = Described::read(&self.objects, &self.id).await {
-            self.state.lock().is_gone = true;
+        match Described::read(&self.objects, &self.id).await {
+            Ok(Some(described)) => self.saw(&described),
+            Ok(None) => self.state.lock().is_gone = true,
+            Err(error) => {
+                tracing::warn!(image = %self.id, "its header was not looked at: {}", error.chain());
+            }
+        }
+    }
+
+    /// Whoever reads the head is noted by the watch that there is now.
+    async fn renew_reader(&self, before: u64, now: u64) {
+        if *self.readers.lock().await == 0 {
+            return;
+        }
+        let (client, none) = (self.objects.client(), Vec::new());
+        let keys = [(keys::reader(client, now).into_bytes(), none)].into();
+        let old = [keys::reader(client, before).into_bytes()].into();
+        let op = WriteOp::new()
+            .assert_exists()
+            .then(WriteStep::SetOmap(keys))
+            .then(WriteStep::RemoveOmap(old));
+        if let Err(failure) = self.objects.write(&self.header(), &SnapContext::default(), op).await
+        {
+            tracing::warn!(image = %self.id, "who reads it is not noted any more: {failure}");
         }
     }
 
@@ -170,20 +241,21 @@ impl<O: Objects> Watched<O> {
                 return None;
             }
             Err(Failure::BLOCKLISTED) => {
-                self.change_role(Role::Owner, Role::Lost);
+                self.state.lock().role = Role::Refused;
                 return None;
             }
             Err(_) => return None,
         };
         let before = std::mem::replace(&mut self.state.lock().watch, watch.id());
-        if self.role() == Role::Owner {
+        if self.role().may_hold() {
             let (from, to) = (lock::cookie(before), lock::cookie(watch.id()));
             let asked = ask::set_cookie(lock::IMAGE, Kind::Exclusive, &from, lock::MANAGED, &to);
             let op = WriteOp::new().assert_exists().call("lock", "set_cookie", asked);
             if self.objects.write(&self.header(), &SnapContext::default(), op).await.is_err() {
-                self.change_role(Role::Owner, Role::Lost);
+                self.lose(Role::Reader);
             }
         }
+        self.renew_reader(before, watch.id()).await;
         self.look().await;
         Some(watch)
     }
@@ -245,10 +317,8 @@ async fn again<O: Objects>(
         if let Some(watch) = image.watch_again().await {
             return Some(watch);
         }
-        if image.check_there().is_err()
-            || image.role() == Role::Lost
-            || Arc::strong_count(image) == 1
-        {
+        let is_over = image.check_there(None).is_err() || image.role() == Role::Refused;
+        if is_over || Arc::strong_count(image) == 1 {
             return None;
         }
         tokio::select! {
