@@ -62,9 +62,9 @@ impl BlockDevice {
         let point_text = point.to_str().context("a temporary path is UTF-8")?;
         tools::ok("mount", &[self.path(), point_text])?;
         let worked = work(point);
-        let unmounted = tools::ok("umount", &[point_text]);
+        let unmounted = unmount(point_text);
         worked?;
-        unmounted.map(|_| ())
+        unmounted
     }
 
     /// Takes it apart, and reports what goes wrong on the way.
@@ -85,6 +85,23 @@ impl BlockDevice {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
+    }
+}
+
+/// Unmounts. A program that another thread is about to start has the descriptors of this process for a moment, and with them the files
+/// that were open on the mount.
+fn unmount(point: &str) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        match tools::ok("umount", &[point]) {
+            Err(error)
+                if error.to_string().contains("busy")
+                    && started.elapsed() < Duration::from_secs(20) =>
+            {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            unmounted => return unmounted.map(|_| ()),
+        }
     }
 }
 
