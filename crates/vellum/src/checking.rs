@@ -5,7 +5,6 @@ use vellum_engine::{ErrorKind, Finding, ImageId, Repair, Result};
 use vellum_image::{Pools, check};
 use vellum_local::FailureCount;
 
-use crate::home::DEFAULT_POOL;
 use crate::vellum::Located;
 use crate::{Catalog, Vellum};
 
@@ -35,8 +34,7 @@ impl Vellum {
         }
         let mut checked = Vec::new();
         for (name, config) in self.pools()? {
-            if name.as_str() == DEFAULT_POOL && !config.path.exists() {
-                // Made at its first use, which this is not.
+            if self.is_made_at_its_first_use(&config) {
                 continue;
             }
             let found = match self.pool(&name).await {
@@ -82,6 +80,7 @@ mod tests {
 
     use super::*;
     use crate::HomeOptions;
+    use crate::home::DEFAULT_POOL;
 
     /// An image that something was written to.
     async fn written(catalog: &Catalog, name: &str) -> ImageRecord {
@@ -122,10 +121,10 @@ mod tests {
         };
         assert_eq!((check(None).await.failures, check(Some("unreadable")).await.failures), (0, 0));
 
-        // A directory where its map should be fails whoever reads it.
+        // A name that no file system takes where its map should be fails whoever reads it.
         let map = pool.path().join("layers").join(unreadable.head.as_str()).join("map");
         std::fs::remove_file(&map).unwrap();
-        std::fs::create_dir(&map).unwrap();
+        std::os::unix::fs::symlink("x".repeat(300), &map).unwrap();
         for spec in [None, Some("unreadable")] {
             let checked = check(spec).await;
             assert_eq!((checked.failures, checked.could_be_checked), (1, true), "{checked:?}");

@@ -70,9 +70,17 @@ impl Home {
             pools.insert(name, config);
         }
         let default = PoolName::new(DEFAULT_POOL).expect("a good name");
-        let path = self.path.join("pools").join(DEFAULT_POOL);
-        pools.entry(default).or_insert(PoolConfig { path });
+        pools.entry(default).or_insert(PoolConfig { path: self.own_pool() });
         Ok(pools)
+    }
+
+    /// Whether a pool is the one that lies in the home, and is made when it is first used.
+    pub fn is_own_pool(&self, pool: &PoolConfig) -> bool {
+        pool.path == self.own_pool()
+    }
+
+    fn own_pool(&self) -> PathBuf {
+        self.path.join("pools").join(DEFAULT_POOL)
     }
 
     /// Makes a pool known. `Exists` if the name is taken.

@@ -160,7 +160,7 @@ impl Vellum {
         }
         let config =
             self.0.home.pools()?.remove(name).ok_or_else(|| no_pool(&self.0.home, name))?;
-        let mode = if name.as_str() == DEFAULT_POOL {
+        let mode = if self.0.home.is_own_pool(&config) {
             create_above(&config.path)?;
             Mode::CreateIfMissing
         } else {
@@ -231,8 +231,7 @@ impl Vellum {
     /// a warning.
     pub async fn all_pools(&self) -> Result<&Pools<Catalog>> {
         for (name, config) in self.pools()? {
-            let missing = name.as_str() == DEFAULT_POOL && !config.path.exists();
-            if missing || self.failed_lately(&name).await {
+            if self.is_made_at_its_first_use(&config) || self.failed_lately(&name).await {
                 continue;
             }
             if let Err(error) = self.pool(&name).await {
@@ -241,6 +240,11 @@ impl Vellum {
             }
         }
         Ok(&self.0.pools)
+    }
+
+    /// Whether a pool is that of the home itself, and nobody has used it yet. One that somebody put elsewhere is there, or is missed.
+    pub(crate) fn is_made_at_its_first_use(&self, config: &PoolConfig) -> bool {
+        self.0.home.is_own_pool(config) && !config.path.exists()
     }
 
     /// The pools that could not be opened: what is told of all pools leaves out what is in these.

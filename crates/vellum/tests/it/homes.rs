@@ -104,6 +104,21 @@ async fn a_pool_that_cannot_be_opened_does_not_stand_in_the_way_of_others() {
 }
 
 #[tokio::test]
+async fn a_default_pool_that_was_put_elsewhere_and_is_not_there_is_missed_and_not_made_anew() {
+    let place = Place::new();
+    let elsewhere = place.file("elsewhere");
+    place.user().await.create_pool(&pool("default"), &elsewhere).await.unwrap();
+    std::fs::rename(&elsewhere, place.file("unmounted")).unwrap();
+    let vellum = place.user().await;
+    assert!(vellum.images(None).await.unwrap().is_empty());
+    assert_eq!(vellum.closed_pools().await, [pool("default")]);
+    let checked = vellum.check(None, Default::default()).await.unwrap();
+    assert!(checked.iter().any(|checked| !checked.could_be_checked), "{checked:?}");
+    assert!(vellum.create(&spec("a"), MIB, Default::default()).await.is_err());
+    assert!(!elsewhere.exists(), "nothing is made where it was");
+}
+
+#[tokio::test]
 async fn pools_made_at_the_same_time_are_all_listed() {
     let place = Place::new();
     let vellum = place.user().await;
