@@ -5,21 +5,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vellum_engine::{Error, ErrorKind, ImageId, Result};
-use vellum_rados::{
-    Failure, Found, Objects, ReadOp, ReadStep, SnapContext, SnapId, WriteOp, WriteStep,
-};
+use vellum_engine::{ImageId, Result};
+use vellum_rados::{Objects, SnapContext, WriteOp, WriteStep};
 
 use crate::error::failed;
 use crate::keys;
+use crate::omap;
 use crate::presence::Presence;
 
 /// The key that says that the pages are complete.
 const COMPLETE: &str = "complete";
 /// What the keys of pages begin with.
 const PAGE: &str = "page_";
-/// Keys that are read, and written, at once.
-const AT_ONCE: u64 = 256;
+/// Pages that are written at once.
+const AT_ONCE: usize = 256;
 
 /// Makes a bitmap of nothing, which is complete.
 pub(crate) fn empty() -> WriteOp {
@@ -33,35 +32,11 @@ pub(crate) async fn load<O: Objects>(
     snapshot: Option<u64>,
 ) -> Result<Option<Presence>> {
     let name = keys::bitmap(image.as_str(), snapshot);
-    let (mut presence, mut after, mut is_complete) = (Presence::default(), String::new(), false);
-    loop {
-        let step = ReadStep::Omap { after, prefix: String::new(), max: AT_ONCE };
-        let done = objects.read(&name, SnapId::HEAD, ReadOp::new().then(step)).await;
-        let found = match done.result {
-            Ok((_, found)) => found,
-            Err(Failure::NOT_FOUND) => return Ok(None),
-            Err(failure) => {
-                return Err(failed(failure, format!("read the bitmap of image {image}")));
-            }
-        };
-        let Some(Found::Omap { values, more }) = found.into_iter().next() else {
-            return Err(Error::new(ErrorKind::Io, "the cluster answers something else"));
-        };
-        let mut last = None;
-        for (key, value) in values {
-            let key = String::from_utf8_lossy(&key).into_owned();
-            if key == COMPLETE {
-                is_complete = true;
-            } else if !take_page(&mut presence, &key, &value) {
-                return Ok(None);
-            }
-            last = Some(key);
-        }
-        match last {
-            Some(last) if more => after = last,
-            _ => return Ok(is_complete.then_some(presence)),
-        }
-    }
+    let doing = || format!("read the bitmap of image {image}");
+    let Some(mut keys) = omap::all(objects, &name, "", doing).await? else { return Ok(None) };
+    let (mut presence, is_complete) = (Presence::default(), keys.remove(COMPLETE).is_some());
+    let is_whole = keys.iter().all(|(key, value)| take_page(&mut presence, key, value));
+    Ok((is_complete && is_whole).then_some(presence))
 }
 
 fn take_page(presence: &mut Presence, key: &str, value: &[u8]) -> bool {
@@ -90,7 +65,7 @@ pub(crate) async fn save<O: Objects>(
         .pages()
         .map(|(page, bytes)| (format!("{PAGE}{page:016x}").into_bytes(), bytes))
         .collect();
-    let ops = pages.chunks(AT_ONCE as usize).map(|pages| {
+    let ops = pages.chunks(AT_ONCE).map(|pages| {
         let pages: BTreeMap<_, _> = pages.iter().cloned().collect();
         WriteOp::new().then(WriteStep::SetOmap(pages))
     });

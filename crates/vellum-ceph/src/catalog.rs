@@ -20,10 +20,11 @@ use vellum_rbd::{Decode, names};
 
 use crate::data::Data;
 use crate::described::{Described, Home, text};
-use crate::error::{corrupt, failed, no_image, no_image_with_id};
+use crate::error::{corrupt, failed, no_image, no_image_with_id, unexpected};
 use crate::head::{ATOMIC, CephHead};
+use crate::header::described;
 use crate::layer::{CephLayer, ReadsHead};
-use crate::ownership::{self, described};
+use crate::ownership;
 use crate::pending::{self, AtWork};
 use crate::place::Place;
 use crate::watched::{Role, Watched};
@@ -121,7 +122,7 @@ impl<O: Objects> CephCatalog<O> {
             Ok(Some(vellum_rados::Found::Output(output))) => {
                 ask.read(&output).map(Some).map_err(|why| corrupt(doing(), why))
             }
-            Ok(_) => Err(Error::new(ErrorKind::Io, "the cluster answers something else")),
+            Ok(_) => Err(unexpected()),
             Err(Failure::NOT_FOUND) => Ok(None),
             Err(failure) => Err(failed(failure, doing())),
         }
@@ -258,7 +259,7 @@ impl<O: Objects> CephCatalog<O> {
             if link.pool != self.pool_id() {
                 return Ok(());
             }
-            match children::detach(self, &link.image, &link.revision, child).await {
+            match children::detach(self, self.objects(), &link.image, &link.revision, child).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
                 other => other,
             }
@@ -359,13 +360,16 @@ impl<O: Objects> Catalog for CephCatalog<O> {
     }
 
     async fn attach(&self, image: &ImageId, revision: &RevisionId, child: &ChildRef) -> Result<()> {
-        children::attach(self, image, revision, child).await
+        children::attach(self, self.objects(), image, revision, child).await
     }
 
     async fn detach(&self, image: &ImageId, revision: &RevisionId, child: &ChildRef) -> Result<()> {
         let (this, image) = (self.clone(), image.clone());
         let (revision, child) = (revision.clone(), child.clone());
-        RunToEnd::new(async move { children::detach(&this, &image, &revision, &child).await }).await
+        RunToEnd::new(async move {
+            children::detach(&this, this.objects(), &image, &revision, &child).await
+        })
+        .await
     }
 
     async fn children(&self, image: &ImageId) -> Result<Vec<(RevisionId, ChildRef)>> {

@@ -14,8 +14,8 @@ use vellum_rbd::records::Purpose;
 use crate::described::{Described, text};
 use crate::error::failed;
 use crate::head::{CephHead, Owned};
+use crate::header::{change_header, described, write_header};
 use crate::keys;
-use crate::ownership::{described, write_header};
 
 /// A change that is ready.
 #[derive(Debug)]
@@ -149,24 +149,19 @@ pub(crate) fn context(described: &Described) -> SnapContext {
 
 async fn cut_parent<O: Objects>(owned: &Owned<O>) -> Result<ImageRecord> {
     let (catalog, objects) = (&owned.catalog, owned.catalog.objects());
-    let doing = || format!("cut image {} off its parent", owned.id);
-    let parent = loop {
-        let now = described(objects, &owned.id).await?;
-        let op = WriteOp::new().assert_version(now.version);
-        let op = match (&now.header.parent, &now.elsewhere) {
+    let plan = |now: &Described, op: WriteOp| {
+        Ok(match (&now.header.parent, &now.elsewhere) {
             (Some(_), _) => {
                 let detach = layering::parent_detach();
-                op.call(CLASS, detach.method, detach.input)
+                Some(op.call(CLASS, detach.method, detach.input))
             }
-            (None, Some(_)) => op.then(WriteStep::RemoveOmap([keys::PARENT.into()].into())),
-            (None, None) => break None,
-        };
-        match write_header(objects, &owned.id, op).await {
-            Ok(()) => break now.parent_link(catalog.home()),
-            Err(Failure::MISMATCH) => {}
-            Err(failure) => return Err(failed(failure, doing())),
-        }
+            (None, Some(_)) => Some(op.then(WriteStep::RemoveOmap([keys::PARENT.into()].into()))),
+            (None, None) => None,
+        })
     };
+    let doing = || format!("cut image {} off its parent", owned.id);
+    let before = change_header(objects, &owned.id, plan, doing).await?;
+    let parent = before.and_then(|before| before.parent_link(catalog.home()));
     let now = described(objects, &owned.id).await?;
     // Where snapshots still see the parent, the image stays its child.
     if let Some(link) = parent.filter(|_| now.header.parent.is_none()) {

@@ -9,7 +9,7 @@ use vellum_rados::Objects;
 use crate::catalog::CephCatalog;
 use crate::children;
 use crate::described::Described;
-use crate::ownership::described;
+use crate::header::described;
 use crate::pending::Begun;
 use crate::records;
 
@@ -111,7 +111,7 @@ async fn check_image<O: Objects>(
         );
         let mut finding = of(Finding::new(Severity::Stale, what), name);
         if repair.is_wanted() {
-            match children::detach(catalog, &now.id, &revision, &child).await {
+            match children::detach(catalog, catalog.objects(), &now.id, &revision, &child).await {
                 Ok(()) => finding = finding.repaired("took it from the list"),
                 Err(error) => findings.push(Finding::not_looked_at(&error)),
             }

@@ -13,8 +13,8 @@ use crate::catalog::CephCatalog;
 use crate::create::remove_if_there;
 use crate::described::{Described, text};
 use crate::error::failed;
+use crate::header::{change_header, described, write_header};
 use crate::keys;
-use crate::ownership::{described, write_header};
 use crate::watched::tell;
 
 /// The children of an image, with the revision that each hangs on.
@@ -34,76 +34,47 @@ pub(crate) fn of<O: Objects>(
     all.map(|(snapshot, child)| (keys::snapshot_revision(id, snapshot), child)).collect()
 }
 
-/// Enters a child in the list of a snapshot of this pool.
+/// Enters a child in the list of a snapshot, where these objects are.
 pub(crate) async fn attach<O: Objects>(
-    catalog: &CephCatalog<O>,
-    image: &ImageId,
-    revision: &RevisionId,
-    child: &ChildRef,
-) -> Result<()> {
-    attach_at(catalog, catalog.objects(), image, revision, child).await
-}
-
-/// The same where these objects are.
-pub(crate) async fn attach_at<O: Objects>(
     catalog: &CephCatalog<O>,
     objects: &O,
     image: &ImageId,
     revision: &RevisionId,
     child: &ChildRef,
 ) -> Result<()> {
-    loop {
-        let now = described(objects, image).await?;
+    let plan = |now: &Described, op: WriteOp| {
         let Some((snapshot, _)) = now.named_snapshot(revision) else {
             let what = format!("image {image} has no snapshot of revision {revision}");
             return Err(Error::new(ErrorKind::NotFound, what));
         };
-        let op = WriteOp::new().assert_version(now.version);
-        let op = match record(catalog, child) {
+        if of(catalog, now).contains(&(revision.clone(), child.clone())) {
+            return Ok(None);
+        }
+        Ok(Some(match record(catalog, child) {
             Some(record) => {
                 let attach = layering::child_attach(snapshot, record);
                 op.call(CLASS, attach.method, attach.input)
             }
             None => op.set_omap(keys::child(snapshot, child), ""),
-        };
-        match write_header(objects, image, op).await {
-            Ok(()) | Err(Failure::EXISTS) => return Ok(()),
-            Err(Failure::MISMATCH) => {}
-            Err(failure) => {
-                let doing = format!("enter image {} in the list of image {image}", child.image);
-                return Err(failed(failure, doing));
-            }
-        }
-    }
+        }))
+    };
+    let doing = || format!("enter image {} in the list of image {image}", child.image);
+    change_header(objects, image, plan, doing).await.map(drop)
 }
 
-/// Takes a child from the list of a snapshot of this pool, and with the last one a snapshot that is automatic.
+/// Takes a child from the list of a snapshot, where these objects are, and with the last one a snapshot that is automatic.
 pub(crate) async fn detach<O: Objects>(
-    catalog: &CephCatalog<O>,
-    image: &ImageId,
-    revision: &RevisionId,
-    child: &ChildRef,
-) -> Result<()> {
-    detach_at(catalog, catalog.objects(), image, revision, child).await
-}
-
-/// The same where these objects are.
-pub(crate) async fn detach_at<O: Objects>(
     catalog: &CephCatalog<O>,
     objects: &O,
     image: &ImageId,
     revision: &RevisionId,
     child: &ChildRef,
 ) -> Result<()> {
-    let doing = || format!("take image {} from the list of image {image}", child.image);
-    loop {
-        let now = described(objects, image).await?;
-        let Some(Some(snapshot)) = now.snapshot_of(revision) else { return Ok(()) };
-        if !of(catalog, &now).contains(&(revision.clone(), child.clone())) {
-            return Ok(());
-        }
-        let op = WriteOp::new().assert_version(now.version);
-        let op = match record(catalog, child) {
+    let plan = |now: &Described, op: WriteOp| {
+        let snapshot = now.snapshot_of(revision).flatten();
+        let is_listed = of(catalog, now).contains(&(revision.clone(), child.clone()));
+        let Some(snapshot) = snapshot.filter(|_| is_listed) else { return Ok(None) };
+        Ok(Some(match record(catalog, child) {
             Some(record) => {
                 let detach = layering::child_detach(snapshot, record);
                 op.call(CLASS, detach.method, detach.input)
@@ -112,14 +83,13 @@ pub(crate) async fn detach_at<O: Objects>(
                 let key = keys::child(snapshot, child).into_bytes();
                 op.then(WriteStep::RemoveOmap([key].into()))
             }
-        };
-        match write_header(objects, image, op).await {
-            Ok(()) | Err(Failure::NOT_FOUND) => {
-                return drop_if_unused(catalog, objects, image, snapshot).await;
-            }
-            Err(Failure::MISMATCH) => {}
-            Err(failure) => return Err(failed(failure, doing())),
-        }
+        }))
+    };
+    let doing = || format!("take image {} from the list of image {image}", child.image);
+    let before = change_header(objects, image, plan, doing).await?;
+    match before.and_then(|before| before.snapshot_of(revision).flatten()) {
+        Some(snapshot) => drop_if_unused(catalog, objects, image, snapshot).await,
+        None => Ok(()),
     }
 }
 

@@ -19,8 +19,8 @@ use vellum_rbd::{Encode, Features, Header};
 use crate::catalog::CephCatalog;
 use crate::described::text;
 use crate::error::failed;
+use crate::header::described;
 use crate::keys::{self, Elsewhere, HIDDEN_PREFIX, SPARSE, Sparse};
-use crate::ownership::described;
 use crate::pending::{Begun, Pending};
 use crate::states::UNITS_MAX;
 use crate::{bitmap, children};
@@ -153,8 +153,7 @@ async fn build<O: Objects>(
         let child = ChildRef { pool: catalog.pool_id(), image: id.clone() };
         let reach = objects.at(spec.pool, &spec.namespace.to_string());
         let of = reach.map_err(|failure| failed(failure, doing()))?;
-        children::attach_at(catalog, &of, &parent.link.image, &parent.link.revision, &child)
-            .await?;
+        children::attach(catalog, &of, &parent.link.image, &parent.link.revision, &child).await?;
     }
     match new.layering {
         Layering::Sparse => write(keys::bitmap(id.as_str(), None), bitmap::empty()).await?,
@@ -293,7 +292,7 @@ pub(crate) async fn try_undo<O: Objects>(
         let of = reach.map_err(|failure| failed(failure, doing()))?;
         let image = ImageId::new(spec.image.to_string());
         let revision = keys::snapshot_revision(image.as_str(), spec.snapshot);
-        match children::detach_at(catalog, &of, &image, &revision, &child).await {
+        match children::detach(catalog, &of, &image, &revision, &child).await {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }

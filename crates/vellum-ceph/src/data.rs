@@ -10,7 +10,7 @@ use vellum_engine::{Error, ErrorKind, Known, Result};
 use vellum_rados::{DataRead, Failure, Found, Objects, ReadDone, ReadOp, ReadStep, SnapId};
 use vellum_rbd::names;
 
-use crate::error::{corrupt, failed};
+use crate::error::{corrupt, failed, unexpected};
 use crate::keys::STATES;
 use crate::place::Place;
 use crate::plan::is_whole;
@@ -165,7 +165,7 @@ impl<O: Objects> Data<O> {
 
     fn decode(&self, object: ObjectNo, found: Vec<Found>) -> Result<ObjectStates> {
         let Some(Found::Xattrs(xattrs)) = found.into_iter().next() else {
-            return Err(Error::new(ErrorKind::Io, "the cluster answers something else"));
+            return Err(unexpected());
         };
         let Some(bytes) = xattrs.get(STATES) else { return Ok(ObjectStates::Opaque) };
         let units = self.place.units_of_object();

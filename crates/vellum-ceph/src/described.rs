@@ -15,7 +15,7 @@ use vellum_rbd::records::{Parent, Purpose, Snapshot};
 use vellum_rbd::wire::Time;
 use vellum_rbd::{Decode, Encode, Features, Header, Text};
 
-use crate::error::{corrupt, failed};
+use crate::error::{corrupt, failed, unexpected};
 use crate::keys::{self, Elsewhere, Hash, Key, Sparse};
 use crate::states::UNITS_MAX;
 
@@ -75,7 +75,7 @@ pub(crate) struct Home {
 impl Described {
     /// What the header of an image says. `None` if there is no such image, or it is being removed.
     pub(crate) async fn read<O: Objects>(objects: &O, id: &ImageId) -> Result<Option<Self>> {
-        Ok(Self::read_whatever(objects, id).await?.filter(|found| !found.is_removed))
+        Ok(Self::read_whatever(objects, id).await?.filter(|found| !found.is_removed()))
     }
 
     /// The same, also of an image that is being removed.
@@ -92,6 +92,11 @@ impl Described {
             return Self::of(id.clone(), version, keys, lock).map(Some);
         }
         Err(Error::new(ErrorKind::Busy, format!("{}: it changes all the time", doing())))
+    }
+
+    /// Whether it is being removed.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.is_removed
     }
 
     fn of(id: ImageId, version: u64, mut keys: Keys, lock: Option<Vec<u8>>) -> Result<Self> {
@@ -368,7 +373,7 @@ async fn read_keys<O: Objects>(
         let Ok([Found::Xattrs(mut xattrs), Found::Omap { values, more }]) =
             <[Found; 2]>::try_from(found)
         else {
-            return Err(Error::new(ErrorKind::Io, "the cluster answers something else"));
+            return Err(unexpected());
         };
         let lock = xattrs.remove(&format!("{ATTRIBUTE_PREFIX}{IMAGE}"));
         let (version, lock) = first.get_or_insert((done.version, lock)).clone();

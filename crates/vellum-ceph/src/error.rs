@@ -21,6 +21,11 @@ pub(crate) fn failed(failure: Failure, doing: impl Into<String>) -> Error {
     if failure.may_have_happened() { error.maybe_done() } else { error }
 }
 
+/// What the cluster answers is no answer to what it was asked.
+pub(crate) fn unexpected() -> Error {
+    Error::new(ErrorKind::Io, "the cluster answers something else")
+}
+
 /// Stored bytes that are not what they should be.
 pub(crate) fn corrupt(
     what: impl Into<String>,

@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 use vellum_core::{Extent, ObjectNo};
 use vellum_engine::{
     AtomicSpan, Durability, Error, ErrorKind, Fill, Guarded, Head, HeadChange, ImageId, Ownership,
-    Result, RunToEnd, SetTo, Write,
+    Result, RunToEnd, SetTo, Write, check_range, check_whole_units,
 };
 use vellum_rados::{Failure, Objects, SnapContext};
 
@@ -71,21 +71,11 @@ impl<O: Objects> CephHead<O> {
     }
 
     fn check_range(&self, at: Extent) -> Result<()> {
-        let size = self.place().size();
-        if at.is_empty() || at.end() > size {
-            let what = format!("{at} is empty or reaches beyond the end of the image at {size}");
-            return Err(Error::new(ErrorKind::Invalid, what));
-        }
-        Ok(())
+        check_range(at, self.place().size())
     }
 
     fn check_whole_units(&self, at: Extent) -> Result<()> {
-        self.check_range(at)?;
-        if at == self.place().around(at) {
-            return Ok(());
-        }
-        let what = format!("{at} does not consist of whole units of {} bytes", self.place().unit());
-        Err(Error::new(ErrorKind::Invalid, what))
+        check_whole_units(at, self.place().size(), self.place().unit())
     }
 
     /// The only object that some extents lie in.

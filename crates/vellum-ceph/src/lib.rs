@@ -11,6 +11,7 @@
 //! | `check` | what a check looks at |
 //! | `ownership` | the lock of an image, and who reads its head |
 //! | `watched` | what an open image hears from others, and answers |
+//! | `header`, `omap` | reading a header, and changing it at the version at which it was read; all keys of an object |
 //! | `described` | what a header says, and the record that this makes |
 //! | [`head`] | [`CephHead`]: the one writer |
 //! | [`layer`] | [`CephLayer`]: a revision, for reading |
@@ -35,8 +36,10 @@ mod data;
 mod described;
 mod error;
 pub mod head;
+mod header;
 pub mod keys;
 pub mod layer;
+mod omap;
 mod ownership;
 pub mod pending;
 pub mod place;

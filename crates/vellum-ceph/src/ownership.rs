@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use vellum_engine::{Error, ErrorKind, Result};
-use vellum_rados::{Failure, Objects, SnapContext, WriteOp, WriteStep};
+use vellum_rados::{Failure, Objects, WriteOp, WriteStep};
 use vellum_rbd::lock::{self, Holder, HolderInfo, Kind, ask};
-use vellum_rbd::names;
 use vellum_rbd::notify::{ClientId, Message};
 
 use crate::described::Described;
-use crate::error::{failed, no_image_with_id};
+use crate::error::failed;
+use crate::header::{described, write_header};
 use crate::keys;
 use crate::watched::{Role, Watched, tell};
 
@@ -50,7 +50,7 @@ pub(crate) async fn acquire<O: Objects>(
                 return Err(failed(failure, format!("take the lock of image {id}")));
             }
         }
-        match self::described(objects, id).await {
+        match crate::header::described(objects, id).await {
             // By a watch that was lost meanwhile it is not held for long.
             Ok(described) if image.me() == me => return Ok((described, taking.end())),
             Ok(_) => unlock(objects, id, me.watch).await?,
@@ -294,19 +294,4 @@ async fn no_reader<O: Objects>(objects: &O, described: &Described, until: Instan
         Ok(()) | Err(Failure::MISMATCH) => Ok(false),
         Err(failure) => Err(failed(failure, format!("look who reads image {id}"))),
     }
-}
-
-pub(crate) async fn described<O: Objects>(
-    objects: &O,
-    id: &vellum_engine::ImageId,
-) -> Result<Described> {
-    Described::read(objects, id).await?.ok_or_else(|| no_image_with_id(id.as_str()))
-}
-
-pub(crate) async fn write_header<O: Objects>(
-    objects: &O,
-    id: &vellum_engine::ImageId,
-    op: WriteOp,
-) -> vellum_rados::Result<()> {
-    objects.write(&names::header(id.as_str()), &SnapContext::default(), op).await
 }

@@ -19,8 +19,9 @@ use vellum_rbd::records::ParentSpec;
 use vellum_rbd::wire::{self, Reader, structure};
 use vellum_rbd::{Decode, Encode, Text};
 
-use crate::error::{corrupt, failed};
+use crate::error::{corrupt, failed, unexpected};
 use crate::keys;
+use crate::omap;
 use crate::watched::{AGAIN, ANSWER_WAIT};
 
 /// The object that all watch who have something pending.
@@ -92,32 +93,14 @@ impl Decode for Pending {
 
 /// All notes of a pool, by image.
 pub(crate) async fn all<O: Objects>(objects: &O) -> Result<BTreeMap<ImageId, Pending>> {
-    let (mut all, mut after) = (BTreeMap::new(), String::new());
-    loop {
-        let step = ReadStep::Omap { after, prefix: keys::PENDING.to_owned(), max: 1000 };
-        let done = objects.read(DIRECTORY, SnapId::HEAD, ReadOp::new().then(step)).await;
-        let found = match done.result {
-            Ok((_, found)) => found,
-            Err(Failure::NOT_FOUND) => return Ok(all),
-            Err(failure) => return Err(failed(failure, "read what is pending in this pool")),
-        };
-        let Some(Found::Omap { values, more }) = found.into_iter().next() else {
-            return Err(Error::new(ErrorKind::Io, "the cluster answers something else"));
-        };
-        let last = values.last_key_value();
-        let last = last.map(|(key, _)| String::from_utf8_lossy(key).into_owned());
-        for (key, value) in values {
-            let key = String::from_utf8_lossy(&key).into_owned();
-            let Some(id) = key.strip_prefix(keys::PENDING) else { continue };
-            let note = Pending::from_bytes(&value)
-                .map_err(|why| corrupt(format!("key {key} of {DIRECTORY}"), why))?;
-            all.insert(ImageId::new(id), note);
-        }
-        match last {
-            Some(last) if more => after = last,
-            _ => return Ok(all),
-        }
-    }
+    let doing = || "read what is pending in this pool".to_owned();
+    let notes = omap::all(objects, DIRECTORY, keys::PENDING, doing).await?.unwrap_or_default();
+    let read = |(key, value): (String, Vec<u8>)| {
+        let note = Pending::from_bytes(&value)
+            .map_err(|why| corrupt(format!("key {key} of {DIRECTORY}"), why))?;
+        Ok((ImageId::new(key.strip_prefix(keys::PENDING).unwrap_or(&key)), note))
+    };
+    notes.into_iter().map(read).collect()
 }
 
 /// The note of one image.
@@ -133,7 +116,7 @@ pub(crate) async fn of<O: Objects>(objects: &O, id: &ImageId) -> Result<Option<P
         }
     };
     let Some(Found::Omap { values, .. }) = found.into_iter().next() else {
-        return Err(Error::new(ErrorKind::Io, "the cluster answers something else"));
+        return Err(unexpected());
     };
     let note = values.get(key.as_bytes()).map(|value| Pending::from_bytes(value)).transpose();
     note.map_err(|why| corrupt(format!("key {key} of {DIRECTORY}"), why))
@@ -186,9 +169,7 @@ impl<O: Objects> AtWork<O> {
             Err(Failure::NOT_FOUND) => return Ok(false),
             Err(failure) => return Err(failed(failure, format!("ask who is at image {id}"))),
         };
-        let heard = Heard::from_bytes(&heard).map_err(|why| {
-            Error::new(ErrorKind::Io, "the cluster answers something else").with_source(why)
-        })?;
+        let heard = Heard::from_bytes(&heard).map_err(|why| unexpected().with_source(why))?;
         let is_at = heard
             .answers
             .iter()

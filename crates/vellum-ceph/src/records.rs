@@ -18,7 +18,7 @@ use crate::create::{self, forget_name, remove_if_there};
 use crate::data::Data;
 use crate::described::{Described, snapshot_number, text};
 use crate::error::failed;
-use crate::ownership::{described, write_header};
+use crate::header::{described, write_header};
 use crate::pending::{self, Begun, Pending};
 use crate::{children, keys, remove};
 
@@ -238,9 +238,9 @@ async fn resume_noted<O: Objects>(
     note: &Pending,
 ) -> Result<()> {
     let (objects, name) = (catalog.objects(), note.name.to_string());
-    let is_there = Described::read(objects, id).await?.is_some();
-    match (note.begun, is_there) {
-        (Begun::Creation, false) if Described::read_whatever(objects, id).await?.is_none() => {
+    let found = Described::read_whatever(objects, id).await?;
+    match (note.begun, found.as_ref().is_some_and(|found| !found.is_removed())) {
+        (Begun::Creation, false) if found.is_none() => {
             create::try_undo(catalog, id, &name, note.parent.as_ref()).await
         }
         (Begun::Creation | Begun::Removal, false) => remove::finish(catalog, id, &name).await,

@@ -179,6 +179,25 @@ impl Fill {
     }
 }
 
+/// `Invalid` for no bytes, or bytes beyond the end of an image of this size.
+pub fn check_range(at: Extent, size: u64) -> Result<()> {
+    if !at.is_empty() && at.end() <= size {
+        return Ok(());
+    }
+    let what = format!("{at} is empty or reaches beyond the end of the image at {size}");
+    Err(Error::new(ErrorKind::Invalid, what))
+}
+
+/// `Invalid` for what is not within an image of this size, or not whole units of it: aligned to them, but for the end of the image.
+pub fn check_whole_units(at: Extent, size: u64, unit: u64) -> Result<()> {
+    check_range(at, size)?;
+    if at == at.align_out(unit).clip(size) {
+        return Ok(());
+    }
+    let what = format!("{at} does not consist of whole units of {unit} bytes");
+    Err(Error::new(ErrorKind::Invalid, what))
+}
+
 /// A run of whole units and what they become, if they are inherited.
 #[derive(Clone, Debug)]
 pub struct Part {

@@ -44,7 +44,7 @@ pub use check::{Finding, Repair, Severity};
 pub use error::{Error, ErrorKind, Happened, Result};
 pub use head::{
     Committed, Content, Durability, Fill, Guard, Guarded, Head, HeadChange, Missing, Ownership,
-    Part, Prepared, SetTo, Write,
+    Part, Prepared, SetTo, Write, check_range, check_whole_units,
 };
 pub use layer::{Known, Layer, TryRead};
 pub use ranges::{RangeGuard, Ranges};

@@ -268,7 +268,7 @@ impl<D: Disk> Catalog for LocalCatalog<D> {
 
     async fn create(&self, new: NewImage) -> Result<ImageRecord> {
         self.writable()?;
-        check(&new, &self.shared.capabilities)?;
+        new.check_limits(&self.shared.capabilities)?;
         let image = match &new.id {
             Some(id) => ImageNo::of(id).map_err(|_| {
                 Error::new(ErrorKind::Invalid, format!("{id} is no image id of this engine"))
@@ -413,31 +413,6 @@ fn capabilities() -> Capabilities {
         atomic: AtomicSpan::Image,
         persistent: true,
     }
-}
-
-fn check(new: &NewImage, can: &Capabilities) -> Result<()> {
-    let invalid = |what: String| Err(Error::new(ErrorKind::Invalid, what));
-    if new.size > can.size_max {
-        return invalid(format!(
-            "{} bytes are more than an image can have: {}",
-            new.size, can.size_max
-        ));
-    }
-    let blocks = can.block_size_min..=can.block_size_max;
-    if !new.block_size.is_power_of_two() || !blocks.contains(&new.block_size) {
-        return invalid(format!(
-            "a block of {} bytes is not possible; choose a power of two from {} to {}",
-            new.block_size, can.block_size_min, can.block_size_max
-        ));
-    }
-    if !new.geometry.accepts_block_size(u64::from(new.block_size)) {
-        return invalid(format!(
-            "a block of {} bytes does not divide the stripe unit of {}; choose a smaller block",
-            new.block_size,
-            new.geometry.stripe_unit()
-        ));
-    }
-    Ok(())
 }
 
 /// What the store must know of a layer.

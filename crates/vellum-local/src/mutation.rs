@@ -17,6 +17,7 @@ use vellum_core::{Extent, Runs, State};
 use vellum_disk::Disk;
 use vellum_engine::{
     Content, Durability, Error, ErrorKind, Fill, Guard, Guarded, Missing, Result, SetTo, Write,
+    check_range, check_whole_units,
 };
 
 use crate::canary::Canary;
@@ -343,20 +344,11 @@ impl<D: Disk> LocalLayer<D> {
 
 impl<D: Disk> Inner<D> {
     fn check_range(&self, at: Extent) -> Result<Extent> {
-        if !at.is_empty() && at.end() <= self.facts.size {
-            return Ok(at);
-        }
-        let what =
-            format!("{at} is empty or reaches beyond the end of the image at {}", self.facts.size);
-        Err(Error::new(ErrorKind::Invalid, what))
+        check_range(at, self.facts.size).map(|()| at)
     }
 
     fn check_whole_units(&self, at: Extent) -> Result<()> {
-        if self.check_range(at)? == self.units.around(at) {
-            return Ok(());
-        }
-        let what = format!("{at} does not consist of whole units of {} bytes", self.units.block);
-        Err(Error::new(ErrorKind::Invalid, what))
+        check_whole_units(at, self.facts.size, self.units.block)
     }
 
     /// All units that a fill touches; `None` if there are none.

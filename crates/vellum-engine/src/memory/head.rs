@@ -11,7 +11,8 @@ use super::layer::{MemoryLayer, Stored, Versions};
 use super::owners::{Hold, Lock};
 use crate::{
     AtomicSpan, Catalog, Committed, Durability, Error, ErrorKind, Fill, Guarded, Head, HeadChange,
-    ImageId, ImageRecord, Ownership, Prepared, Result, SetTo, Write,
+    ImageId, ImageRecord, Ownership, Prepared, Result, SetTo, Write, check_range,
+    check_whole_units,
 };
 
 /// The one writer of an image. Clones share the ownership.
@@ -110,21 +111,11 @@ impl MemoryHead {
     }
 
     fn check_range(&self, at: Extent) -> Result<()> {
-        let size = self.units().size;
-        if at.is_empty() || at.end() > size {
-            let what = format!("{at} is empty or reaches beyond the end of the image at {size}");
-            return Err(Error::new(ErrorKind::Invalid, what));
-        }
-        Ok(())
+        check_range(at, self.units().size)
     }
 
     fn check_whole_units(&self, at: Extent) -> Result<()> {
-        self.check_range(at)?;
-        if at == self.units().around(at) {
-            return Ok(());
-        }
-        let what = format!("{at} does not consist of whole units of {} bytes", self.units().unit);
-        Err(Error::new(ErrorKind::Invalid, what))
+        check_whole_units(at, self.units().size, self.units().unit)
     }
 
     fn check_fill(&self, fill: &Fill) -> Result<()> {
