@@ -287,8 +287,9 @@ impl<D: Disk> Inner<D> {
         Ok(())
     }
 
-    /// Poisons the layer: from the first step no sync publishes anything. Before anybody is told, what would be believed of it is taken away: the logs, which run ahead of what is
-    /// on the medium; and the map gets a mark for whoever opens it next.
+    /// Poisons the layer: from the first step no sync publishes anything. Before anybody is told, the map gets a mark for whoever
+    /// opens it next; that is the very next call, since who dies before it takes along what is known. Then the logs go, which run
+    /// ahead of what is on the medium, in case there is no mark.
     pub(crate) async fn poison(&self, doing: &str, error: std::io::Error) -> Error {
         let epoch = *self.epoch.lock();
         let what = format!(
@@ -302,7 +303,6 @@ impl<D: Disk> Inner<D> {
              may be missing"
         );
         let _ = self.poison.set(error.clone());
-        let _ = self.shared.remove_logs(self.facts.id).await;
         if let Some(map) = self.map_to_write() {
             let mark = header::encode_epoch(
                 self.facts.id.number(),
@@ -310,6 +310,7 @@ impl<D: Disk> Inner<D> {
             );
             let _ = map.write_at(vec![mark.into()], header::EPOCH_AT, Durability::Durable).await;
         }
+        let _ = self.shared.remove_logs(self.facts.id).await;
         self.poison_is_marked.send_replace(true);
         error
     }

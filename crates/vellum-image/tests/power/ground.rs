@@ -114,14 +114,16 @@ impl Ground {
         self.catalog_trouble.get() && self.disk.world().failed_at() > self.began
     }
 
-    /// Whether storage has failed and nobody knows it who could have left a mark, or failed again when it was to be settled: who
-    /// dies then takes the knowledge along, which is two failures at once, and not promised to be survived.
+    /// Whether storage has failed and perhaps nobody who knows it could leave a mark, or it failed again when it was to be settled:
+    /// who dies then takes the knowledge along, which is two failures at once, and not promised to be survived.
     pub fn took_along(&self) -> bool {
         let unheard = self.disk.world().failed_at() > self.answered.get();
-        // Where two calls of a catalog failed, the second may have been what was to settle the first.
+        // Where two calls failed, who was told has heard of one of them; and of two of a catalog the second may have been what
+        // was to settle the first.
         let twice = self.disk.world().failures() > self.failures + 1;
-        let catalog = self.catalog_trouble.get() && (unheard || twice);
-        self.unsettled.get() || (self.trouble.get() || catalog) && !self.heard.get()
+        let layers = self.trouble.get() && (!self.heard.get() || twice);
+        let catalog = self.catalog_trouble.get() && (unheard || twice) && !self.heard.get();
+        self.unsettled.get() || layers || catalog
     }
 
     /// Ends the lives of all who stand on it.

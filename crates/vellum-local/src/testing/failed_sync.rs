@@ -166,6 +166,46 @@ async fn whoever_opens_a_layer_after_a_failed_sync_is_told_from_when_to_when_dat
     }
 }
 
+#[tokio::test]
+async fn whoever_dies_after_a_failed_sync_has_left_a_mark_unless_it_was_at_the_next_call() {
+    for (call, file) in STEPS {
+        for calls in 1.. {
+            let lab = synced_long_ago().await;
+            let layer = lab.own().await;
+            write(&layer, blocks(0, 2), b'b').await;
+            lab.disk.fail(once(call, file, EIO));
+            let (before, hold) = (lab.disk.world().failures(), lab.disk.hold(call, file));
+            let syncing = async {
+                let arrived = async {
+                    hold.arrived().await;
+                    // The call that fails is one of them.
+                    lab.disk.world().calls_left = Some(1 + calls);
+                    drop(hold);
+                };
+                futures::join!(layer.sync(), arrived).0
+            };
+            let ended = tokio::select! {
+                biased;
+                result = syncing => Some(result),
+                () = lab.disk.ended() => None,
+            };
+            assert_eq!(lab.disk.world().failures(), before + 1, "{call:?} {file}");
+            if let Some(result) = ended {
+                assert_eq!(result.unwrap_err().kind(), ErrorKind::Io);
+                // The mark, durably, and two logs.
+                assert_eq!(calls, 1 + 4, "{call:?} {file}");
+                break;
+            }
+            let lab = lab.after_death().await;
+            assert_eq!(
+                epoch_of(&lab).await.poisoned.is_some(),
+                calls > 1,
+                "{call:?} {file} {calls}"
+            );
+        }
+    }
+}
+
 /// An owner that synced block 0 with `a`, overwrote it with `A`, wrote blocks 1 to 3, and died.
 async fn dead(seed: u64) -> Lab {
     let lab = Lab::on(SimDisk::new(seed), facts(64 * BLOCK, BLOCK)).await;
