@@ -2,7 +2,6 @@
 //! and not ended.
 
 use vellum_core::ImageName;
-use vellum_engine::catalog::FINDINGS_MAX;
 use vellum_engine::{ChildRef, Finding, ImageId, Repair, Result, RevisionId, Severity};
 use vellum_rados::Objects;
 
@@ -31,8 +30,7 @@ pub(crate) async fn check<O: Objects>(
             check_images(catalog, repair, &mut findings).await?;
         }
     }
-    findings.truncate(FINDINGS_MAX);
-    Ok(findings)
+    Ok(Finding::most(findings))
 }
 
 async fn check_pending<O: Objects>(

@@ -46,8 +46,7 @@ pub async fn check<C: Catalog>(
         }
         after = records.last().map(|record| record.name.clone());
         if image.is_some() || records.len() < PAGE || findings.len() >= FINDINGS_MAX {
-            findings.truncate(FINDINGS_MAX);
-            return Ok(findings);
+            return Ok(Finding::most(findings));
         }
     }
 }
@@ -127,7 +126,7 @@ async fn check_parent<C: Catalog>(
         }
         Err(error) => {
             let what = format!("{}, and cannot: {}", finding.what, error.chain());
-            Finding::new(severity_of_unlisted(error.kind()), what)
+            Finding::new(severity_of_unlisted(error.kind()), what).failed(&error)
         }
     }))
 }
@@ -243,7 +242,7 @@ async fn check_child<C: Catalog>(
         Err(error) => {
             let what =
                 format!("{}, and cannot be taken from the list: {}", finding.what, error.chain());
-            Finding::new(Severity::Stale, what)
+            Finding::new(Severity::Stale, what).failed(&error)
         }
     }))
 }

@@ -25,7 +25,6 @@ use crate::catalog::images::NewKeys;
 use crate::catalog::layers::LayerRow;
 use crate::catalog::record::ImageNo;
 use crate::catalog::{Database, children, images, layers, log, record, snapshots};
-use crate::check::FailureCount;
 use crate::head::LocalHead;
 use crate::lock::{Lock, LockFile};
 use crate::open_layer::OpenLayer;
@@ -49,7 +48,6 @@ const FILL_POLL: Duration = Duration::from_millis(10);
 #[derive(Clone, Debug)]
 pub struct LocalCatalog<D: Disk> {
     shared: Arc<Shared<D>>,
-    failures: FailureCount,
 }
 
 #[derive(Debug)]
@@ -82,7 +80,7 @@ impl<D: Disk> LocalCatalog<D> {
             store,
             look_only: opened.look_only,
         });
-        let this = Self { shared, failures: FailureCount::default() };
+        let this = Self { shared };
         if !opened.look_only {
             this.directory().build_reserve().await;
             this.collect_in_background();
@@ -104,16 +102,6 @@ impl<D: Disk> LocalCatalog<D> {
     /// Whether the pool can only be looked at.
     pub fn is_read_only(&self) -> bool {
         self.shared.look_only
-    }
-
-    /// The same pool, whose checks count here what they could not look at, or not repair.
-    #[must_use]
-    pub fn counting(&self, failures: &FailureCount) -> Self {
-        Self { shared: self.shared.clone(), failures: failures.clone() }
-    }
-
-    pub(crate) fn failure_count(&self) -> &FailureCount {
-        &self.failures
     }
 
     pub(crate) fn directory(&self) -> &PoolDirectory<D> {

@@ -47,7 +47,6 @@ mod testing;
 #[cfg(any(test, feature = "canaries"))]
 pub use canary::Canary;
 pub use catalog::wait_for_catalogs;
-pub use check::FailureCount;
 pub use engine::LocalCatalog;
 pub use head::{LocalHead, LocalPrepared};
 pub use layer_id::LayerId;

@@ -38,8 +38,9 @@ impl Logs {
             Found::Unreadable { of_this_boot } => *of_this_boot,
             Found::Nothing | Found::OfAnother(_) => false,
         };
-        let any_is_now = found.iter().any(is_now);
         let is_bad = |found: &Found| matches!(found, Found::Unreadable { .. });
+        let may_be_now = shared.boot.is_none() && found.iter().any(is_bad);
+        let any_is_now = found.iter().any(is_now) || (may_be_now && shared.is_this_boot(None)?);
         if any_is_now && let Some(bad) = found.iter().position(is_bad) {
             let path = [first, second].into_iter().nth(bad).unwrap_or_default();
             return Err(damaged(facts, &format!("{} is no log any more", path.display())));

@@ -3,7 +3,6 @@
 use vellum_core::PoolName;
 use vellum_engine::{ErrorKind, Finding, ImageId, Repair, Result};
 use vellum_image::{Pools, check};
-use vellum_local::FailureCount;
 
 use crate::vellum::Located;
 use crate::{Catalog, Vellum};
@@ -18,9 +17,6 @@ pub struct Checked {
     /// False if the pool could not be opened, or its catalog not be read, for another reason than that somebody uses it: then
     /// there is nothing else in the findings.
     pub could_be_checked: bool,
-    /// How much of what it holds could not be looked at, or not be repaired, for another reason than that somebody uses it. What
-    /// and why is among the findings.
-    pub failures: usize,
 }
 
 impl Vellum {
@@ -43,14 +39,14 @@ impl Vellum {
             };
             checked.push(found.unwrap_or_else(|error| Checked {
                 could_be_checked: error.kind() == ErrorKind::InUse,
-                ..Checked::new(&name, vec![Finding::not_looked_at(&error)], 0)
+                ..Checked::new(&name, vec![Finding::not_looked_at(&error)])
             }));
         }
         Ok(checked)
     }
 }
 
-/// Checks a pool, or one image of it, and counts what failed.
+/// Checks a pool, or one image of it.
 async fn check_in(
     pools: &Pools<Catalog>,
     name: &PoolName,
@@ -58,15 +54,19 @@ async fn check_in(
     image: Option<&ImageId>,
     repair: Repair,
 ) -> Result<Checked> {
-    let failures = FailureCount::default();
-    let findings = check::check(pools, &catalog.counting(&failures), image, repair).await?;
-    Ok(Checked::new(name, findings, failures.get()))
+    Ok(Checked::new(name, check::check(pools, catalog, image, repair).await?))
 }
 
 impl Checked {
-    fn new(pool: &PoolName, mut findings: Vec<Finding>, failures: usize) -> Self {
+    fn new(pool: &PoolName, mut findings: Vec<Finding>) -> Self {
         findings.sort_by_key(|finding| finding.severity);
-        Self { pool: pool.clone(), findings, could_be_checked: true, failures }
+        Self { pool: pool.clone(), findings, could_be_checked: true }
+    }
+
+    /// How much of what it holds could not be looked at, or not be repaired, for another reason than that somebody uses it. What
+    /// and why is among the findings.
+    pub fn failures(&self) -> usize {
+        self.findings.iter().filter(|finding| finding.is_failure()).count()
     }
 }
 
@@ -119,7 +119,10 @@ mod tests {
             };
             vellum.check(located.as_ref(), Repair::No).await.unwrap().remove(0)
         };
-        assert_eq!((check(None).await.failures, check(Some("unreadable")).await.failures), (0, 0));
+        assert_eq!(
+            (check(None).await.failures(), check(Some("unreadable")).await.failures()),
+            (0, 0)
+        );
 
         // A name that no file system takes where its map should be fails whoever reads it.
         let map = pool.path().join("layers").join(unreadable.head.as_str()).join("map");
@@ -127,10 +130,10 @@ mod tests {
         std::os::unix::fs::symlink("x".repeat(300), &map).unwrap();
         for spec in [None, Some("unreadable")] {
             let checked = check(spec).await;
-            assert_eq!((checked.failures, checked.could_be_checked), (1, true), "{checked:?}");
+            assert_eq!((checked.failures(), checked.could_be_checked), (1, true), "{checked:?}");
             let unknown = |found: &Finding| found.severity == Severity::Unknown;
             assert!(checked.findings.iter().all(unknown), "{checked:?}");
         }
-        assert_eq!(check(Some("used")).await.failures, 0);
+        assert_eq!(check(Some("used")).await.failures(), 0);
     }
 }

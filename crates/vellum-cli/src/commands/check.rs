@@ -33,7 +33,7 @@ pub async fn run(
     let mut seen = Seen::default();
     for checked in vellum.check(located.as_ref(), repair).await? {
         seen.closed += usize::from(!checked.could_be_checked);
-        seen.failed += checked.failures;
+        seen.failed += checked.failures();
         for finding in checked.findings {
             seen.damaged += usize::from(finding.severity == Severity::Damage);
             rows.push(Row {

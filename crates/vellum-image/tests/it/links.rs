@@ -92,6 +92,7 @@ async fn a_child_that_cannot_be_entered_in_its_parents_list_is_damage_only_where
         let found = family.check_child(Repair::Safe).await;
         assert!(only(&found).severity == severity && only(&found).stands(), "{kind:?}: {found:?}");
         assert!(only(&found).what.contains("and cannot"), "{kind:?}: {found:?}");
+        assert_eq!(only(&found).is_failure(), kind != ErrorKind::NotFound, "{kind:?}: {found:?}");
         let mended = family.check_child(Repair::Safe).await;
         assert!(!only(&mended).stands(), "{kind:?}: {mended:?}");
     }

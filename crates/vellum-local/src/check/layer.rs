@@ -44,7 +44,7 @@ impl<D: Disk> LocalLayer<D> {
         if repair.is_wanted()
             && let Err(error) = self.close().await
         {
-            report.not_looked_at(error);
+            report.not_looked_at(&error);
         }
     }
 
@@ -52,7 +52,7 @@ impl<D: Disk> LocalLayer<D> {
         self.check_map(repair, report).await;
         match self.strangers().await {
             Ok(names) => report.extend(strangers_found(self.0.facts.id, &names)),
-            Err(error) => report.not_looked_at(error),
+            Err(error) => report.not_looked_at(&error),
         }
     }
 
@@ -80,7 +80,7 @@ impl<D: Disk> LocalLayer<D> {
         while let Some(page) = next.filter(|_| !report.is_full()) {
             next = inner.pages.next_present(page + 1);
             if let Err(error) = self.check_page(page, &lengths, &mut contradicted).await {
-                report.not_looked_at(error);
+                report.not_looked_at(&error);
             }
         }
         report.extend(contradicted.findings(inner.facts.id));
@@ -119,14 +119,14 @@ impl<D: Disk> LocalLayer<D> {
         let present = match present_segments(&inner.shared, &inner.facts).await {
             Ok(present) => present,
             Err(error) => {
-                report.not_looked_at(error);
+                report.not_looked_at(&error);
                 let all = 0..inner.facts.size.div_ceil(segment::SEGMENT);
                 return all.map(|number| (number, segment::SEGMENT)).collect();
             }
         };
         for number in present {
             let length = inner.segments.length(number).await.unwrap_or_else(|error| {
-                report.not_looked_at(error);
+                report.not_looked_at(&error);
                 segment::SEGMENT
             });
             lengths.insert(number, length);
@@ -139,7 +139,7 @@ impl<D: Disk> LocalLayer<D> {
         let mut space = Space::default();
         for number in lengths.keys() {
             if let Err(error) = self.check_space_of_segment(*number, repair, &mut space).await {
-                report.not_looked_at(error);
+                report.not_looked_at(&error);
             }
         }
         space.tell(self.0.facts.id, report);

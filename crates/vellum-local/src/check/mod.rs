@@ -26,7 +26,6 @@ use crate::engine::{LocalCatalog, facts};
 use crate::removal::{Leftover, Why};
 use crate::store::Access;
 
-pub use report::FailureCount;
 pub(crate) use report::Report;
 
 impl<D: Disk> LocalCatalog<D> {
@@ -44,7 +43,6 @@ impl<D: Disk> LocalCatalog<D> {
             Some(image) => self.check_image(image, repair, &mut report).await,
             None => self.check_pool(repair, &mut report).await?,
         }
-        self.failure_count().add(report.failures());
         Ok(report.into_findings())
     }
 
@@ -75,20 +73,20 @@ impl<D: Disk> LocalCatalog<D> {
             match self.database().write("mend the catalog's lists", mend).await {
                 Ok(mended) => return report.extend(mended),
                 // What was not mended is told all the same.
-                Err(error) => report.not_looked_at(error),
+                Err(error) => report.not_looked_at(&error),
             }
         }
         let look = move |db: &Connection| consistency::stale(db, pool, Repair::No);
         match self.database().read("check the catalog's lists", look).await {
             Ok(found) => report.extend(found),
-            Err(error) => report.not_looked_at(error),
+            Err(error) => report.not_looked_at(&error),
         }
     }
 
     /// Files of layers that have no row.
     async fn check_leftovers(&self, repair: Repair, report: &mut Report) {
         match self.leftovers().await {
-            Err(error) => report.not_looked_at(error),
+            Err(error) => report.not_looked_at(&error),
             Ok(leftovers) => {
                 for leftover in leftovers {
                     self.check_leftover(&leftover, repair, report).await;
@@ -109,8 +107,8 @@ impl<D: Disk> LocalCatalog<D> {
         match self.remove_leftover(leftover.layer).await {
             Ok(()) => report.add(finding.repaired("removed its files")),
             Err(error) => {
-                report.add(Finding::new(severity, cannot_remove(leftover, &error)));
-                report.failed(error);
+                let what = cannot_remove(leftover, &error);
+                report.add(Finding::new(severity, what).failed(&error));
             }
         }
     }
@@ -120,13 +118,13 @@ impl<D: Disk> LocalCatalog<D> {
             Ok(record) => record,
             // Removed since it was listed.
             Err(error) if error.kind() == ErrorKind::NotFound => return,
-            Err(error) => return report.not_looked_at(error),
+            Err(error) => return report.not_looked_at(&error),
         };
         for revision in &record.revisions {
             let mut found = Report::default();
             let checked = self.check_revision(image, revision, repair, &mut found).await;
             if let Err(error) = checked {
-                found.not_looked_at(error);
+                found.not_looked_at(&error);
             }
             report.take_over(found, &record.name);
         }

@@ -78,9 +78,9 @@ impl Unused {
         let mut left = self.left.finding(Severity::Leak, &what);
         if let (Some(finding), Some(error)) = (&mut left, &self.failure) {
             finding.what.push_str(&format!("; it cannot be freed: {}", error.chain()));
+            finding.failure = Some(error.kind());
         }
         report.extend(left);
-        self.failure.into_iter().for_each(|error| report.failed(error));
     }
 }
 

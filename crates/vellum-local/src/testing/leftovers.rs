@@ -132,6 +132,29 @@ async fn a_log_of_unknown_boot_is_believed_or_not_by_what_the_user_says() {
     }
 }
 
+#[tokio::test]
+async fn a_damaged_log_where_the_boot_is_unknown_is_damage_or_nothing_by_what_the_user_says() {
+    for (after, expected) in [
+        (None, Err(ErrorKind::Busy)),
+        (Some(AfterStop::ProcessDeath), Err(ErrorKind::Corrupt)),
+        (Some(AfterStop::PowerCut), Ok(b"a????")),
+    ] {
+        let lab = dead().await;
+        lab.disk.world().boot = None;
+        lab.disk.damage(&format!("/pool/live/{}.0", super::ID), 60);
+        let options = StoreOptions { after, ..options() };
+        let lab = Lab::with(lab.disk.clone(), lab.facts.clone(), options).await.with_damage();
+        match expected {
+            Err(kind) => {
+                for access in ALL {
+                    assert_eq!(lab.open(access).await.unwrap_err().kind(), kind, "{after:?}");
+                }
+            }
+            Ok(expected) => assert_eq!(seen(&lab.own().await, 0, 5).await, expected),
+        }
+    }
+}
+
 /// A log that cannot be believed is damage, whoever opens the layer, and to a check.
 async fn assert_log_is_damaged(lab: Lab, what: &str) {
     for access in ALL {
