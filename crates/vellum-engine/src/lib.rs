@@ -9,7 +9,7 @@
 //! - [`Head`], the one writer of an image. Exists only while the image is owned.
 //!
 //! Beside the contract live the in-memory reference engine ([`memory`]); a wrapper of engines ([`around`]) that injects faults
-//! ([`fault`]), counts operations ([`count`]) or lets others run in between ([`paced`]); and what keeps the rules below:
+//! ([`fault`]), counts operations ([`count`]) or lets others run in between ([`paced`]); two engines as one ([`either`]); and what keeps the rules below:
 //! [`RunToEnd`] for a mutation that was submitted, [`Ranges`] for those that overlap. There is no file, no socket and no
 //! layering rule here.
 //!
@@ -27,6 +27,7 @@ pub mod around;
 pub mod catalog;
 pub mod check;
 pub mod count;
+pub mod either;
 pub mod error;
 pub mod fault;
 pub mod head;
@@ -41,6 +42,7 @@ pub use catalog::{
     AtomicSpan, Capabilities, Catalog, Change, NewImage, NewParent, Pending, Reserved, Snapshots,
 };
 pub use check::{Finding, Repair, Severity};
+pub use either::{Either, EitherHead};
 pub use error::{Error, ErrorKind, Happened, Result};
 pub use head::{
     Committed, Content, Durability, Fill, Guard, Guarded, Head, HeadChange, Missing, Ownership,

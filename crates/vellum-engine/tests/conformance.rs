@@ -6,18 +6,18 @@ use vellum_engine::count::{CountCatalog, Counts};
 use vellum_engine::fault::{FaultCatalog, Faults};
 use vellum_engine::memory::{MemoryCatalog, MemoryOptions, MemoryStore};
 use vellum_engine::paced::{Pace, PacedCatalog};
-use vellum_engine::{AtomicSpan, Catalog, Snapshots};
+use vellum_engine::{AtomicSpan, Catalog, Either, Snapshots};
 use vellum_suite::{Harness, Result, trials};
 
-/// Two stores, and what is put around the catalogs opened on them.
+/// Two stores, and what is put around the catalogs opened on each.
 struct Memory<C> {
     first: MemoryStore,
     second: MemoryStore,
-    wrap: fn(MemoryCatalog) -> C,
+    wrap: [fn(MemoryCatalog) -> C; 2],
 }
 
 impl<C> Memory<C> {
-    fn new(options: MemoryOptions, wrap: fn(MemoryCatalog) -> C) -> Self {
+    fn new(options: MemoryOptions, wrap: [fn(MemoryCatalog) -> C; 2]) -> Self {
         Self { first: MemoryStore::new(options), second: MemoryStore::new(options), wrap }
     }
 }
@@ -26,11 +26,11 @@ impl<C: Catalog> Harness for Memory<C> {
     type Catalog = C;
 
     async fn open(&self) -> Result<C> {
-        Ok((self.wrap)(self.first.catalog()))
+        Ok(self.wrap[0](self.first.catalog()))
     }
 
     async fn open_second_pool(&self) -> Result<C> {
-        Ok((self.wrap)(self.second.catalog()))
+        Ok(self.wrap[1](self.second.catalog()))
     }
 
     async fn power_cut(&self) -> Result<()> {
@@ -54,7 +54,18 @@ fn trials_of<C: Catalog>(
     options: MemoryOptions,
     wrap: fn(MemoryCatalog) -> C,
 ) -> Vec<Trial> {
-    trials(engine, move || Ok(Memory::new(options, wrap)))
+    trials(engine, move || Ok(Memory::new(options, [wrap, wrap])))
+}
+
+/// Two engines whose types differ.
+type TwoEngines = Either<MemoryCatalog, CountCatalog<MemoryCatalog>>;
+
+fn left(memory: MemoryCatalog) -> TwoEngines {
+    Either::Left(memory)
+}
+
+fn right(memory: MemoryCatalog) -> TwoEngines {
+    Either::Right(CountCatalog::new(memory, Counts::default()))
 }
 
 fn main() {
@@ -74,6 +85,8 @@ fn main() {
         trials_of("fault", usual, |memory| FaultCatalog::new(memory, Faults::default())),
         trials_of("count", usual, |memory| CountCatalog::new(memory, Counts::default())),
         trials_of("paced", usual, |memory| PacedCatalog::new(memory, Pace::new(|| 1))),
+        trials("either", move || Ok(Memory::new(usual, [left, right]))),
+        trials("either-by-object", move || Ok(Memory::new(by_object, [right, left]))),
         trials_of("count-fault", usual, |memory| {
             CountCatalog::new(FaultCatalog::new(memory, Faults::default()), Counts::default())
         }),
