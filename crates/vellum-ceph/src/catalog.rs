@@ -18,6 +18,7 @@ use vellum_rados::{Failure, Objects, ReadOp, SnapId};
 use vellum_rbd::method::{Ask, CLASS, directory, id as id_method};
 use vellum_rbd::{Decode, names};
 
+use crate::background::Background;
 use crate::data::Data;
 use crate::described::{Described, Home, text};
 use crate::error::{corrupt, failed, no_image, no_image_with_id, unexpected};
@@ -46,6 +47,7 @@ struct Shared<O: Objects> {
     can: Capabilities,
     open: Mutex<HashMap<ImageId, Weak<Watched<O>>>>,
     at_work: AtWork<O>,
+    background: Background,
 }
 
 impl<O: Objects> Clone for CephCatalog<O> {
@@ -61,7 +63,7 @@ impl<O: Objects> fmt::Debug for CephCatalog<O> {
 }
 
 impl<O: Objects> CephCatalog<O> {
-    /// The images of a pool, whose objects are in this namespace of it.
+    /// The images of a pool, whose objects are in this namespace of it. They are served on the runtime that this is called on.
     pub fn new(objects: O, namespace: &str) -> Self {
         let home = Home {
             cluster: objects.cluster(),
@@ -79,8 +81,9 @@ impl<O: Objects> CephCatalog<O> {
             atomic: ATOMIC,
             persistent: true,
         };
-        let at_work = AtWork::new(objects.clone());
-        Self(Arc::new(Shared { objects, home, can, open: Mutex::default(), at_work }))
+        let background = Background::here();
+        let at_work = AtWork::new(objects.clone(), background.clone());
+        Self(Arc::new(Shared { objects, home, can, open: Mutex::default(), at_work, background }))
     }
 
     pub(crate) fn objects(&self) -> &O {
@@ -89,6 +92,10 @@ impl<O: Objects> CephCatalog<O> {
 
     pub(crate) fn home(&self) -> &Home {
         &self.0.home
+    }
+
+    pub(crate) fn background(&self) -> &Background {
+        &self.0.background
     }
 
     pub(crate) fn at_work(&self) -> &AtWork<O> {
@@ -148,7 +155,8 @@ impl<O: Objects> CephCatalog<O> {
         }
         // Looked at first: a header that is only there until it is removed is none.
         described(&self.0.objects, id).await?;
-        let new = Watched::begin(self.0.objects.clone(), id.clone()).await?;
+        let new =
+            Watched::begin(self.0.objects.clone(), id.clone(), self.0.background.clone()).await?;
         let mut open = self.0.open.lock();
         if let Some(other) = open.get(id).and_then(Weak::upgrade) {
             return Ok(other);

@@ -11,6 +11,7 @@ use vellum_rbd::method::{CLASS, layering, snapshot as method};
 use vellum_rbd::notify::Message;
 use vellum_rbd::records::Purpose;
 
+use crate::background::Background;
 use crate::described::{Described, text};
 use crate::error::failed;
 use crate::head::{CephHead, Owned};
@@ -37,7 +38,7 @@ impl<O: Objects> CephPrepared<O> {
             HeadChange::Snapshot { name, auto } => {
                 let described = described(owned.catalog.objects(), &owned.id).await?;
                 refuse_taken(&described, &name)?;
-                let number = Number::new(owned.layer().data().objects().clone()).await?;
+                let number = Number::new(&owned).await?;
                 Ready::Snapshot { name, auto, number }
             }
         };
@@ -105,7 +106,7 @@ async fn snapshot<O: Objects>(
             Err(Failure::MISMATCH) => {}
             // Somebody else took one with a higher number: the snapshots of an image go by their numbers.
             Err(Failure::STALE) => {
-                number = Number::new(owned.layer().data().objects().clone()).await?;
+                number = Number::new(owned).await?;
             }
             Err(failure) => {
                 if failure.may_have_happened() {
@@ -181,15 +182,18 @@ async fn announce<O: Objects>(owned: &Owned<O>) {
 #[derive(Debug)]
 struct Number<O: Objects> {
     objects: O,
+    background: Background,
     value: u64,
     is_kept: bool,
 }
 
 impl<O: Objects> Number<O> {
-    async fn new(objects: O) -> Result<Self> {
+    async fn new(owned: &Owned<O>) -> Result<Self> {
+        let objects = owned.layer().data().objects().clone();
+        let background = owned.catalog.background().clone();
         let value = objects.create_snapshot().await;
         let value = value.map_err(|failure| failed(failure, "get a number for a snapshot"))?;
-        Ok(Self { objects, value, is_kept: false })
+        Ok(Self { objects, background, value, is_kept: false })
     }
 
     fn keep(&mut self) -> u64 {
@@ -205,8 +209,8 @@ impl<O: Objects> Drop for Number<O> {
         }
         let (objects, value) = (self.objects.clone(), self.value);
         // Lost, it costs nothing but a number.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { objects.remove_snapshot(value).await });
-        }
+        self.background.spawn(async move {
+            let _ = objects.remove_snapshot(value).await;
+        });
     }
 }

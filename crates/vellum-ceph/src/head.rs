@@ -222,14 +222,13 @@ impl<O: Objects> Drop for Owner<O> {
         }
         let number = owned.acquisition;
         owned.layer.image().change_role(Role::Owner(number), Role::Releasing(number));
-        // Without a runtime there is nobody to give it back; whoever takes it over finds that nobody answers.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                if let Err(error) = owned.give_back().await {
-                    tracing::warn!(image = %owned.id, "{}", error.chain());
-                }
-            });
-        }
+        // Where nobody gives it back any more, whoever takes it over finds that nobody answers.
+        let background = owned.layer.image().background().clone();
+        background.spawn(async move {
+            if let Err(error) = owned.give_back().await {
+                tracing::warn!(image = %owned.id, "{}", error.chain());
+            }
+        });
     }
 }
 

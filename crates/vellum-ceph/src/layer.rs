@@ -169,9 +169,8 @@ impl<O: Objects> Drop for ReadsHead<O> {
     fn drop(&mut self) {
         self.image.end_reading();
         let (objects, image, id) = (self.objects.clone(), self.image.clone(), self.id.clone());
-        // Without a runtime there is nobody to say it; whoever writes next finds that nobody answers.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { ownership::end_reading(&objects, &image, &id).await });
-        }
+        // Where nobody says it any more, whoever writes next finds that nobody answers.
+        let background = self.image.background().clone();
+        background.spawn(async move { ownership::end_reading(&objects, &image, &id).await });
     }
 }

@@ -5,11 +5,13 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`connect`] | [`Clusters`]: pools of real clusters, over librados |
 //! | [`catalog`] | [`CephCatalog`]: the engine contract, and what of a pool is open |
 //! | `create`, `remove`, `records`, `children`, `change` | each sequence of steps that changes a pool |
 //! | `pending` | notes of such sequences, so that they can be finished after a death |
 //! | `check` | what a check looks at |
 //! | `ownership` | the lock of an image, and who reads its head |
+//! | `background` | what goes on when a request is over, and where |
 //! | `watched` | what an open image hears from others, and answers |
 //! | `header`, `omap` | reading a header, and changing it at the version at which it was read; all keys of an object |
 //! | `described` | what a header says, and the record that this makes |
@@ -25,12 +27,14 @@
 //! | [`classes`] | Ceph's object classes in memory, for tests |
 #![forbid(unsafe_code)]
 
+mod background;
 mod bitmap;
 pub mod catalog;
 mod change;
 mod check;
 mod children;
 pub mod classes;
+pub mod connect;
 mod create;
 mod data;
 mod described;
@@ -50,7 +54,9 @@ mod remove;
 pub mod states;
 mod watched;
 
+pub use background::wait_for_pools;
 pub use catalog::CephCatalog;
 pub use change::CephPrepared;
+pub use connect::{Access, CephPool, Clusters};
 pub use head::CephHead;
 pub use layer::CephLayer;

@@ -19,6 +19,7 @@ use vellum_rbd::records::ParentSpec;
 use vellum_rbd::wire::{self, Reader, structure};
 use vellum_rbd::{Decode, Encode, Text};
 
+use crate::background::Background;
 use crate::error::{corrupt, failed, unexpected};
 use crate::keys;
 use crate::omap;
@@ -126,13 +127,14 @@ pub(crate) async fn of<O: Objects>(objects: &O, id: &ImageId) -> Result<Option<P
 #[derive(Debug)]
 pub(crate) struct AtWork<O: Objects> {
     objects: O,
+    background: Background,
     watch: OnceCell<oneshot::Sender<()>>,
     images: Arc<Mutex<BTreeMap<ImageId, usize>>>,
 }
 
 impl<O: Objects> AtWork<O> {
-    pub(crate) fn new(objects: O) -> Self {
-        Self { objects, watch: OnceCell::new(), images: Arc::default() }
+    pub(crate) fn new(objects: O, background: Background) -> Self {
+        Self { objects, background, watch: OnceCell::new(), images: Arc::default() }
     }
 
     /// Is at work at an image from now on, until what is returned is dropped.
@@ -145,7 +147,8 @@ impl<O: Objects> AtWork<O> {
             let watch = self.objects.watch(CLIENTS).await;
             let watch = watch.map_err(|failure| failed(failure, doing()))?;
             let (end, ended) = oneshot::channel();
-            tokio::spawn(answer(self.objects.clone(), watch, self.images.clone(), ended));
+            let answers = answer(self.objects.clone(), watch, self.images.clone(), ended);
+            self.background.spawn(answers);
             Ok(end)
         };
         self.watch.get_or_try_init(watch).await?;
@@ -224,7 +227,10 @@ pub(crate) async fn reserve<O: Objects>(
         let op =
             WriteOp::new().compare_omap(key.clone(), before).set_omap(key.clone(), value.clone());
         match objects.write(DIRECTORY, &SnapContext::default(), op).await {
-            Ok(()) => return Ok(Kept { objects: objects.clone(), key, value, work: Some(work) }),
+            Ok(()) => {
+                let (objects, background) = (objects.clone(), at_work.background.clone());
+                return Ok(Kept { objects, key, value, background, work: Some(work) });
+            }
             Err(Failure::MISMATCH) => {}
             Err(Failure::NOT_FOUND) => {
                 let made = WriteOp::new().create(false);
@@ -242,6 +248,7 @@ pub(crate) struct Kept<O: Objects> {
     objects: O,
     key: String,
     value: Vec<u8>,
+    background: Background,
     work: Option<Work>,
 }
 
@@ -251,8 +258,7 @@ impl<O: Objects> Drop for Kept<O> {
         let (objects, key) = (self.objects.clone(), self.key.clone());
         let value = std::mem::take(&mut self.value);
         // A note that is left behind is of somebody who is not at it any more, and goes with the next who looks.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
+        self.background.spawn(async move {
             let remove = WriteStep::RemoveOmap([key.clone().into_bytes()].into());
             let op = WriteOp::new().compare_omap(key, value).then(remove);
             let _ = objects.write(DIRECTORY, &SnapContext::default(), op).await;

@@ -17,6 +17,7 @@ use vellum_rbd::lock::{self, Kind, ask};
 use vellum_rbd::notify::{Answer, ClientId, Heard, Message};
 use vellum_rbd::{Decode, Encode, names};
 
+use crate::background::Background;
 use crate::described::Described;
 use crate::error::failed;
 use crate::keys;
@@ -63,6 +64,7 @@ impl Role {
 pub(crate) struct Watched<O: Objects> {
     objects: O,
     id: ImageId,
+    background: Background,
     state: Mutex<State>,
     /// How many are noted in the header as reading the head, and what keeps those who begin and end that apart.
     pub(crate) readers: tokio::sync::Mutex<usize>,
@@ -85,7 +87,11 @@ struct State {
 
 impl<O: Objects> Watched<O> {
     /// Begins to hear of an image. `NotFound` if there is none.
-    pub(crate) async fn begin(objects: O, id: ImageId) -> Result<Arc<Self>> {
+    pub(crate) async fn begin(
+        objects: O,
+        id: ImageId,
+        background: Background,
+    ) -> Result<Arc<Self>> {
         let watch = objects.watch(&names::header(id.as_str())).await;
         let watch = watch.map_err(|failure| failed(failure, format!("watch image {id}")))?;
         let (end, ended) = oneshot::channel();
@@ -100,12 +106,13 @@ impl<O: Objects> Watched<O> {
         let this = Arc::new(Self {
             objects: objects.clone(),
             id,
+            background,
             state: Mutex::new(state),
             readers: tokio::sync::Mutex::new(0),
             reading: AtomicUsize::new(0),
             _end: end,
         });
-        tokio::spawn(listen(Arc::downgrade(&this), watch, ended));
+        this.background.spawn(listen(Arc::downgrade(&this), watch, ended));
         Ok(this)
     }
 
@@ -173,6 +180,11 @@ impl<O: Objects> Watched<O> {
     /// One of them does not any more.
     pub(crate) fn end_reading(&self) {
         self.reading.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Where what is left to do for it runs.
+    pub(crate) fn background(&self) -> &Background {
+        &self.background
     }
 
     fn header(&self) -> String {

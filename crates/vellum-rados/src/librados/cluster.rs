@@ -7,7 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 use super::library::{Handle, Library, library};
 use super::operation::text;
@@ -82,12 +84,42 @@ impl ConnectError {
 #[derive(Clone)]
 pub struct Cluster(pub(super) Arc<Connection>);
 
+/// Connections of this process that have not ended.
+static OPEN: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// One of them.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        *OPEN.0.lock() += 1;
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        *OPEN.0.lock() -= 1;
+        OPEN.1.notify_all();
+    }
+}
+
+/// Waits until all connections of this process that nobody has any more have ended, or so much time has passed. A process that ends
+/// while one is ending, with the threads that librados has for it, may die of that instead.
+pub fn wait_for_connections(patience: Duration) {
+    let until = Instant::now() + patience;
+    let mut open = OPEN.0.lock();
+    while *open > 0 && !OPEN.1.wait_until(&mut open, until).timed_out() {}
+}
+
 /// The connection itself.
 pub(super) struct Connection {
     pub(super) handle: Handle,
     pub(super) library: &'static Library,
     is_connected: bool,
     id: [u8; 16],
+    /// Taken out when it ends.
+    counted: Option<Counted>,
 }
 
 // SAFETY: librados lets any thread use a connection, also several at once.
@@ -216,7 +248,8 @@ impl Connection {
         // SAFETY: the user is null or ends with a zero byte; the place for the handle is there.
         Failure::check(unsafe { (library.create)(&raw mut handle, user) })
             .map_err(ConnectError::failed("prepare a connection"))?;
-        let mut connection = Self { handle, library, is_connected: false, id: [0; 16] };
+        let counted = Some(Counted::new());
+        let mut connection = Self { handle, library, is_connected: false, id: [0; 16], counted };
         connection.configure(options)?;
         // SAFETY: the handle was created, and is configured and not connected.
         Failure::check(unsafe { (library.connect)(handle) })
@@ -278,9 +311,9 @@ impl Drop for Connection {
         struct Last(Handle);
         // SAFETY: nobody else has it any more.
         unsafe impl Send for Last {}
-        let (last, library) = (Last(self.handle), self.library);
+        let (last, library, counted) = (Last(self.handle), self.library, self.counted.take());
         let end = move || {
-            let last = last;
+            let (last, _counted) = (last, counted);
             // SAFETY: all operations are done, since each keeps the connection, and nobody has the handle.
             unsafe { (library.shutdown)(last.0) };
         };
