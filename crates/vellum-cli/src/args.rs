@@ -164,13 +164,13 @@ pub enum Command {
 /// What is done to pools.
 #[derive(Subcommand, Debug)]
 pub enum PoolCommand {
-    /// Create a pool, or make an existing one known to this home
+    /// Create a pool in a directory, or make an existing one, or one of a Ceph cluster, known to this home
     Create {
         /// Its name in this home
         name: PoolName,
-        /// Its directory
-        #[arg(long, value_name = "DIR")]
-        path: PathBuf,
+        /// Where it is
+        #[command(flatten)]
+        place: PoolPlace,
     },
     /// List pools
     Ls,
@@ -182,11 +182,31 @@ pub enum PoolCommand {
         #[arg(long, value_name = "DIR")]
         path: Option<PathBuf>,
     },
-    /// Forget a pool; what is in its directory stays
+    /// Forget a pool; what is in it stays
     Rm {
         /// Its name in this home
         name: PoolName,
     },
+}
+
+/// Where a pool is.
+#[derive(clap::Args, Debug)]
+pub struct PoolPlace {
+    /// Its directory
+    #[arg(long, value_name = "DIR", required_unless_present = "ceph_pool")]
+    pub path: Option<PathBuf>,
+    /// The pool of a Ceph cluster that its images are in
+    #[arg(long, value_name = "POOL", conflicts_with = "path")]
+    pub ceph_pool: Option<String>,
+    /// The namespace in that
+    #[arg(long, value_name = "NAMESPACE", requires = "ceph_pool")]
+    pub ceph_namespace: Option<String>,
+    /// The configuration of the cluster [default: where Ceph looks for it]
+    #[arg(long, value_name = "FILE", requires = "ceph_pool")]
+    pub ceph_conf: Option<PathBuf>,
+    /// Who to be there, without 'client.' [default: admin]
+    #[arg(long, value_name = "USER", requires = "ceph_pool")]
+    pub ceph_user: Option<String>,
 }
 
 /// What is done to snapshots.

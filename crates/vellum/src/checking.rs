@@ -125,7 +125,8 @@ mod tests {
         );
 
         // A name that no file system takes where its map should be fails whoever reads it.
-        let map = pool.path().join("layers").join(unreadable.head.as_str()).join("map");
+        let map =
+            pool.left().unwrap().path().join("layers").join(unreadable.head.as_str()).join("map");
         std::fs::remove_file(&map).unwrap();
         std::os::unix::fs::symlink("x".repeat(300), &map).unwrap();
         for spec in [None, Some("unreadable")] {

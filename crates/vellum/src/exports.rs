@@ -17,7 +17,7 @@ use crate::export::ImageExport;
 use crate::holding::{Holdings, Key, User};
 use crate::home::DEFAULT_POOL;
 use crate::vellum::Located;
-use crate::{Image, Vellum};
+use crate::{Catalog, Image, LocalPool, Vellum};
 
 /// What an export is advised to be used in, unless its blocks are larger.
 const PREFERRED_BLOCK: u32 = 4096;
@@ -116,7 +116,7 @@ impl ImageExports {
 
     /// Whether the server, the medium or the nature of snapshots forbids it.
     fn takes_no_writes(&self, located: &Located) -> bool {
-        self.read_only || located.snapshot.is_some() || located.catalog.is_read_only()
+        self.read_only || located.snapshot.is_some() || is_read_only(&located.catalog)
     }
 
     /// The names that a list shows of an image. Snapshots that an operation took for itself can be opened and are not shown.
@@ -168,4 +168,9 @@ fn key(pool: &str, image: &str) -> Option<Key> {
 
 fn refused(error: Error) -> OpenError {
     OpenError::Refused(error.chain())
+}
+
+/// Whether a pool can only be looked at, as one on a read-only medium.
+fn is_read_only(catalog: &Catalog) -> bool {
+    catalog.left().is_some_and(LocalPool::is_read_only)
 }

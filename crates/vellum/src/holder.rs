@@ -31,7 +31,7 @@ pub struct Holder {
 impl Vellum {
     /// The server that holds an image, if there is one and it can be asked.
     pub async fn holder(&self, located: &Located) -> Option<Holder> {
-        let hint = crate::control::hint::find(&located.catalog, &located.record.id)?;
+        let hint = crate::control::hint::find(&located.hints, &located.record.id)?;
         match ask(located, &Request::Status, |_, _| {}).await {
             Outcome::Answered(Ok(Answer::Status { clients })) => {
                 Some(Holder { pid: hint.pid, clients })

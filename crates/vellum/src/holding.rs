@@ -83,7 +83,7 @@ impl Holdings {
 
     async fn open(&self, located: &Located) -> Result<Arc<Held>> {
         let image = self.0.vellum.open_located(located, Open::Own).await?;
-        if let Err(error) = hint::leave(&located.catalog, image.id(), &self.0.control) {
+        if let Err(error) = hint::leave(&located.hints, image.id(), &self.0.control) {
             tracing::warn!(image = %located.record.name, %error, "others will not find who holds the image");
         }
         Ok(Arc::new(Held {
@@ -167,8 +167,8 @@ impl Held {
 
     async fn close(&self) -> bool {
         // On a thread of its own: whoever waits for this gives up at some time, and a disk that stands still must not keep it.
-        let (catalog, id) = (self.located.catalog.clone(), self.image.id().clone());
-        let _ = tokio::task::spawn_blocking(move || hint::remove(&catalog, &id)).await;
+        let (hints, id) = (self.located.hints.clone(), self.image.id().clone());
+        let _ = tokio::task::spawn_blocking(move || hint::remove(&hints, &id)).await;
         let closed = self.image.clone().close().await;
         if let Err(error) = &closed {
             tracing::error!(image = %self.image.record().name, error = %error.chain(), "an image could not be synced when it was closed");
@@ -293,6 +293,6 @@ mod tests {
         let client = holdings.own(&located, "a").await.unwrap();
         assert!(holdings.close_all(Duration::from_secs(10)).await);
         assert!(!is_owned(client.image()));
-        assert!(hint::find(&located.catalog, &located.record.id).is_none());
+        assert!(hint::find(&located.hints, &located.record.id).is_none());
     }
 }

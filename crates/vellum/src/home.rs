@@ -1,14 +1,16 @@
 //! The home: where pools are known by name, and the pool `default` lies.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io::{ErrorKind as Io, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use vellum_ceph::Access;
 use vellum_core::PoolName;
-use vellum_engine::{Error, ErrorKind, Result};
+use vellum_engine::{Error, ErrorKind, PoolId, Result};
 
 /// The pool of images that are named without one.
 pub const DEFAULT_POOL: &str = "default";
@@ -34,10 +36,97 @@ struct Config {
 
 /// What is known of a pool.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PoolConfig {
-    /// Its directory.
-    pub path: PathBuf,
+#[serde(try_from = "PoolEntry", into = "PoolEntry")]
+pub enum PoolConfig {
+    /// A pool of the embedded engine, in this directory.
+    Directory(PathBuf),
+    /// A pool on Ceph.
+    Ceph(CephConfig),
+}
+
+/// Where a pool on Ceph is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CephConfig {
+    /// What the cluster calls the pool.
+    pub pool: String,
+    /// The namespace in it; the empty one is that of who names none.
+    pub namespace: String,
+    /// How the cluster is reached.
+    pub access: Access,
+}
+
+impl fmt::Display for PoolConfig {
+    /// Its directory, or `POOL` or `POOL/NAMESPACE` on Ceph.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => path.display().fmt(f),
+            Self::Ceph(CephConfig { pool, namespace, .. }) if namespace.is_empty() => pool.fmt(f),
+            Self::Ceph(CephConfig { pool, namespace, .. }) => write!(f, "{pool}/{namespace}"),
+        }
+    }
+}
+
+/// The same, as it is written: a directory, or what there is to say of a pool on Ceph.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct PoolEntry {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ceph_pool: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ceph_namespace: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ceph_conf: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ceph_user: Option<String>,
+}
+
+impl TryFrom<PoolEntry> for PoolConfig {
+    type Error = &'static str;
+
+    fn try_from(entry: PoolEntry) -> std::result::Result<Self, Self::Error> {
+        match entry {
+            PoolEntry {
+                path: Some(path),
+                ceph_pool: None,
+                ceph_namespace: None,
+                ceph_conf: None,
+                ceph_user: None,
+            } => Ok(Self::Directory(path)),
+            PoolEntry {
+                path: None,
+                ceph_pool: Some(pool),
+                ceph_namespace,
+                ceph_conf,
+                ceph_user,
+            } => {
+                let access = Access { conf: ceph_conf, user: ceph_user };
+                let namespace = ceph_namespace.unwrap_or_default();
+                Ok(Self::Ceph(CephConfig { pool, namespace, access }))
+            }
+            _ => Err(
+                "a pool has a `path`, or a `ceph-pool` and what else begins with `ceph-`, and not both",
+            ),
+        }
+    }
+}
+
+impl From<PoolConfig> for PoolEntry {
+    fn from(config: PoolConfig) -> Self {
+        match config {
+            PoolConfig::Directory(path) => Self { path: Some(path), ..Self::default() },
+            PoolConfig::Ceph(CephConfig { pool, namespace, access: Access { conf, user } }) => {
+                Self {
+                    path: None,
+                    ceph_pool: Some(pool),
+                    ceph_namespace: Some(namespace).filter(|namespace| !namespace.is_empty()),
+                    ceph_conf: conf,
+                    ceph_user: user,
+                }
+            }
+        }
+    }
 }
 
 /// A home directory.
@@ -70,13 +159,18 @@ impl Home {
             pools.insert(name, config);
         }
         let default = PoolName::new(DEFAULT_POOL).expect("a good name");
-        pools.entry(default).or_insert(PoolConfig { path: self.own_pool() });
+        pools.entry(default).or_insert(PoolConfig::Directory(self.own_pool()));
         Ok(pools)
     }
 
     /// Whether a pool is the one that lies in the home, and is made when it is first used.
     pub fn is_own_pool(&self, pool: &PoolConfig) -> bool {
-        pool.path == self.own_pool()
+        *pool == PoolConfig::Directory(self.own_pool())
+    }
+
+    /// Where the holders of images say how they are reached whose pool has no directory.
+    pub(crate) fn hints_of(&self, pool: PoolId) -> PathBuf {
+        self.path.join("run").join(format!("pool-{pool}"))
     }
 
     fn own_pool(&self) -> PathBuf {
@@ -97,7 +191,7 @@ impl Home {
         })
     }
 
-    /// Forgets a pool. What is in its directory stays.
+    /// Forgets a pool. What is in it stays.
     pub fn forget_pool(&self, name: &PoolName) -> Result<()> {
         self.change(|config| match config.pools.remove(name.as_str()) {
             Some(_) => Ok(()),
@@ -217,7 +311,7 @@ mod tests {
             home.pools().unwrap().keys().map(PoolName::as_str).collect::<Vec<_>>(),
             ["default"]
         );
-        let pool = PoolConfig { path: "/somewhere".into() };
+        let pool = PoolConfig::Directory("/somewhere".into());
         home.add_pool(&name("fast"), pool.clone()).unwrap();
         assert_eq!(
             home.add_pool(&name("fast"), pool.clone()).unwrap_err().kind(),
@@ -230,16 +324,39 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_on_ceph_is_remembered_with_all_that_is_known_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(&HomeOptions { home: Some(dir.path().into()) }).unwrap();
+        let all = CephConfig {
+            pool: "rbd".into(),
+            namespace: "mine".into(),
+            access: Access { conf: Some("/etc/ceph/ceph.conf".into()), user: Some("me".into()) },
+        };
+        let least =
+            CephConfig { pool: "rbd".into(), namespace: String::new(), access: Access::default() };
+        for (known, config, text) in [("all", all, "rbd/mine"), ("least", least, "rbd")] {
+            let config = PoolConfig::Ceph(config);
+            assert_eq!(config.to_string(), text);
+            home.add_pool(&name(known), config.clone()).unwrap();
+            assert_eq!(home.pools().unwrap()[&name(known)], config);
+        }
+        let text = fs::read_to_string(dir.path().join("vellum.toml")).unwrap();
+        assert!(text.contains("[pools.least]\nceph-pool = \"rbd\"\n"), "{text}");
+    }
+
+    #[test]
     fn a_file_that_makes_no_sense_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("vellum.toml"), "[pools.x]\ndirectory = 3\n").unwrap();
-        let error = Home::open(&HomeOptions { home: Some(dir.path().into()) })
-            .unwrap()
-            .pools()
-            .unwrap_err();
-        assert!(
-            error.kind() == ErrorKind::Invalid && error.to_string().contains("vellum.toml"),
-            "{error:?}"
-        );
+        let home = Home::open(&HomeOptions { home: Some(dir.path().into()) }).unwrap();
+        for entry in
+            ["directory = 3", "", "ceph-user = \"me\"", "path = \"/p\"\nceph-pool = \"rbd\""]
+        {
+            fs::write(dir.path().join("vellum.toml"), format!("[pools.x]\n{entry}\n")).unwrap();
+            let error = home.pools().unwrap_err();
+            assert!(
+                error.kind() == ErrorKind::Invalid && error.to_string().contains("vellum.toml"),
+                "{entry}: {error:?}"
+            );
+        }
     }
 }

@@ -47,7 +47,7 @@ impl Vellum {
         let pool = Self::pool_of(spec);
         let catalog = self.pool(&pool).await?;
         let record = admin::create(&catalog, spec.image.clone(), size, options).await?;
-        Ok(Located { pool, catalog, record, snapshot: None })
+        Ok(self.located(&pool, &catalog, record, None))
     }
 
     /// `Exists` if an image has this name; for who wants to know before something that takes long. Another process may take the
@@ -282,7 +282,7 @@ impl Vellum {
                 result => {
                     // What a killed server left. Ids are never used again.
                     if result.is_ok() {
-                        hint::remove(&located.catalog, &located.record.id);
+                        hint::remove(&located.hints, &located.record.id);
                     }
                     return result;
                 }
@@ -303,12 +303,7 @@ impl Vellum {
             Children { found: Vec::new(), unreachable: unreachable.map(|(_, it)| it).collect() };
         for child in listed.found.into_iter().filter(|child| wanted(&child.revision)) {
             if let Some(pool) = self.pool_name(child.catalog.pool()).await {
-                children.found.push(Located {
-                    pool,
-                    catalog: child.catalog,
-                    record: child.record,
-                    snapshot: None,
-                });
+                children.found.push(self.located(&pool, &child.catalog, child.record, None));
             }
         }
         Ok(children)

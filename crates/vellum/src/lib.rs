@@ -11,7 +11,7 @@
 //! # }
 //! ```
 //!
-//! The layering rules are in `vellum-image`, the bytes in `vellum-local`, the protocol in `vellum-nbd`; this crate names things
+//! The layering rules are in `vellum-image`, the bytes in `vellum-local` and `vellum-ceph`, the protocol in `vellum-nbd`; this crate names things
 //! and brings them together. [`home`] is where pools are known, [`vellum`] finds images in them, [`images`] is what can be done to
 //! an image by name, [`unfinished`] how one is filled first, [`report`] what can be told about it; [`holder`] is how both reach it wherever it is open, and `control`
 //! how a process asks another. [`serve`] is a serving process, [`exports`] what it offers, [`export`] what a connection uses,
@@ -34,18 +34,21 @@ pub mod serve;
 pub mod unfinished;
 pub mod vellum;
 
+pub use vellum_ceph::{Access, wait_for_pools};
 pub use vellum_engine::{Error, ErrorKind, Result};
 pub use vellum_local::wait_for_catalogs;
 pub use vellum_nbd::Limits;
 
 pub use holder::Holder;
-pub use home::HomeOptions;
+pub use home::{CephConfig, HomeOptions, PoolConfig};
 pub use images::{Children, Reading};
 pub use serve::{ServeOptions, Serving};
 pub use unfinished::Unfinished;
 pub use vellum::{Located, Vellum};
 
-/// The catalog of a pool. One engine so far; with a second one this becomes an enum over both.
-pub type Catalog = vellum_local::LocalCatalog<vellum_disk::RealDisk>;
+/// The catalog of a pool, of either engine.
+pub type Catalog = vellum_engine::Either<LocalPool, vellum_ceph::CephPool>;
+/// The catalog of a pool of the embedded engine.
+pub type LocalPool = vellum_local::LocalCatalog<vellum_disk::RealDisk>;
 /// An open image.
 pub type Image = vellum_image::Image<Catalog>;

@@ -170,7 +170,7 @@ impl Vellum {
         let snapshot =
             record.snapshots.iter().find(|snapshot| snapshot.revision == link.revision).cloned();
         let pool = self.pool_name(link.pool).await.unwrap_or_else(|| located.pool.clone());
-        Ok(Some(Located { pool, catalog, record, snapshot }.spec().to_string()))
+        Ok(Some(self.located(&pool, &catalog, record, snapshot).spec().to_string()))
     }
 }
 

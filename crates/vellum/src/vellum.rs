@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
+use vellum_ceph::Clusters;
 use vellum_core::{BufferPool, ImageName, ImageSpec, PoolName};
 use vellum_disk::RealDisk;
 use vellum_engine::{Catalog as _, Error, ErrorKind, ImageRecord, PoolId, Result, SnapshotRecord};
@@ -16,7 +17,7 @@ use vellum_local::store::AfterStop;
 use vellum_local::{Copies, LocalCatalog, Mode, OpenOptions, StoreOptions};
 
 use crate::Catalog;
-use crate::home::{DEFAULT_POOL, Home, HomeOptions, PoolConfig, no_pool};
+use crate::home::{CephConfig, DEFAULT_POOL, Home, HomeOptions, PoolConfig, no_pool};
 
 /// How many images one look at a catalog returns.
 const LIST_STEP: usize = 1000;
@@ -36,6 +37,7 @@ struct Shared {
     buffers: BufferPool,
     pools: Pools<Catalog>,
     open: Mutex<HashMap<PoolName, Catalog>>,
+    clusters: Clusters,
     /// Pools that could not be opened, and when.
     failed: Mutex<HashMap<PoolName, Instant>>,
 }
@@ -51,6 +53,8 @@ pub struct Located {
     pub record: ImageRecord,
     /// The snapshot, if one was named.
     pub snapshot: Option<SnapshotRecord>,
+    /// Where the holders of the pool's images say how they are reached.
+    pub(crate) hints: PathBuf,
 }
 
 impl Located {
@@ -84,6 +88,7 @@ impl Vellum {
             buffers: BufferPool::default(),
             pools: Pools::default(),
             open: Mutex::default(),
+            clusters: Clusters::default(),
             failed: Mutex::default(),
         })))
     }
@@ -112,38 +117,56 @@ impl Vellum {
         Ok(self.0.home.pools()?.into_iter().collect())
     }
 
-    /// Creates a pool in a directory that is empty or missing, or takes one that is there, and makes it known. `Exists` if the
-    /// name or the directory is known already.
-    pub async fn create_pool(&self, name: &PoolName, path: &Path) -> Result<()> {
-        let path = std::path::absolute(path)
-            .map_err(|error| Error::io(format!("find {}", path.display()), error))?;
-        self.refuse_known(name, &path)?;
-        create_above(&path)?;
-        self.open_pool(&path, Mode::CreateIfMissing).await?;
+    /// Makes a pool known: creates one in a directory that is empty or missing, or takes the one that is there; or takes one of a
+    /// Ceph cluster, which has it already. `Exists` if the name or the place is known.
+    pub async fn create_pool(&self, name: &PoolName, config: PoolConfig) -> Result<()> {
+        let config = absolute(config)?;
+        self.refuse_known(name, &config)?;
+        if let PoolConfig::Directory(path) = &config {
+            create_above(path)?;
+        }
+        let opened = self.open_pool(&config, Mode::CreateIfMissing).await?;
+        if opened.right().is_some() {
+            self.refuse_other_name(name, opened.pool()).await?;
+        }
         let (home, name) = (self.0.home.clone(), name.clone());
-        change_home(move || home.add_pool(&name, PoolConfig { path })).await
+        change_home(move || home.add_pool(&name, config)).await
     }
 
-    /// `Exists` if the home knows a pool of this name, or another one in this directory, by whatever path.
-    fn refuse_known(&self, name: &PoolName, path: &Path) -> Result<()> {
+    /// `Exists` if the home knows a pool of this name, or another one at this place, by whatever path.
+    fn refuse_known(&self, name: &PoolName, config: &PoolConfig) -> Result<()> {
         let known = self.0.home.pools()?;
         if known.contains_key(name) && name.as_str() != DEFAULT_POOL {
             return Err(Error::new(ErrorKind::Exists, format!("a pool {name} is known already")));
         }
-        let directory =
-            |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
-        let here = directory(path);
-        let is_here = |other: &Path| other == path || (here.is_some() && directory(other) == here);
-        if let Some((other, _)) =
-            known.iter().find(|(other, config)| *other != name && is_here(&config.path))
-        {
-            let what = format!("{} is known already as pool {other}", path.display());
-            return Err(Error::new(ErrorKind::Exists, what));
+        let directory = |config: &PoolConfig| match config {
+            PoolConfig::Directory(path) => {
+                std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
+            }
+            PoolConfig::Ceph(_) => None,
+        };
+        let here = directory(config);
+        let is_here =
+            |other: &PoolConfig| other == config || (here.is_some() && directory(other) == here);
+        match known.iter().find(|(other, config)| *other != name && is_here(config)) {
+            Some((other, _)) => Err(known_as(config, other)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// Forgets a pool. What is in its directory stays.
+    /// `Exists` if an open pool of another name is the same: a cluster can be reached in several ways.
+    async fn refuse_other_name(&self, name: &PoolName, id: PoolId) -> Result<()> {
+        self.all_pools().await?;
+        match self.pool_name(id).await.filter(|other| other != name) {
+            Some(other) => {
+                let what = format!("this pool is known already as {other}");
+                Err(Error::new(ErrorKind::Exists, what))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets a pool. What is in it stays.
     pub async fn forget_pool(&self, name: &PoolName) -> Result<()> {
         let (home, forgotten) = (self.0.home.clone(), name.clone());
         change_home(move || home.forget_pool(&forgotten)).await?;
@@ -160,13 +183,14 @@ impl Vellum {
         }
         let config =
             self.0.home.pools()?.remove(name).ok_or_else(|| no_pool(&self.0.home, name))?;
-        let mode = if self.0.home.is_own_pool(&config) {
-            create_above(&config.path)?;
-            Mode::CreateIfMissing
-        } else {
-            Mode::Existing
+        let mode = match &config {
+            PoolConfig::Directory(path) if self.0.home.is_own_pool(&config) => {
+                create_above(path)?;
+                Mode::CreateIfMissing
+            }
+            _ => Mode::Existing,
         };
-        let catalog = self.open_pool(&config.path, mode).await?;
+        let catalog = self.open_pool(&config, mode).await?;
         open.insert(name.clone(), catalog.clone());
         Ok(catalog)
     }
@@ -177,15 +201,18 @@ impl Vellum {
     pub async fn give_new_id(&self, name: &PoolName, path: Option<&Path>) -> Result<PoolId> {
         let (path, is_new) = match (path, self.0.home.pools()?.remove(name)) {
             (None, None) => return Err(no_pool(&self.0.home, name)),
-            (None, Some(config)) => (config.path, false),
+            (None, Some(PoolConfig::Directory(path))) => (path, false),
+            (None, Some(PoolConfig::Ceph(_))) => {
+                let what = format!("pool {name} is on Ceph, where no pool is a copy of another");
+                return Err(Error::new(ErrorKind::Invalid, what));
+            }
             (Some(path), _) => {
-                let path = std::path::absolute(path)
-                    .map_err(|error| Error::io(format!("find {}", path.display()), error))?;
-                self.refuse_known(name, &path)?;
-                (path, true)
+                let config = absolute(PoolConfig::Directory(path.to_owned()))?;
+                self.refuse_known(name, &config)?;
+                (path.to_owned(), true)
             }
         };
-        match self.open_pool(&path, Mode::Existing).await {
+        match self.open_copy(&path, Mode::Existing, Copies::Refuse).await {
             Ok(_) => {
                 let what = format!(
                     "the pool at {} is no copy, and keeps its id; name the copy",
@@ -200,13 +227,26 @@ impl Vellum {
         let catalog = self.open_copy(&path, Mode::Existing, Copies::GiveNewId).await?;
         if is_new {
             let (home, name) = (self.0.home.clone(), name.clone());
-            change_home(move || home.add_pool(&name, PoolConfig { path })).await?;
+            change_home(move || home.add_pool(&name, absolute(PoolConfig::Directory(path))?))
+                .await?;
         }
         Ok(catalog.pool())
     }
 
-    async fn open_pool(&self, path: &Path, mode: Mode) -> Result<Catalog> {
-        self.open_copy(path, mode, Copies::Refuse).await
+    async fn open_pool(&self, config: &PoolConfig, mode: Mode) -> Result<Catalog> {
+        match config {
+            PoolConfig::Directory(path) => self.open_copy(path, mode, Copies::Refuse).await,
+            PoolConfig::Ceph(config) => self.open_ceph(config).await,
+        }
+    }
+
+    async fn open_ceph(&self, config: &CephConfig) -> Result<Catalog> {
+        let (clusters, config) = (self.0.clusters.clone(), config.clone());
+        let open = async move {
+            let CephConfig { pool, namespace, access } = config;
+            clusters.pool(&access, &pool, &namespace).await
+        };
+        self.opened(open, Catalog::Right).await
     }
 
     async fn open_copy(&self, path: &Path, mode: Mode, copies: Copies) -> Result<Catalog> {
@@ -219,10 +259,20 @@ impl Vellum {
         // Threads of its own: a disk that does not answer holds up nobody who waits for another one.
         let path = path.to_owned();
         let open = async move { LocalCatalog::open(RealDisk::default(), &path, options).await };
+        self.opened(open, Catalog::Left).await
+    }
+
+    /// Opens a pool on the runtime of the home, and lets it be found from others.
+    async fn opened<C: Send + 'static>(
+        &self,
+        open: impl Future<Output = Result<C>> + Send + 'static,
+        of_its_engine: impl FnOnce(C) -> Catalog,
+    ) -> Result<Catalog> {
         let opened = self.0.runtime.spawn(open).await;
-        let catalog = opened.map_err(|error| {
+        let opened = opened.map_err(|error| {
             Error::new(ErrorKind::Io, "a pool was not opened").with_source(error)
         })??;
+        let catalog = of_its_engine(opened);
         self.0.pools.add(catalog.clone());
         Ok(catalog)
     }
@@ -243,8 +293,20 @@ impl Vellum {
     }
 
     /// Whether a pool is that of the home itself, and nobody has used it yet. One that somebody put elsewhere is there, or is missed.
-    pub(crate) fn is_made_at_its_first_use(&self, config: &PoolConfig) -> bool {
-        self.0.home.is_own_pool(config) && !config.path.exists()
+    pub fn is_made_at_its_first_use(&self, config: &PoolConfig) -> bool {
+        match config {
+            PoolConfig::Directory(path) => self.0.home.is_own_pool(config) && !path.exists(),
+            PoolConfig::Ceph(_) => false,
+        }
+    }
+
+    /// Where the holders of a pool's images say how they are reached: in the pool if that is a directory, since processes with
+    /// different homes may share it, and else in the home.
+    pub(crate) fn hints_of(&self, catalog: &Catalog) -> PathBuf {
+        match catalog {
+            Catalog::Left(local) => local.live_dir(),
+            Catalog::Right(ceph) => self.0.home.hints_of(ceph.pool()),
+        }
     }
 
     /// The pools that could not be opened: what is told of all pools leaves out what is in these.
@@ -271,6 +333,18 @@ impl Vellum {
         spec.pool.clone().unwrap_or_else(|| PoolName::new(DEFAULT_POOL).expect("a good name"))
     }
 
+    /// What was found in a pool.
+    pub(crate) fn located(
+        &self,
+        pool: &PoolName,
+        catalog: &Catalog,
+        record: ImageRecord,
+        snapshot: Option<SnapshotRecord>,
+    ) -> Located {
+        let (pool, catalog, hints) = (pool.clone(), catalog.clone(), self.hints_of(catalog));
+        Located { pool, catalog, record, snapshot, hints }
+    }
+
     /// Finds an image or a snapshot. `NotFound` names the home that was looked at.
     pub async fn locate(&self, spec: &ImageSpec) -> Result<Located> {
         let pool = Self::pool_of(spec);
@@ -295,7 +369,7 @@ impl Vellum {
                 )
             })?),
         };
-        Ok(Located { pool, catalog, record, snapshot })
+        Ok(self.located(&pool, &catalog, record, snapshot))
     }
 
     /// The images of a pool, or of all pools, in the order of their names.
@@ -317,16 +391,31 @@ impl Vellum {
                 let step = catalog.list(after.as_ref(), LIST_STEP).await?;
                 let Some(last) = step.last() else { break };
                 after = Some(last.name.clone());
-                images.extend(step.into_iter().map(|record| Located {
-                    pool: pool.clone(),
-                    catalog: catalog.clone(),
-                    record,
-                    snapshot: None,
-                }));
+                let located = |record| self.located(&pool, &catalog, record, None);
+                images.extend(step.into_iter().map(located));
             }
         }
         Ok(images)
     }
+}
+
+/// The same, whatever directory this process is in later.
+fn absolute(config: PoolConfig) -> Result<PoolConfig> {
+    let absolute = |path: PathBuf| {
+        std::path::absolute(&path)
+            .map_err(|error| Error::io(format!("find {}", path.display()), error))
+    };
+    Ok(match config {
+        PoolConfig::Directory(path) => PoolConfig::Directory(absolute(path)?),
+        PoolConfig::Ceph(mut config) => {
+            config.access.conf = config.access.conf.map(absolute).transpose()?;
+            PoolConfig::Ceph(config)
+        }
+    })
+}
+
+fn known_as(config: &PoolConfig, name: &PoolName) -> Error {
+    Error::new(ErrorKind::Exists, format!("{config} is known already as pool {name}"))
 }
 
 fn create_above(path: &Path) -> Result<()> {

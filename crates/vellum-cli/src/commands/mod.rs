@@ -43,6 +43,7 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
         let vellum = Vellum::open(HomeOptions { home: arguments.home }).await?;
         run_command(&vellum, arguments.command, output).await
     });
+    vellum::wait_for_pools(CLOSING_MAX);
     // What still runs belongs to nobody any more; its threads need not be waited for.
     runtime.shutdown_background();
     vellum::wait_for_catalogs(CLOSING_MAX);

@@ -31,7 +31,7 @@ pub(crate) async fn ask(
     request: &Request,
     progress: impl Fn(u64, u64),
 ) -> Outcome {
-    let Some(hint) = hint::find(&located.catalog, &located.record.id) else {
+    let Some(hint) = hint::find(&located.hints, &located.record.id) else {
         return Outcome::Unreachable(None);
     };
     let stream = match socket::connect(&hint.socket).await {

@@ -1,7 +1,7 @@
 //! The hint that the holder of an image leaves: where it can be asked.
 //!
-//! It lies in the pool, since processes with different homes may share one, and it is never believed: one that is stale or
-//! damaged leads nowhere, and then the image is in use by somebody who cannot be asked.
+//! It lies in the pool if that is a directory, since processes with different homes may share one, and else in the home. It is never
+//! believed: one that is stale or damaged leads nowhere, and then the image is in use by somebody who cannot be asked.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vellum_engine::ImageId;
-
-use crate::Catalog;
 
 /// A hint is a path and a number: anything longer is none.
 const BYTES_MAX: u64 = 16 << 10;
@@ -24,27 +22,28 @@ pub(crate) struct Hint {
 }
 
 /// Leaves a hint, as a whole or not at all.
-pub(crate) fn leave(catalog: &Catalog, image: &ImageId, socket: &Path) -> io::Result<()> {
+pub(crate) fn leave(hints: &Path, image: &ImageId, socket: &Path) -> io::Result<()> {
     let hint = Hint { socket: socket.to_owned(), pid: std::process::id() };
-    let new = catalog.live_dir().join(format!("{image}.holder-new"));
+    let new = hints.join(format!("{image}.holder-new"));
+    fs::create_dir_all(hints)?;
     fs::write(&new, serde_json::to_vec(&hint)?)?;
-    fs::rename(&new, path(catalog, image))
+    fs::rename(&new, path(hints, image))
 }
 
 /// Takes the hint away. Called while the image is still owned, or the next owner's might go.
-pub(crate) fn remove(catalog: &Catalog, image: &ImageId) {
+pub(crate) fn remove(hints: &Path, image: &ImageId) {
     // One that stays leads nowhere, which is harmless.
-    let _ = fs::remove_file(path(catalog, image));
+    let _ = fs::remove_file(path(hints, image));
 }
 
 /// The hint of an image, if there is one that can be understood.
-pub(crate) fn find(catalog: &Catalog, image: &ImageId) -> Option<Hint> {
+pub(crate) fn find(hints: &Path, image: &ImageId) -> Option<Hint> {
     // A few dozen bytes, on the way to asking somebody else: not worth a thread.
     let mut bytes = Vec::new();
-    File::open(path(catalog, image)).ok()?.take(BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    File::open(path(hints, image)).ok()?.take(BYTES_MAX).read_to_end(&mut bytes).ok()?;
     serde_json::from_slice(&bytes).ok()
 }
 
-fn path(catalog: &Catalog, image: &ImageId) -> PathBuf {
-    catalog.live_dir().join(format!("{image}.holder"))
+fn path(hints: &Path, image: &ImageId) -> PathBuf {
+    hints.join(format!("{image}.holder"))
 }

@@ -1,6 +1,6 @@
 //! Homes, pools and the file that lists them.
 
-use vellum::ErrorKind;
+use vellum::{ErrorKind, PoolConfig};
 use vellum_core::PoolName;
 
 use crate::fixture::{MIB, Place, content, filled, pattern, spec};
@@ -36,14 +36,22 @@ async fn a_missing_image_is_named_with_its_pool_and_its_home() {
 #[tokio::test]
 async fn a_pool_elsewhere_is_known_to_who_opens_the_home_later() {
     let place = Place::new();
-    place.user().await.create_pool(&pool("fast"), &place.file("fast")).await.unwrap();
+    place
+        .user()
+        .await
+        .create_pool(&pool("fast"), PoolConfig::Directory(place.file("fast")))
+        .await
+        .unwrap();
     let later = place.user().await;
     later.create(&spec("fast/a"), MIB, Default::default()).await.unwrap();
     assert_eq!(later.locate(&spec("fast/a")).await.unwrap().spec().to_string(), "fast/a");
     let names: Vec<String> =
         later.pools().unwrap().into_iter().map(|(name, _)| name.to_string()).collect();
     assert_eq!(names, ["default", "fast"]);
-    let error = later.create_pool(&pool("fast"), &place.file("other")).await.unwrap_err();
+    let error = later
+        .create_pool(&pool("fast"), PoolConfig::Directory(place.file("other")))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Exists);
 }
 
@@ -52,7 +60,7 @@ async fn a_pool_made_by_another_process_is_found_without_opening_the_home_anew()
     let place = Place::new();
     let (first, second) = (place.user().await, place.user().await);
     assert_eq!(first.locate(&spec("late/a")).await.unwrap_err().kind(), ErrorKind::NotFound);
-    second.create_pool(&pool("late"), &place.file("late")).await.unwrap();
+    second.create_pool(&pool("late"), PoolConfig::Directory(place.file("late"))).await.unwrap();
     second.create(&spec("late/a"), MIB, Default::default()).await.unwrap();
     first.locate(&spec("late/a")).await.unwrap();
 }
@@ -61,11 +69,11 @@ async fn a_pool_made_by_another_process_is_found_without_opening_the_home_anew()
 async fn a_forgotten_pool_keeps_its_images_and_can_be_made_known_again() {
     let place = Place::new();
     let vellum = place.user().await;
-    vellum.create_pool(&pool("slow"), &place.file("slow")).await.unwrap();
+    vellum.create_pool(&pool("slow"), PoolConfig::Directory(place.file("slow"))).await.unwrap();
     filled(&vellum, "slow/a", &pattern(MIB, 1)).await;
     vellum.forget_pool(&pool("slow")).await.unwrap();
     assert_eq!(vellum.locate(&spec("slow/a")).await.unwrap_err().kind(), ErrorKind::NotFound);
-    vellum.create_pool(&pool("again"), &place.file("slow")).await.unwrap();
+    vellum.create_pool(&pool("again"), PoolConfig::Directory(place.file("slow"))).await.unwrap();
     assert_eq!(content(&vellum, "again/a").await, pattern(MIB, 1));
 }
 
@@ -74,11 +82,14 @@ async fn a_pool_is_not_made_known_twice_by_whatever_path() {
     let place = Place::new();
     let vellum = place.user().await;
     let path = place.file("here");
-    vellum.create_pool(&pool("here"), &path).await.unwrap();
+    vellum.create_pool(&pool("here"), PoolConfig::Directory(path.clone())).await.unwrap();
     std::fs::create_dir(place.file("beside")).unwrap();
     std::os::unix::fs::symlink(&path, place.file("link")).unwrap();
     for other in ["here", "link", "beside/../here", "beside/../link"] {
-        let error = vellum.create_pool(&pool("again"), &place.file(other)).await.unwrap_err();
+        let error = vellum
+            .create_pool(&pool("again"), PoolConfig::Directory(place.file(other)))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Exists, "{other}");
         assert!(error.to_string().contains("pool here"), "{error}");
     }
@@ -89,7 +100,7 @@ async fn a_pool_is_not_made_known_twice_by_whatever_path() {
 async fn a_pool_that_cannot_be_opened_does_not_stand_in_the_way_of_others() {
     let place = Place::new();
     let vellum = place.user().await;
-    vellum.create_pool(&pool("gone"), &place.file("gone")).await.unwrap();
+    vellum.create_pool(&pool("gone"), PoolConfig::Directory(place.file("gone"))).await.unwrap();
     filled(&vellum, "a", &pattern(MIB, 2)).await;
     std::fs::remove_dir_all(place.file("gone")).unwrap();
     let vellum = place.user().await;
@@ -107,7 +118,12 @@ async fn a_pool_that_cannot_be_opened_does_not_stand_in_the_way_of_others() {
 async fn a_default_pool_that_was_put_elsewhere_and_is_not_there_is_missed_and_not_made_anew() {
     let place = Place::new();
     let elsewhere = place.file("elsewhere");
-    place.user().await.create_pool(&pool("default"), &elsewhere).await.unwrap();
+    place
+        .user()
+        .await
+        .create_pool(&pool("default"), PoolConfig::Directory(elsewhere.clone()))
+        .await
+        .unwrap();
     std::fs::rename(&elsewhere, place.file("unmounted")).unwrap();
     let vellum = place.user().await;
     assert!(vellum.images(None).await.unwrap().is_empty());
@@ -124,7 +140,9 @@ async fn pools_made_at_the_same_time_are_all_listed() {
     let vellum = place.user().await;
     let made = (0..12).map(|number| {
         let (vellum, path) = (vellum.clone(), place.file(&format!("p{number}")));
-        tokio::spawn(async move { vellum.create_pool(&pool(&format!("p{number}")), &path).await })
+        tokio::spawn(async move {
+            vellum.create_pool(&pool(&format!("p{number}")), PoolConfig::Directory(path)).await
+        })
     });
     for made in futures::future::join_all(made).await {
         made.unwrap().unwrap();

@@ -1,7 +1,7 @@
 //! Images that nobody else has open.
 
 use vellum::report::KnownUsage;
-use vellum::{ErrorKind, Vellum};
+use vellum::{ErrorKind, PoolConfig, Vellum};
 use vellum_core::Extent;
 use vellum_engine::{Catalog as _, ChildRef, ImageId, Layering, Repair};
 use vellum_image::image::Open;
@@ -63,7 +63,10 @@ async fn a_write_to_a_clone_stores_a_block_or_in_copy_up_mode_an_object() {
 async fn parents_in_other_pools_are_found_by_who_opens_the_home_anew() {
     let place = Place::new();
     let vellum = golden(&place).await;
-    vellum.create_pool(&"far".parse().unwrap(), &place.file("far")).await.unwrap();
+    vellum
+        .create_pool(&"far".parse().unwrap(), PoolConfig::Directory(place.file("far")))
+        .await
+        .unwrap();
     vellum.clone_image(&spec("gold@s"), &spec("far/child"), Default::default()).await.unwrap();
     let vellum = place.user().await;
     assert!(content(&vellum, "far/child").await == pattern(16 * MIB, 1));
@@ -86,7 +89,7 @@ async fn a_child_whose_pool_is_lost_is_listed_and_can_be_forgotten_and_no_other_
     let place = Place::new();
     let vellum = golden(&place).await;
     let far = "far".parse().unwrap();
-    vellum.create_pool(&far, &place.file("far")).await.unwrap();
+    vellum.create_pool(&far, PoolConfig::Directory(place.file("far"))).await.unwrap();
     vellum.clone_image(&spec("gold@s"), &spec("far/child"), Default::default()).await.unwrap();
     let record = vellum.locate(&spec("far/child")).await.unwrap();
     let child = ChildRef { pool: record.catalog.pool(), image: record.record.id.clone() };
@@ -109,7 +112,10 @@ async fn a_child_whose_pool_is_lost_is_listed_and_can_be_forgotten_and_no_other_
     vellum.forget_child(&spec("gold"), &child).await.unwrap();
     assert_eq!(vellum.children(&spec("gold")).await.unwrap().unreachable, []);
     // It comes back after all: a check enters it again.
-    vellum.create_pool(&"back".parse().unwrap(), &place.file("away")).await.unwrap();
+    vellum
+        .create_pool(&"back".parse().unwrap(), PoolConfig::Directory(place.file("away")))
+        .await
+        .unwrap();
     vellum.check(None, Repair::Safe).await.unwrap();
     assert_eq!(vellum.children(&spec("gold")).await.unwrap().found.len(), 2);
     std::fs::remove_dir_all(place.file("away")).unwrap();
@@ -318,7 +324,10 @@ async fn the_map_and_the_usage_say_which_layer_defines_what() {
 async fn the_tree_nests_children_below_the_snapshots_they_hang_on() {
     let place = Place::new();
     let vellum = golden(&place).await;
-    vellum.create_pool(&"far".parse().unwrap(), &place.file("far")).await.unwrap();
+    vellum
+        .create_pool(&"far".parse().unwrap(), PoolConfig::Directory(place.file("far")))
+        .await
+        .unwrap();
     vellum.create_snapshot(&spec("child@t")).await.unwrap();
     vellum
         .clone_image(&spec("child@t"), &spec("far/grandchild"), Default::default())

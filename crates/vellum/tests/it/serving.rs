@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vellum::exports::{ExportOptions, ImageExports};
-use vellum::{ErrorKind, ServeOptions, Vellum};
+use vellum::{ErrorKind, PoolConfig, ServeOptions, Vellum};
 use vellum_core::Extent;
 use vellum_image::image::Open;
 use vellum_nbd::proto::meta::{STATE_HOLE, STATE_ZERO};
@@ -30,7 +30,10 @@ async fn names(exports: &ImageExports) -> Vec<String> {
 async fn images_and_snapshots_of_every_pool_are_offered() {
     let place = Place::new();
     let vellum = place.user().await;
-    vellum.create_pool(&"far".parse().unwrap(), &place.file("far")).await.unwrap();
+    vellum
+        .create_pool(&"far".parse().unwrap(), PoolConfig::Directory(place.file("far")))
+        .await
+        .unwrap();
     for image in ["a", "far/b"] {
         filled(&vellum, image, &pattern(MIB, 1)).await;
     }
@@ -186,7 +189,10 @@ async fn an_image_made_later_appears_by_itself() {
     assert!(place.try_client("nbd", "later").await.is_err());
     let other = place.user().await;
     filled(&other, "later", &pattern(MIB, 4)).await;
-    other.create_pool(&"far".parse().unwrap(), &place.file("far")).await.unwrap();
+    other
+        .create_pool(&"far".parse().unwrap(), PoolConfig::Directory(place.file("far")))
+        .await
+        .unwrap();
     filled(&other, "far/later", &pattern(MIB, 5)).await;
     for (name, seed) in [("later", 4), ("far/later", 5)] {
         let mut client = place.client("nbd", name).await;

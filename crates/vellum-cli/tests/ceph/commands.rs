@@ -1,0 +1,102 @@
+//! Each command on images on Ceph, and what is said of pools that are not there.
+
+use anyhow::{Result, ensure};
+use vellum_testkit::ceph::{Cluster, POOLS};
+
+use crate::{empty_home, export, home, import, know, pattern};
+
+const MIB: usize = 1 << 20;
+
+pub(crate) fn each_command(cluster: &Cluster) -> Result<()> {
+    let home = home(cluster, "each")?;
+    let mut content = pattern(10 * MIB + 4096, 1);
+    content[4 * MIB..6 * MIB].fill(0);
+    import(&home, &content, "vms/gold")?;
+    home.ok(&["snap", "create", "vms/gold@one"])?;
+    home.ok(&["clone", "vms/gold@one", "vms/vm"])?;
+    ensure!(home.ok(&["children", "vms/gold"])?.contains("vms/vm"));
+    ensure!(export(&home, "vms/vm")? == content);
+    home.fails(5, &["snap", "rm", "vms/gold@one"])?;
+
+    ensure!(home.ok(&["du", "vms/gold"])?.contains("8 MiB"));
+    let map = home.ok(&["--format", "json", "map", "vms/gold"])?;
+    ensure!(map.contains("\"nothing\""), "{map}");
+    home.ok(&["discard", "vms/vm", "--offset", "0", "--length", "1M", "--to", "zero"])?;
+    content[..MIB].fill(0);
+    ensure!(export(&home, "vms/vm")? == content);
+    home.ok(&["discard", "vms/vm", "--offset", "0", "--length", "512K", "--to", "parent"])?;
+    content[..MIB / 2].copy_from_slice(&pattern(MIB / 2, 1));
+    ensure!(export(&home, "vms/vm")? == content);
+
+    home.ok(&["flatten", "vms/vm"])?;
+    home.ok(&["rename", "vms/vm", "alone"])?;
+    home.ok(&["snap", "rm", "vms/gold@one"])?;
+    home.ok(&["rm", "vms/gold"])?;
+    ensure!(export(&home, "vms/alone")? == content);
+    ensure!(home.ok(&["check"])?.contains("as it should be"));
+    home.ok(&["rm", "vms/alone"])?;
+    let left = cluster.ok("rados", &["-p", POOLS[0], "-N", "each", "ls"])?;
+    let left: Vec<_> =
+        left.lines().filter(|name| name.contains("data") || name.contains("header")).collect();
+    ensure!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+pub(crate) fn unreachable(cluster: &Cluster) -> Result<()> {
+    let home = home(cluster, "reach")?;
+    home.ok(&["create", "--size", "1M", "vms/here"])?;
+    let conf = cluster.conf().display().to_string();
+    let said =
+        home.fails(3, &["pool", "create", "x", "--ceph-pool", "nix", "--ceph-conf", &conf])?;
+    ensure!(said.contains("no pool nix"), "{said}");
+    let said =
+        home.fails(1, &["pool", "create", "x", "--ceph-pool", "rbd", "--ceph-conf", "/no/where"])?;
+    ensure!(said.contains("/no/where"), "{said}");
+    let user =
+        ["pool", "create", "x", "--ceph-pool", "rbd", "--ceph-conf", &conf, "--ceph-user", "eve"];
+    let said = home.fails(1, &user)?;
+    ensure!(said.contains("client.eve"), "{said}");
+    // One that is known, and whose configuration has gone.
+    let gone = home.file("ceph.conf");
+    std::fs::copy(cluster.conf(), &gone)?;
+    let path = gone.display().to_string();
+    let other = ["--ceph-namespace", "other", "--ceph-conf", &path];
+    home.ok(&[&["pool", "create", "gone", "--ceph-pool", "rbd"], &other[..]].concat())?;
+    std::fs::remove_file(gone)?;
+    let listed = home.fails(1, &["ls"]).map(drop);
+    ensure!(listed.is_ok(), "a pool is missing, and nobody says so");
+    ensure!(home.ok(&["ls", "vms"])?.contains("here"));
+    let pools = home.ok(&["--format", "json", "pool", "ls"])?;
+    ensure!(pools.contains(&path), "{pools}");
+    home.ok(&["pool", "rm", "gone"])?;
+    home.ok(&["rm", "vms/here"]).map(drop)
+}
+
+pub(crate) fn known_once(cluster: &Cluster) -> Result<()> {
+    let home = home(cluster, "once")?;
+    let conf = cluster.conf().display().to_string();
+    let place = ["--ceph-pool", POOLS[0], "--ceph-namespace", "once"];
+    let again = |name: &str, conf: &str| {
+        home.fails(4, &[&["pool", "create", name, "--ceph-conf", conf], &place[..]].concat())
+    };
+    again("vms", &conf)?;
+    let said = again("again", &conf)?;
+    ensure!(said.contains("vms"), "{said}");
+    let copy = home.file("copy.conf");
+    std::fs::copy(cluster.conf(), &copy)?;
+    let said = again("again", &copy.display().to_string())?;
+    ensure!(said.contains("vms"), "{said}");
+    let said = home.fails(1, &["pool", "new-id", "vms"])?;
+    ensure!(said.contains("on Ceph"), "{said}");
+    // Another namespace is another pool, and sees nothing of this one.
+    know(&home, cluster, "other", POOLS[0], "once-more")?;
+    home.ok(&["create", "--size", "1M", "vms/a"])?;
+    ensure!(!home.ok(&["ls", "other"])?.contains("/a"));
+    home.ok(&["create", "--size", "1M", "other/a"])?;
+    for image in ["vms/a", "other/a"] {
+        home.ok(&["rm", image])?;
+    }
+    // A home that never heard of Ceph needs none.
+    let plain = empty_home()?;
+    plain.ok(&["create", "--size", "1M", "a"]).map(drop)
+}

@@ -1,0 +1,71 @@
+//! Parents and children in pools of either engine, and of images that `rbd` made.
+
+use anyhow::{Result, ensure};
+use vellum_testkit::ceph::{Cluster, POOLS};
+
+use crate::{export, home, import, pattern};
+
+const MIB: usize = 1 << 20;
+
+/// A chain whose images are, from the root on, in these pools.
+fn chain(cluster: &Cluster, namespace: &str, pools: [&str; 3]) -> Result<()> {
+    let home = home(cluster, namespace)?;
+    let content = pattern(5 * MIB, 3);
+    let [root, middle, top] = [0, 1, 2].map(|at| format!("{}/image{at}", pools[at]));
+    import(&home, &content, &root)?;
+    home.ok(&["snap", "create", &format!("{root}@s")])?;
+    home.ok(&["clone", &format!("{root}@s"), &middle])?;
+    home.ok(&["discard", &middle, "--offset", "1M", "--length", "1M", "--to", "zero"])?;
+    home.ok(&["snap", "create", &format!("{middle}@s")])?;
+    home.ok(&["clone", &format!("{middle}@s"), &top])?;
+    let mut changed = content.clone();
+    changed[MIB..2 * MIB].fill(0);
+    ensure!(export(&home, &root)? == content);
+    ensure!(export(&home, &middle)? == changed);
+    ensure!(export(&home, &top)? == changed);
+    let tree = home.ok(&["tree"])?;
+    let short = |image: &str| image.trim_start_matches("default/").to_owned();
+    ensure!([&root, &middle, &top].into_iter().all(|image| tree.contains(&short(image))), "{tree}");
+    ensure!(home.ok(&["children", &root])?.contains(&short(&middle)));
+    home.fails(5, &["rm", &root])?;
+    home.ok(&["check"])?;
+    home.ok(&["flatten", &top])?;
+    home.ok(&["rm", &middle])?;
+    home.ok(&["rm", &root])?;
+    ensure!(export(&home, &top)? == changed);
+    home.ok(&["check"])?;
+    home.ok(&["rm", &top]).map(drop)
+}
+
+pub(crate) fn across_engines(cluster: &Cluster) -> Result<()> {
+    chain(cluster, "kin1", ["default", "vms", "default"])?;
+    chain(cluster, "kin2", ["vms", "default", "more"])?;
+    chain(cluster, "kin3", ["vms", "more", "vms"])
+}
+
+pub(crate) fn of_rbd(cluster: &Cluster) -> Result<()> {
+    let home = home(cluster, "")?;
+    let content = pattern(9 * MIB, 5);
+    let file = home.file("plain.raw");
+    std::fs::write(&file, &content)?;
+    let spec = |image: &str| format!("{}/{image}", POOLS[0]);
+    let from = file.display().to_string();
+    cluster.ok("rbd", &["import", "--no-progress", &from, &spec("plain")])?;
+    cluster.ok("rbd", &["snap", "create", "--no-progress", &spec("plain@s")])?;
+    home.ok(&["clone", "--layering", "sparse", "vms/plain@s", "vms/kid"])?;
+    home.ok(&["clone", "--layering", "sparse", "vms/plain@s", "local-kid"])?;
+    for kid in ["vms/kid", "local-kid"] {
+        ensure!(export(&home, kid)? == content, "{kid}");
+    }
+    let children = cluster.ok("rbd", &["children", &spec("plain@s")])?;
+    ensure!(children.trim() == spec("kid"), "{children}");
+    let said = cluster.ok("rbd", &["snap", "rm", "--no-progress", &spec("plain@s")]);
+    ensure!(said.is_err() || cluster.ok("rbd", &["children", &spec("plain")]).is_ok());
+    home.ok(&["flatten", "local-kid"])?;
+    home.ok(&["flatten", "vms/kid"])?;
+    for kid in ["vms/kid", "local-kid"] {
+        ensure!(export(&home, kid)? == content, "{kid}");
+        home.ok(&["rm", kid])?;
+    }
+    Ok(())
+}
