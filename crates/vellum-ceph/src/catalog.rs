@@ -25,9 +25,11 @@ use crate::error::{corrupt, failed, no_image, no_image_with_id, unexpected};
 use crate::head::{ATOMIC, CephHead};
 use crate::header::described;
 use crate::layer::{CephLayer, ReadsHead};
+use crate::object_map::{self, HeadMap};
 use crate::ownership;
 use crate::pending::{self, AtWork};
 use crate::place::Place;
+use crate::plain_head::PlainHead;
 use crate::watched::{Role, Watched};
 use crate::{bitmap, change, check, children, create, keys, records, remove};
 
@@ -204,7 +206,10 @@ impl<O: Objects> CephCatalog<O> {
             None => return Err(no_revision(&described)),
         };
         watched.saw(&described);
-        let presence = bitmap::load(&self.0.objects, image, Some(snapshot)).await?;
+        let presence = match described.sparse {
+            Some(_) => bitmap::load(&self.0.objects, image, Some(snapshot)).await?,
+            None => object_map::of_snapshot(self, &described, snapshot).await?,
+        };
         let data = Arc::new(self.data(&described, Some(snapshot), presence)?);
         Ok(CephLayer::new(revision.clone(), data, watched, None))
     }
@@ -229,20 +234,20 @@ impl<O: Objects> CephCatalog<O> {
         watched: &Arc<Watched<O>>,
         acquisition: u64,
     ) -> Result<CephHead<O>> {
-        if described.sparse.is_none() {
-            let what = format!(
-                "image {} is a plain RBD image, which this version of Vellum can only read",
-                described.id
-            );
-            return Err(Error::new(ErrorKind::Unsupported, what));
-        }
-        let presence = bitmap::load(&self.0.objects, &described.id, None).await?;
-        bitmap::invalidate(&self.0.objects, &described.id).await?;
+        let (plain, presence) = if described.sparse.is_none() {
+            let plain = PlainHead::open(self, described).await?;
+            let presence = plain.map().map(HeadMap::presence);
+            (Some(plain), presence)
+        } else {
+            let presence = bitmap::load(&self.0.objects, &described.id, None).await?;
+            bitmap::invalidate(&self.0.objects, &described.id).await?;
+            (None, presence)
+        };
         let data = Arc::new(self.data(described, None, presence)?);
         let revision = keys::head_revision(described.id.as_str());
         let layer = CephLayer::new(revision, data, watched.clone(), None);
         let context = change::context(described);
-        Ok(CephHead::new(self.clone(), described.id.clone(), layer, context, acquisition))
+        Ok(CephHead::new(self.clone(), described.id.clone(), layer, context, plain, acquisition))
     }
 
     async fn head_for_reading(&self, image: &ImageId) -> Result<CephLayer<O>> {

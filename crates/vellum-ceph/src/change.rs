@@ -122,7 +122,12 @@ async fn snapshot<O: Objects>(
     // From here on the snapshot is there, whatever else fails.
     let now = described(objects, &owned.id).await.map_err(Error::maybe_done)?;
     owned.set_context(context(&now));
-    if let Some(presence) = owned.layer().data().presence() {
+    if let Some(plain) = owned.plain() {
+        plain.see(&now);
+        if let Some(map) = plain.map() {
+            map.snapshot(id).await.map_err(Error::maybe_done)?;
+        }
+    } else if let Some(presence) = owned.layer().data().presence() {
         let saved = crate::bitmap::save(objects, &owned.id, Some(id), &presence).await;
         // Without it the snapshot is slower to read, and no less right.
         if let Err(error) = saved {
@@ -168,6 +173,9 @@ async fn cut_parent<O: Objects>(owned: &Owned<O>) -> Result<ImageRecord> {
     if let Some(link) = parent.filter(|_| now.header.parent.is_none()) {
         let child = ChildRef { pool: catalog.pool_id(), image: owned.id.clone() };
         catalog.leave(&link, &child).await?;
+    }
+    if let Some(plain) = owned.plain() {
+        plain.see(&now);
     }
     announce(owned).await;
     catalog.record_of(&now).await

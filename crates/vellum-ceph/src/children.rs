@@ -15,6 +15,7 @@ use crate::described::{Described, text};
 use crate::error::failed;
 use crate::header::{change_header, described, write_header};
 use crate::keys;
+use crate::object_map;
 use crate::watched::tell;
 
 /// The children of an image, with the revision that each hangs on.
@@ -143,6 +144,9 @@ pub(crate) async fn remove_snapshot<O: Objects>(
         Err(failure) => return Err(failed(failure, format!("remove a snapshot of image {id}"))),
     }
     let after = described(objects, id).await?;
+    if now.sparse.is_none() {
+        object_map::snapshot_removed(catalog, now, snapshot).await.map_err(Error::maybe_done)?;
+    }
     // With the last snapshot that saw the parent, the image is cut off from it.
     if let (Some(link), None) = (now.parent_link(catalog.home()), after.parent_link(catalog.home()))
     {

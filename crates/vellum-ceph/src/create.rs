@@ -40,6 +40,11 @@ pub(crate) async fn create<O: Objects>(
         Some(parent) => find_parent(catalog, &new, parent).await?,
         None => None,
     };
+    if new.layering == Layering::CopyUp && new.parent.is_some() && parent.is_none() {
+        let what = "Ceph's own tools would read a plain RBD image without its parent, which is not in this cluster; make it \
+                    sparse, or a copy";
+        return Err(Error::new(ErrorKind::Unsupported, what));
+    }
     let id = new.id.clone().unwrap_or_else(|| vellum_engine::Catalog::unused_id(catalog));
     let _work = catalog.at_work().begin(&id).await?;
     let note = enter(catalog, &new, &id, parent.as_ref()).await?;

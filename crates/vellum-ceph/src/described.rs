@@ -198,6 +198,11 @@ impl Described {
         self.of_revision(snapshot).map(|(size, _)| size)
     }
 
+    /// How far the head, or a snapshot, sees a parent.
+    pub(crate) fn overlap(&self, snapshot: Option<u64>) -> u64 {
+        self.of_revision(snapshot).and_then(|(_, overlap)| overlap).unwrap_or(0)
+    }
+
     /// The snapshot that a revision is of, if the image has it; `Some(None)` for its head.
     pub(crate) fn snapshot_of(&self, revision: &RevisionId) -> Option<Option<u64>> {
         keys::snapshot_of(self.id.as_str(), revision)

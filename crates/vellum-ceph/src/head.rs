@@ -22,7 +22,9 @@ use crate::error::failed;
 use crate::layer::CephLayer;
 use crate::ownership;
 use crate::place::Place;
-use crate::plan::{self, Plan};
+use crate::plain_head::PlainHead;
+use crate::plan::Plan;
+use crate::rules::{Rules, can_inherit};
 use crate::states::ObjectStates;
 use crate::watched::Role;
 
@@ -34,6 +36,23 @@ pub struct CephHead<O: Objects>(Arc<Owner<O>>);
 #[derive(Debug)]
 struct Owner<O: Objects>(Arc<Owned<O>>);
 
+/// Which revisions a change is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Under {
+    /// The head, and snapshots keep what they have.
+    Newest,
+    /// All that see through the absence of an object, if it is not there.
+    All,
+}
+
+/// A change of an object that is planned.
+#[derive(Clone, Copy, Debug)]
+struct Change<'a> {
+    object: ObjectNo,
+    under: Under,
+    rules: &'a Rules,
+}
+
 /// An image that is owned.
 #[derive(Debug)]
 pub(crate) struct Owned<O: Objects> {
@@ -44,6 +63,8 @@ pub(crate) struct Owned<O: Objects> {
     acquisition: u64,
     /// Which snapshots must keep what is about to be changed.
     context: RwLock<Arc<SnapContext>>,
+    /// What there is to know of a plain image.
+    plain: Option<PlainHead<O>>,
     /// Whether the image was given back. Held shared by each change for as long as it lasts.
     pub(crate) closed: tokio::sync::RwLock<bool>,
 }
@@ -54,11 +75,12 @@ impl<O: Objects> CephHead<O> {
         id: ImageId,
         layer: CephLayer<O>,
         context: SnapContext,
+        plain: Option<PlainHead<O>>,
         acquisition: u64,
     ) -> Self {
         let context = RwLock::new(Arc::new(context));
         let closed = tokio::sync::RwLock::new(false);
-        let owned = Owned { catalog, id, layer, acquisition, context, closed };
+        let owned = Owned { catalog, id, layer, acquisition, context, plain, closed };
         Self(Arc::new(Owner(Arc::new(owned))))
     }
 
@@ -102,6 +124,22 @@ impl<O: Objects> Owned<O> {
         self.context.read().clone()
     }
 
+    pub(crate) fn plain(&self) -> Option<&PlainHead<O>> {
+        self.plain.as_ref()
+    }
+
+    fn rules(&self, object: ObjectNo) -> Rules {
+        let place = self.layer.data().place();
+        self.plain.as_ref().map_or(Rules::Sparse, |plain| plain.rules(place, object))
+    }
+
+    /// Whether an object must be filled, for the snapshots too, before anything else touches it.
+    fn must_fill_first(&self, object: ObjectNo) -> bool {
+        let (data, plain) = (self.layer.data(), self.plain.as_ref());
+        plain.is_some_and(|plain| plain.must_fill_first(data.place(), object))
+            && data.remembered(object).is_none_or(|states| !states.exists())
+    }
+
     pub(crate) fn set_context(&self, context: SnapContext) {
         *self.context.write() = Arc::new(context);
     }
@@ -120,26 +158,28 @@ impl<O: Objects> Owned<O> {
     async fn change(
         &self,
         object: ObjectNo,
-        plan: impl Fn(&ObjectStates) -> Plan + Send,
+        under: Under,
+        plan: impl Fn(&Rules, &ObjectStates) -> Plan + Send,
     ) -> Result<Guarded> {
         let closed = self.closed.read().await;
         if *closed {
             return Ok(Guarded::Sealed);
         }
         self.check_owned()?;
-        let data = self.layer.data();
+        let (data, rules) = (self.layer.data(), self.rules(object));
+        let change = Change { object, under, rules: &rules };
         loop {
             let shared = data.lock(object).read().await;
             let states = data.states_under_lock(object).await?;
-            let planned = plan(&states);
+            let planned = plan(&rules, &states);
             let carried_out = match &planned {
-                Plan::Change(..) => {
+                Plan::Change(..) | Plan::Remove => {
                     drop(shared);
                     let _alone = data.lock(object).write().await;
                     let states = data.states_under_lock(object).await?;
-                    self.carry_out(data, object, &states, &plan(&states)).await?
+                    self.carry_out(data, change, &states, &plan(&rules, &states)).await?
                 }
-                planned => self.carry_out(data, object, &states, planned).await?,
+                planned => self.carry_out(data, change, &states, planned).await?,
             };
             if let Some(guarded) = carried_out {
                 return Ok(guarded);
@@ -151,23 +191,35 @@ impl<O: Objects> Owned<O> {
     async fn carry_out(
         &self,
         data: &Data<O>,
-        object: ObjectNo,
+        change: Change<'_>,
         before: &ObjectStates,
         planned: &Plan,
     ) -> Result<Option<Guarded>> {
-        if let Plan::Missing(missing) = planned {
-            return Ok(Some(Guarded::Missing(missing.clone())));
+        match planned {
+            Plan::Nothing => return Ok(Some(Guarded::Done)),
+            Plan::Missing(missing) => return Ok(Some(Guarded::Missing(missing.clone()))),
+            _ => {}
         }
-        let op = planned.operation(data.place(), before);
+        let Change { object, under, rules } = change;
+        let op = rules.operation(data.place(), planned, before);
         if !before.exists() && matches!(planned, Plan::Change(..)) {
             // Noted before it can be there: whoever dies in between leaves no bitmap that lacks it.
             data.expect(object);
         }
-        match data.objects().write(&data.name(object), &self.context(), op).await {
+        // Before all snapshots, and so for all of them: what the parent shows through an object that is not there.
+        let context = match under == Under::All && self.must_fill_first(object) {
+            true => Arc::default(),
+            false => self.context(),
+        };
+        self.note_before(object, planned, context.newest == 0).await?;
+        match data.objects().write(&data.name(object), &context, op).await {
             Ok(()) => {
-                if let Plan::Change(_, after) = planned {
-                    data.remember(object, after.clone());
+                match planned {
+                    Plan::Change(_, after) => data.remember(object, after.clone()),
+                    Plan::Remove => data.remember(object, ObjectStates::Absent),
+                    _ => {}
                 }
+                self.note_after(object, planned).await?;
                 Ok(Some(Guarded::Done))
             }
             Err(Failure::MISMATCH | Failure::EXISTS | Failure::NOT_FOUND) => {
@@ -186,6 +238,26 @@ impl<O: Objects> Owned<O> {
         }
     }
 
+    /// Has the object map say what is about to be, where there is one.
+    async fn note_before(&self, object: ObjectNo, planned: &Plan, for_all: bool) -> Result<()> {
+        let Some(map) = self.plain.as_ref().and_then(PlainHead::map) else { return Ok(()) };
+        if *planned == Plan::Remove {
+            return map.begin_removal(object).await;
+        }
+        if for_all {
+            map.expect_in(object, &self.context().snapshots).await?;
+        }
+        map.expect(object).await
+    }
+
+    /// The same of what has come to be.
+    async fn note_after(&self, object: ObjectNo, planned: &Plan) -> Result<()> {
+        match self.plain.as_ref().and_then(PlainHead::map) {
+            Some(map) if *planned == Plan::Remove => map.end_removal(object).await,
+            _ => Ok(()),
+        }
+    }
+
     /// Waits for what is under way, writes down which objects there are, and gives the image back.
     async fn give_back(&self) -> Result<()> {
         let mut closed = self.closed.write().await;
@@ -200,10 +272,13 @@ impl<O: Objects> Owned<O> {
         if image.role() != Role::Releasing(number) {
             return Ok(());
         }
-        let saved = match self.layer.data().presence() {
-            Some(presence) => bitmap::save(objects, &self.id, None, &presence).await,
-            None => Ok(()),
+        let saved = match (&self.plain, self.layer.data().presence()) {
+            (None, Some(presence)) => bitmap::save(objects, &self.id, None, &presence).await,
+            _ => Ok(()),
         };
+        if let Some(map) = self.plain.as_ref().and_then(PlainHead::map) {
+            map.close().await;
+        }
         let released = ownership::release(objects, image, &self.id, number).await;
         // Without its bitmap the image is slower, and no less right.
         if let Err(error) = saved {
@@ -240,9 +315,11 @@ impl<O: Objects> Head for CephHead<O> {
         &self.owned().layer
     }
 
-    fn must_fill_first(&self, _at: Extent) -> bool {
-        // A snapshot of an object keeps the states that it had, and one that has none sees the parent by itself.
-        false
+    fn must_fill_first(&self, at: Extent) -> bool {
+        // A snapshot of an object of a sparse image keeps the states that it had, and one that has none sees the parent by itself.
+        let mut pieces = self.place().geometry().objects(at);
+        self.owned().plain.is_some()
+            && pieces.any(|piece| self.owned().must_fill_first(piece.object))
     }
 
     async fn write(&self, write: Write) -> Result<Guarded> {
@@ -250,7 +327,8 @@ impl<O: Objects> Head for CephHead<O> {
         let object = self.object_of([write.extent()].into_iter())?.expect("it is not empty");
         let (owned, place) = (self.owned().clone(), *self.place());
         RunToEnd::new(async move {
-            owned.change(object, |states| plan::write(&place, states, &write)).await
+            let plan = |rules: &Rules, states: &ObjectStates| rules.write(&place, states, &write);
+            owned.change(object, Under::Newest, plan).await
         })
         .await
     }
@@ -267,7 +345,9 @@ impl<O: Objects> Head for CephHead<O> {
             return Ok(if *owned.closed.read().await { Guarded::Sealed } else { Guarded::Done });
         };
         RunToEnd::new(async move {
-            owned.change(object, |states| plan::fill(&place, states, &fill)).await
+            let under = if fill.then.is_none() { Under::All } else { Under::Newest };
+            let plan = |rules: &Rules, states: &ObjectStates| rules.fill(&place, states, &fill);
+            owned.change(object, under, plan).await
         })
         .await
     }
@@ -276,8 +356,13 @@ impl<O: Objects> Head for CephHead<O> {
         self.check_whole_units(at)?;
         let object = self.object_of([at].into_iter())?.expect("it is not empty");
         let (owned, place) = (self.owned().clone(), *self.place());
+        if to == SetTo::Inherit && owned.plain.is_some() && !can_inherit(&place, at) {
+            let what = "a part of an object of a plain RBD image cannot show the parent again; discard to zero";
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
         RunToEnd::new(async move {
-            owned.change(object, |states| plan::set(&place, states, at, to)).await
+            let plan = |rules: &Rules, states: &ObjectStates| rules.set(&place, states, at, to);
+            owned.change(object, Under::Newest, plan).await
         })
         .await
     }

@@ -19,7 +19,8 @@
 //! | [`layer`] | [`CephLayer`]: a revision, for reading |
 //! | `data` | the data objects of a revision, and what is remembered of their states |
 //! | `bitmap` | the allocation bitmap, as it is stored |
-//! | [`plan`] | pure: what a change does to an object |
+//! | `plain_head`, `object_map` | what the owner of a plain RBD image knows beside, and the map of its objects |
+//! | [`rules`] | pure: what a change does to an object, by [`plan`] in a sparse image, by [`plain`] in a plain one |
 //! | [`place`] | pure: where units lie in objects |
 //! | [`states`] | pure: the states of an object's units, as bytes |
 //! | [`presence`] | pure: which objects there are |
@@ -43,14 +44,18 @@ pub mod head;
 mod header;
 pub mod keys;
 pub mod layer;
+mod object_map;
 mod omap;
 mod ownership;
 pub mod pending;
 pub mod place;
+pub mod plain;
+mod plain_head;
 pub mod plan;
 pub mod presence;
 mod records;
 mod remove;
+pub mod rules;
 pub mod states;
 mod watched;
 

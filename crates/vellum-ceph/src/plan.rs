@@ -24,6 +24,8 @@ pub enum Plan {
     Write(Vec<WriteStep>),
     /// To take these steps, and to have these states afterwards.
     Change(Vec<WriteStep>, ObjectStates),
+    /// To remove the object, which then inherits everything.
+    Remove,
 }
 
 impl Plan {
@@ -34,6 +36,7 @@ impl Plan {
         let mut op = WriteOp::new();
         match self {
             Self::Nothing | Self::Missing(_) => return op,
+            Self::Remove => return op.remove(),
             Self::Write(steps) => op.steps.extend(steps.iter().cloned()),
             Self::Change(steps, after) => {
                 op = match before {
@@ -48,7 +51,8 @@ impl Plan {
     }
 }
 
-fn alloc_hint(place: &Place) -> WriteStep {
+/// How large an object is going to be.
+pub(crate) fn alloc_hint(place: &Place) -> WriteStep {
     let object_size = place.geometry().object_size();
     WriteStep::AllocHint { object_size, write_size: object_size }
 }

@@ -29,14 +29,16 @@ pub trait Head: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// snapshots are sealed layers.
     fn must_fill_first(&self, at: Extent) -> bool;
 
-    /// Writes if the guard allows, else changes nothing and says which units are missing. The units become data; what a unit
+    /// Writes if the guard allows, else changes nothing and says which units are missing; of an object that defines all of its units
+    /// or none, those beside the write too. The units become data; what a unit
     /// that was zero holds beside the write is zeros. `Invalid` for no bytes, or bytes beyond the end of the image.
     fn write(&self, write: Write) -> impl Future<Output = Result<Guarded>> + Send;
 
     /// Defines inherited units, then applies a write, in one atomic step: units of the parts that are defined by now are
     /// left as they are, so a filler that lost a race does no harm. The write is applied to all units it covers; one
-    /// that it covers partly must be defined or lie in a part, else [`Guarded::Missing`] and nothing changed. `Invalid`,
-    /// and nothing changed, if the parts are not as [`Fill`] says. To fill with nothing is done at once.
+    /// that it covers partly must be defined or lie in a part, else [`Guarded::Missing`] and nothing changed. `Missing` are also
+    /// units through which something below may be seen, in an object that defines all of its units or none: they are filled with
+    /// the others. `Invalid`, and nothing changed, if the parts are not as [`Fill`] says. To fill with nothing is done at once.
     fn fill(&self, fill: Fill) -> impl Future<Output = Result<Guarded>> + Send;
 
     /// Sets whole units to zero or to inherited. `at` is aligned to units, but for the end of the image; else `Invalid`. Never

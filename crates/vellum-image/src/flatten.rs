@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use vellum_core::Extent;
 use vellum_engine::{
-    Catalog, Error, ErrorKind, Fill, Guarded, Head, HeadChange, ImageRecord, Layer, ParentLink,
-    Part, Result, RevisionId,
+    Catalog, Error, ErrorKind, Fill, Guarded, Head, HeadChange, ImageRecord, Layer, Missing,
+    ParentLink, Part, Result, RevisionId,
 };
 
 use crate::canary::Canary;
@@ -27,13 +27,13 @@ use crate::{Image, admin};
 const STEP: u64 = 1 << 30;
 /// How long a throttled copy waits between two looks at the reins.
 const REINS: Duration = Duration::from_millis(200);
-/// How much one copy moves.
+/// How much one copy moves, unless it must be a whole object.
 const COPY_STEP: u64 = 1 << 20;
 
 /// How to flatten.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlattenOptions {
-    /// How many copies of up to 1 MiB are under way at once.
+    /// How many copies of up to 1 MiB, or in `copy-up` mode of an object, are under way at once.
     pub copies: usize,
     /// At most this many bytes a second are copied; `None` and 0 for no limit.
     pub bytes_per_second: Option<u64>,
@@ -150,6 +150,9 @@ impl<C: Catalog> Copier<'_, C> {
     /// Copies all that shows through now. Returns how many bytes that was.
     async fn pass(&self, job: &Job) -> Result<u64> {
         let (unit, size) = (self.chain.top().unit(), self.chain.top().size());
+        let view = self.image.view();
+        let by_object = view.copies_objects().then(|| view.record.geometry.object_size());
+        let most = by_object.unwrap_or(COPY_STEP).max(unit);
         let mut copied = 0;
         for step in Extent::new(0, self.chain.parent_limit()).chunks(STEP) {
             job.check()?;
@@ -160,7 +163,7 @@ impl<C: Catalog> Copier<'_, C> {
                 units.extend(data.iter().map(|data| data.align_out(unit).clip(size)));
             }
             let reach = merged_overlapping(units).into_iter().flat_map(|at| self.image.reach(at));
-            let pieces = reach.flat_map(|at| at.chunks(COPY_STEP.max(unit))).collect();
+            let pieces = reach.flat_map(|at| at.chunks(most)).collect();
             copied += self.copy(pieces, job).await?;
             job.set_done(step.end());
         }
@@ -180,19 +183,31 @@ impl<C: Catalog> Copier<'_, C> {
     }
 
     async fn copy_piece(&self, units: Extent, job: &Job) -> Result<u64> {
-        self.throttle(units.length(), job).await?;
-        let layer = self.chain.top();
-        let content = self.image.read_below(&self.chain, units).await?.freeze();
-        let mut parts = Vec::new();
-        split_zeros(units, content, layer.unit(), &mut parts);
-        self.fill(parts).await?;
-        Ok(units.length())
+        let mut parts = self.content_of(units, job).await?;
+        let mut copied = units.length();
+        // More, where an object would hide what else is seen through it.
+        while let Some(beside) = self.fill(&parts).await? {
+            for units in beside {
+                parts.extend(self.content_of(units, job).await?);
+                copied += units.length();
+            }
+            parts.sort_by_key(|part| part.at.offset());
+        }
+        Ok(copied)
     }
 
-    /// Fills the lowest own layer: through the head while it is the head, else through a filler.
-    async fn fill(&self, parts: Vec<Part>) -> Result<()> {
+    async fn content_of(&self, units: Extent, job: &Job) -> Result<Vec<Part>> {
+        self.throttle(units.length(), job).await?;
+        let content = self.image.read_below(&self.chain, units).await?.freeze();
+        let mut parts = Vec::new();
+        split_zeros(units, content, self.chain.top().unit(), &mut parts);
+        Ok(parts)
+    }
+
+    /// Fills the lowest own layer: through the head while it is the head, else through a filler. Answers what must be filled with it.
+    async fn fill(&self, parts: &[Part]) -> Result<Option<Missing>> {
         loop {
-            let fill = Fill { parts: parts.clone(), then: None };
+            let fill = Fill { parts: parts.to_vec(), then: None };
             let pass = self.image.0.gate.enter().await;
             let view = self.image.view();
             let guarded = if view.record.head == self.bottom {
@@ -202,13 +217,8 @@ impl<C: Catalog> Copier<'_, C> {
                 self.filler().await?.fill(fill).await?
             };
             match guarded {
-                Guarded::Done => return Ok(()),
-                Guarded::Missing(_) => {
-                    return Err(Error::new(
-                        ErrorKind::Io,
-                        "the engine misses units in a fill without a write",
-                    ));
-                }
+                Guarded::Done => return Ok(None),
+                Guarded::Missing(missing) => return Ok(Some(missing)),
                 // A snapshot was taken: the head that was the lowest own layer has become a sealed one.
                 Guarded::Sealed if self.image.view().record.head != self.bottom => {}
                 Guarded::Sealed => {

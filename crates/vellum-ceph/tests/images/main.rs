@@ -91,6 +91,9 @@ async fn connect(
 async fn programs_on(cluster: Arc<Cluster>) {
     for seed in 0..programs::SEEDS {
         let namespace = format!("program{seed}");
-        programs::run(seed, async || connect(&cluster, &namespace).await).await;
+        let named = format!("{}/{namespace}", POOLS[0]);
+        cluster.ok("rbd", &["namespace", "create", &named]).unwrap();
+        let left = programs::run(seed, async || connect(&cluster, &namespace).await).await;
+        strangers::rbd_reads(&cluster, &namespace, &left);
     }
 }

@@ -16,17 +16,20 @@ use vellum_image::{
 
 /// How many programs are run.
 pub(crate) const SEEDS_IN_MEMORY: u64 = 60;
-pub(crate) const SEEDS: u64 = 6;
+pub(crate) const SEEDS: u64 = 9;
 const STEPS: usize = 120;
 const BLOCK: u64 = 4096;
 
 /// What an image holds: its head, and its snapshots.
 #[derive(Clone, Default)]
-struct Expected {
-    head: Vec<u8>,
-    snapshots: BTreeMap<String, Vec<u8>>,
+pub(crate) struct Expected {
+    pub(crate) head: Vec<u8>,
+    pub(crate) snapshots: BTreeMap<String, Vec<u8>>,
+    /// Whether it is a plain RBD image.
+    pub(crate) is_plain: bool,
+    is_striped: bool,
     /// Whose snapshot it is a clone of.
-    parent: Option<(String, String)>,
+    pub(crate) parent: Option<(String, String)>,
     /// What the parent's snapshot holds, as far as the image can still see it.
     parent_bytes: Vec<u8>,
     /// Of its snapshots, those that still see the parent although the head was cut off.
@@ -40,14 +43,20 @@ struct Program<C: Catalog> {
     open: BTreeMap<String, Image<C>>,
     expected: BTreeMap<String, Expected>,
     numbers: u32,
+    /// How many of three images are plain ones.
+    plain: u64,
 }
 
-/// Runs the program of a seed. `connect` is another process each time.
-pub(crate) async fn run<C: Catalog>(seed: u64, connect: impl AsyncFn() -> (Pools<C>, C)) {
+/// Runs the program of a seed, and returns what is there in the end. `connect` is another process each time.
+pub(crate) async fn run<C: Catalog>(
+    seed: u64,
+    connect: impl AsyncFn() -> (Pools<C>, C),
+) -> BTreeMap<String, Expected> {
     let (pools, catalog) = connect().await;
     let random = StdRng::seed_from_u64(seed);
     let (open, expected) = (BTreeMap::new(), BTreeMap::new());
-    let mut program = Program { random, pools, catalog, open, expected, numbers: 0 };
+    let plain = [0, 3, 1][seed as usize % 3];
+    let mut program = Program { random, pools, catalog, open, expected, numbers: 0, plain };
     for step in 0..STEPS {
         if program.random.random_range(0..30) == 0 {
             program.close_all().await;
@@ -62,6 +71,7 @@ pub(crate) async fn run<C: Catalog>(seed: u64, connect: impl AsyncFn() -> (Pools
     program.close_all().await;
     let findings = program.catalog.check(None, Repair::No).await.unwrap();
     assert!(findings.is_empty(), "seed {seed}: {findings:?}");
+    program.expected
 }
 
 fn name(text: &str) -> ImageName {
@@ -120,6 +130,11 @@ impl<C: Catalog> Program<C> {
         }
     }
 
+    fn layering(&mut self) -> Layering {
+        let is_plain = self.random.random_range(0..3) < self.plain;
+        if is_plain { Layering::CopyUp } else { Layering::Sparse }
+    }
+
     async fn create(&mut self) {
         let new = format!("image{}", self.number());
         let geometry = match self.random.random_range(0..3) {
@@ -128,15 +143,13 @@ impl<C: Catalog> Program<C> {
             _ => Geometry::default(),
         };
         let size = self.random.random_range(1..200_000);
-        let options = CreateOptions {
-            geometry,
-            layering: Layering::Sparse,
-            block_size: BLOCK as u32,
-            meta: BTreeMap::new(),
-        };
+        let layering = self.layering();
+        let options =
+            CreateOptions { geometry, layering, block_size: BLOCK as u32, meta: BTreeMap::new() };
         admin::create(&self.catalog, name(&new), size, options).await.unwrap();
         let head = vec![0; size as usize];
-        self.expected.insert(new, Expected { head, ..Expected::default() });
+        let (is_plain, is_striped) = (layering == Layering::CopyUp, geometry.stripe_count() > 1);
+        self.expected.insert(new, Expected { head, is_plain, is_striped, ..Expected::default() });
     }
 
     async fn clone_of(&mut self, of: &str) {
@@ -151,12 +164,21 @@ impl<C: Catalog> Program<C> {
         let new = format!("clone{}", self.number());
         let geometry =
             (self.random.random_range(0..2) == 0).then(|| Geometry::unstriped(16 << 10).unwrap());
-        let options = CloneOptions { geometry, ..CloneOptions::default() };
+        let layering = self.layering();
+        let options =
+            CloneOptions { geometry, layering: Some(layering), ..CloneOptions::default() };
         let (pools, catalog) = (&self.pools, &self.catalog);
         admin::clone(pools, catalog, &parent, &record, catalog, name(&new), options).await.unwrap();
         let head = self.expected[of].snapshots[&snapshot].clone();
         let parent = Some((of.to_owned(), snapshot));
-        let expected = Expected { parent_bytes: head.clone(), head, parent, ..Expected::default() };
+        let expected = Expected {
+            parent_bytes: head.clone(),
+            head,
+            parent,
+            is_plain: layering == Layering::CopyUp,
+            is_striped: geometry.is_none() && self.expected[of].is_striped,
+            ..Expected::default()
+        };
         self.expected.insert(new, expected);
     }
 
@@ -177,7 +199,8 @@ impl<C: Catalog> Program<C> {
         let expected = self.expected.get_mut(of).unwrap();
         expected.parent_bytes.clear();
         expected.seen_by_snapshots = expected.snapshots.len();
-        if expected.snapshots.is_empty() {
+        // With one that `rbd` can open, its snapshots are cut off as well.
+        if expected.snapshots.is_empty() || expected.is_plain {
             expected.parent = None;
         }
     }
@@ -229,9 +252,15 @@ impl<C: Catalog> Program<C> {
             1 => BLOCK,
             _ => self.random.random_range(1..=40_000),
         };
-        let at = Extent::new(offset, length).clip(size);
+        let kind = self.random.random_range(0..10);
+        // Objects of a plain image that are discarded in part may stay as they are.
+        let is_plain = self.expected[of].is_plain;
+        let at = match is_plain && kind >= 8 {
+            true => Extent::new(0, size),
+            false => Extent::new(offset, length).clip(size),
+        };
         let range = at.offset() as usize..at.end() as usize;
-        match self.random.random_range(0..10) {
+        match kind {
             0..6 => {
                 let byte = self.random.random_range(1..=255);
                 let data = Bytes::from(vec![byte; at.len_usize()]);
@@ -242,7 +271,7 @@ impl<C: Catalog> Program<C> {
                 image.write_zeroes(at, ZeroOptions::default()).await.unwrap();
                 self.expected.get_mut(of).unwrap().head[range].fill(0);
             }
-            8 => {
+            8 | 9 if kind == 8 || self.expected[of].is_striped && is_plain => {
                 let policy = DiscardPolicy::Zero;
                 image.discard(at, policy, false).await.unwrap();
                 self.discarded(of, at, None);

@@ -1,5 +1,6 @@
 //! Ceph's own tools beside the engine.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use vellum_image::{
 use vellum_testkit::ceph::{Cluster, POOLS};
 
 use crate::connect;
-use crate::programs::assert_reads;
+use crate::programs::{Expected, assert_reads};
 
 const MIB: usize = 1 << 20;
 
@@ -39,10 +40,14 @@ fn import(cluster: &Cluster, image: &str, bytes: &[u8]) {
 }
 
 fn export(cluster: &Cluster, what: &str, to: &Path) -> Vec<u8> {
+    export_of(cluster, &spec(what), to)
+}
+
+fn export_of(cluster: &Cluster, spec: &str, to: &Path) -> Vec<u8> {
     let file = to.join("exported");
     let _ = std::fs::remove_file(&file);
     let path = file.to_string_lossy().into_owned();
-    cluster.ok("rbd", &["export", "--no-progress", &spec(what), &path]).unwrap();
+    cluster.ok("rbd", &["export", "--no-progress", spec, &path]).unwrap();
     std::fs::read(file).unwrap()
 }
 
@@ -60,6 +65,48 @@ async fn clone<C: Catalog>(pools: &Pools<C>, catalog: &C, of: &str, image: &str)
     let snapshot = parent.snapshot(&"s".parse().unwrap()).unwrap().clone();
     let options = CloneOptions { layering: Some(Layering::Sparse), ..CloneOptions::default() };
     admin::clone(pools, catalog, &parent, &snapshot, catalog, name(image), options).await.unwrap()
+}
+
+/// What `rbd` reads of plain images and of all of their snapshots, before and after it flattens them; and what it says of their
+/// object maps.
+pub(crate) fn rbd_reads(cluster: &Cluster, namespace: &str, left: &BTreeMap<String, Expected>) {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = |image: &str| format!("{}/{namespace}/{image}", POOLS[0]);
+    // Those that hang on a sparse image are refused until they are flattened.
+    let plain = || left.iter().filter(|(image, _)| all_plain(left, image));
+    let check = |when: &str| {
+        for (image, expected) in plain() {
+            let snapshots = expected.snapshots.iter();
+            let snapshots = snapshots.map(|(name, bytes)| (format!("{image}@{name}"), bytes));
+            for (what, bytes) in [(image.clone(), &expected.head)].into_iter().chain(snapshots) {
+                let found = export_of(cluster, &spec(&what), dir.path());
+                let differs = found.iter().zip(bytes).position(|(found, byte)| found != byte);
+                assert_eq!(
+                    (found.len(), differs),
+                    (bytes.len(), None),
+                    "{namespace}/{what} {when}"
+                );
+                let checked = ["object-map", "check", "--no-progress", &spec(&what)];
+                cluster.ok("rbd", &checked).unwrap();
+                let info = cluster.ok("rbd", &["info", &spec(&what)]).unwrap();
+                assert!(!info.contains("invalid"), "{namespace}/{what} {when}: {info}");
+            }
+        }
+    };
+    check("as it was left");
+    for (image, _) in plain() {
+        if cluster.ok("rbd", &["info", &spec(image)]).unwrap().contains("parent:") {
+            cluster.ok("rbd", &["flatten", "--no-progress", &spec(image)]).unwrap();
+        }
+    }
+    check("after `rbd flatten`");
+}
+
+/// Whether an image, and all that it hangs on, are plain ones.
+fn all_plain(left: &BTreeMap<String, Expected>, image: &str) -> bool {
+    let expected = &left[image];
+    let parent = expected.parent.as_ref();
+    expected.is_plain && parent.is_none_or(|(parent, _)| all_plain(left, parent))
 }
 
 pub(crate) async fn a_clone_of_an_image_of_rbd_reads_it_and_is_its_child(cluster: Arc<Cluster>) {
