@@ -2,6 +2,7 @@
 //! Ceph's own tools beside it on the latter. Without Ceph's packages those show as ignored, with the reason.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod interop;
 mod programs;
 mod strangers;
 
@@ -35,10 +36,13 @@ fn main() -> std::process::ExitCode {
             }
         })
     })];
-    let on_a_cluster: [(&'static str, OnACluster); 4] = [
+    let on_a_cluster: [(&'static str, OnACluster); 5] = [
         ("images_agree_with_plain_bytes", |cluster| run(programs_on(cluster))),
         ("a_clone_of_an_image_of_rbd_reads_it_and_is_its_child", |cluster| {
             run(strangers::a_clone_of_an_image_of_rbd_reads_it_and_is_its_child(cluster))
+        }),
+        ("images_that_change_hands_read_the_same_to_librbd_and_to_us", |cluster| {
+            run(interop::rounds(cluster))
         }),
         ("rbd_lists_a_sparse_image_and_leaves_it_alone", |cluster| {
             run(strangers::rbd_lists_a_sparse_image_and_leaves_it_alone(cluster))
