@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 
+use futures::future::try_join_all;
 use parking_lot::Mutex;
 use vellum_core::ObjectNo;
 use vellum_engine::{ErrorKind, ImageId, Result};
@@ -24,7 +25,7 @@ use crate::error::failed;
 use crate::header::write_header;
 use crate::presence::Presence;
 
-/// Objects that are entered in one operation.
+/// Objects that are entered at once.
 const AT_ONCE: usize = 512;
 /// Under which the map of an owned image is locked, with an empty cookie and tag, as Ceph's clients do.
 const UNNAMED: &str = "";
@@ -88,7 +89,7 @@ impl<O: Objects> HeadMap<O> {
         presence(&self.known.lock().map)
     }
 
-    /// Enters an object that is about to be made, or changed. Many who want that at once are served by one operation.
+    /// Enters an object that is about to be made, or changed. Many who want that at once wait for one round trip together.
     pub(crate) async fn expect(&self, object: ObjectNo) -> Result<()> {
         if self.is_entered(object, true) {
             return Ok(());
@@ -96,11 +97,12 @@ impl<O: Objects> HeadMap<O> {
         let _alone = self.changing.lock().await;
         while !self.is_entered(object, false) {
             let wanted: Vec<u64> = self.known.lock().wanted.iter().take(AT_ONCE).copied().collect();
+            // Each in an operation of its own: a method sees nothing of what another one changes in the same.
             let entered = wanted.chunk_by(|one, next| one + 1 == *next).map(|run| {
                 let end = run[run.len() - 1] + 1;
-                data::object_map_update(run[0], end, Existence::Present as u8, None)
+                self.change(data::object_map_update(run[0], end, Existence::Present as u8, None))
             });
-            self.change(entered).await?;
+            try_join_all(entered).await?;
             let mut known = self.known.lock();
             for object in wanted {
                 known.map.set(object, Existence::Present);
@@ -152,7 +154,7 @@ impl<O: Objects> HeadMap<O> {
         let _alone = self.changing.lock().await;
         let from = from.map(|from| from as u8);
         let call = data::object_map_update(object.0, object.0 + 1, to as u8, from);
-        self.change([call]).await?;
+        self.change(call).await?;
         self.known.lock().map.set(object.0, to);
         Ok(())
     }
@@ -164,7 +166,7 @@ impl<O: Objects> HeadMap<O> {
         let op = WriteOp::new().then(vellum_rados::WriteStep::WriteFull(bytes.into()));
         self.write(Some(snapshot), op).await.map_err(|failure| self.failed(failure))?;
         if self.fast_diff {
-            self.change([data::object_map_snap_add()]).await?;
+            self.change(data::object_map_snap_add()).await?;
             self.known.lock().map.begin_after_snapshot();
         }
         Ok(())
@@ -179,10 +181,10 @@ impl<O: Objects> HeadMap<O> {
     }
 
     /// Has the head's map changed, if this client still has it.
-    async fn change(&self, calls: impl IntoIterator<Item = Call>) -> Result<()> {
+    async fn change(&self, call: Call) -> Result<()> {
         let held = ask::assert_locked(IMAGE, Kind::Exclusive, UNNAMED, UNNAMED);
         let op = WriteOp::new().assert_exists().call("lock", "assert_locked", held);
-        let op = calls.into_iter().fold(op, |op, call| op.call(CLASS, call.method, call.input));
+        let op = op.call(CLASS, call.method, call.input);
         self.write(None, op).await.map_err(|failure| self.failed(failure))
     }
 

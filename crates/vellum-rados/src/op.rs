@@ -115,6 +115,13 @@ impl WriteStep {
     }
 }
 
+impl WriteStep {
+    /// The object class that it calls, if it calls one.
+    fn class(&self) -> Option<&'static str> {
+        if let Self::Call { class, .. } = self { Some(*class) } else { None }
+    }
+}
+
 impl WriteOp {
     /// One of no steps.
     pub fn new() -> Self {
@@ -123,8 +130,8 @@ impl WriteOp {
 
     /// Whether an operation means the same whatever the object has been through; if not, it is not sent. These do not, on Ceph
     /// 16.2: a range of no bytes that becomes zeros, of which the storage daemons die; no bytes as a whole object, which are an
-    /// object or not by what snapshots keep of an older one; a look behind a change, which sees what was there before; and a
-    /// removal with other changes, which may bring attributes back.
+    /// object or not by what snapshots keep of an older one; a look behind a change, and a second method of one object class, which
+    /// see what was there before; and a removal with other changes, which may bring attributes back.
     ///
     /// # Errors
     /// `INVALID`; also for the name of an attribute with a zero byte in it.
@@ -140,9 +147,13 @@ impl WriteOp {
         let looks = self.steps.iter().take_while(|step| step.only_looks()).count();
         let changes = &self.steps[looks..];
         let removes = changes.contains(&WriteStep::Remove);
+        let classes = || changes.iter().filter_map(WriteStep::class);
+        let calls_twice =
+            classes().enumerate().any(|(n, class)| classes().take(n).any(|it| it == class));
         if self.steps.iter().all(is_named_well)
             && !changes.iter().any(WriteStep::only_looks)
             && !(removes && changes.len() > 1)
+            && !calls_twice
         {
             return Ok(());
         }
@@ -337,6 +348,7 @@ mod tests {
             WriteOp::new().remove().write(0, "x"),
             WriteOp::new().set_xattr("a", "").remove(),
             WriteOp::new().set_xattr("a\0b", ""),
+            WriteOp::new().call("rbd", "a", "").call("rbd", "b", ""),
         ];
         for op in bad {
             assert_eq!(op.check(), Err(Failure::INVALID), "{op:?}");
@@ -346,6 +358,7 @@ mod tests {
             WriteOp::new().compare_xattr("a", "").assert_exists().write(0, "x").set_xattr("a", ""),
             WriteOp::new().assert_exists().remove(),
             WriteOp::new().create(true).then(WriteStep::Truncate(0)),
+            WriteOp::new().call("lock", "assert_locked", "").call("rbd", "a", ""),
         ];
         for op in good {
             assert_eq!(op.check(), Ok(()), "{op:?}");

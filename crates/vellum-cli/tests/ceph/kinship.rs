@@ -53,17 +53,23 @@ pub(crate) fn of_rbd(cluster: &Cluster) -> Result<()> {
     cluster.ok("rbd", &["import", "--no-progress", &from, &spec("plain")])?;
     cluster.ok("rbd", &["snap", "create", "--no-progress", &spec("plain@s")])?;
     home.ok(&["clone", "--layering", "sparse", "vms/plain@s", "vms/kid"])?;
-    home.ok(&["clone", "--layering", "sparse", "vms/plain@s", "local-kid"])?;
-    for kid in ["vms/kid", "local-kid"] {
+    home.ok(&["clone", "vms/plain@s", "vms/plain-kid"])?;
+    home.ok(&["clone", "vms/plain@s", "local-kid"])?;
+    for kid in ["vms/kid", "vms/plain-kid", "local-kid"] {
         ensure!(export(&home, kid)? == content, "{kid}");
     }
     let children = cluster.ok("rbd", &["children", &spec("plain@s")])?;
-    ensure!(children.trim() == spec("kid"), "{children}");
+    let children: Vec<&str> = children.lines().collect();
+    ensure!(children == [spec("kid"), spec("plain-kid")], "{children:?}");
     let said = cluster.ok("rbd", &["snap", "rm", "--no-progress", &spec("plain@s")]);
     ensure!(said.is_err() || cluster.ok("rbd", &["children", &spec("plain")]).is_ok());
-    home.ok(&["flatten", "local-kid"])?;
-    home.ok(&["flatten", "vms/kid"])?;
-    for kid in ["vms/kid", "local-kid"] {
+    for kid in ["vms/kid", "vms/plain-kid", "local-kid"] {
+        home.ok(&["flatten", kid])?;
+    }
+    let to = home.file("plain-kid.raw").display().to_string();
+    cluster.ok("rbd", &["export", "--no-progress", &spec("plain-kid"), &to])?;
+    ensure!(std::fs::read(&to)? == content, "rbd reads something else");
+    for kid in ["vms/kid", "vms/plain-kid", "local-kid"] {
         ensure!(export(&home, kid)? == content, "{kid}");
         home.ok(&["rm", kid])?;
     }
