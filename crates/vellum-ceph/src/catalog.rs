@@ -31,7 +31,7 @@ use crate::pending::{self, AtWork};
 use crate::place::Place;
 use crate::plain_head::PlainHead;
 use crate::watched::{Role, Watched};
-use crate::{bitmap, change, check, children, create, keys, records, remove};
+use crate::{bitmap, change, check, children, create, keys, publish, records, remove};
 
 /// Records that are read at once.
 const AT_ONCE: usize = 16;
@@ -259,6 +259,16 @@ impl<O: Objects> CephCatalog<O> {
         let data = Arc::new(self.data(&described, None, presence)?);
         let revision = keys::head_revision(image.as_str());
         Ok(CephLayer::new(revision, data, watched, Some(reads)))
+    }
+
+    /// Makes a sparse image a plain one, which Ceph's own tools open. Costs a look at each object, and a write to each that has a
+    /// block which is not data. Can be done again after a failure; until it succeeds the image is sparse.
+    ///
+    /// # Errors
+    /// `Unsupported` while it has a parent or snapshots, or if it is a plain image; `InUse` if somebody has it.
+    pub async fn publish(&self, image: &ImageId) -> Result<ImageRecord> {
+        let (this, image) = (self.clone(), image.clone());
+        RunToEnd::new(async move { publish::publish(&this, &image).await }).await
     }
 
     /// Takes a child from the list of its parent, if that is in this pool. The parent's snapshot may go with it, and so the parent of

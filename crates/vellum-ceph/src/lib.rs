@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`connect`] | [`Clusters`]: pools of real clusters, over librados |
 //! | [`catalog`] | [`CephCatalog`]: the engine contract, and what of a pool is open |
-//! | `create`, `remove`, `records`, `children`, `change` | each sequence of steps that changes a pool |
+//! | `create`, `remove`, `records`, `children`, `change`, `publish` | each sequence of steps that changes a pool |
 //! | `pending` | notes of such sequences, so that they can be finished after a death |
 //! | `check` | what a check looks at |
 //! | `ownership` | the lock of an image, and who reads its head |
@@ -53,6 +53,7 @@ pub mod plain;
 mod plain_head;
 pub mod plan;
 pub mod presence;
+mod publish;
 mod records;
 mod remove;
 pub mod rules;

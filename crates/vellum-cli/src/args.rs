@@ -103,6 +103,9 @@ pub enum Command {
         #[arg(long, value_name = "SIZE", value_parser = some_bytes)]
         rate: Option<ByteSize>,
     },
+    /// Change what kind of image an image is
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Give up the content of a range
     Discard {
         /// [pool/]image
@@ -207,6 +210,17 @@ pub struct PoolPlace {
     /// Who to be there, without 'client.' [default: admin]
     #[arg(long, value_name = "USER", requires = "ceph_pool")]
     pub ceph_user: Option<String>,
+}
+
+/// What is done to the kind of an image.
+#[derive(Subcommand, Debug)]
+pub enum ImageCommand {
+    /// Make a sparse image on Ceph a plain one, which Ceph's own tools open; it must have no parent and no snapshots
+    Publish {
+        /// [pool/]image
+        #[arg(value_parser = image)]
+        spec: ImageSpec,
+    },
 }
 
 /// What is done to snapshots.

@@ -259,6 +259,20 @@ impl Vellum {
         admin::change(&located.catalog, &located.record.id, change).await.map(|_| ())
     }
 
+    /// Makes a sparse image on Ceph a plain one, which Ceph's own tools open. `Unsupported` while it has a parent or snapshots, and
+    /// in a pool that is not on Ceph; `InUse` if somebody has it open.
+    pub async fn publish(&self, spec: &ImageSpec) -> Result<()> {
+        let located = self.locate(spec).await?;
+        located.no_snapshot_meant()?;
+        let Some(ceph) = located.catalog.right() else {
+            let what =
+                format!("pool {} is not on Ceph, and nobody else reads its images", located.pool);
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        };
+        let published = ceph.publish(&located.record.id).await.map(drop);
+        published.map_err(|error| error.context(format!("publish image {}", located.record.name)))
+    }
+
     /// Removes an image with its snapshots. `HasChildren` if clones hang on it; `InUse` if somebody has it open for longer than
     /// a moment.
     pub async fn remove(&self, spec: &ImageSpec) -> Result<()> {

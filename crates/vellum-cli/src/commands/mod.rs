@@ -23,7 +23,7 @@ use vellum_core::{Extent, Geometry, ImageSpec};
 use vellum_engine::{Error, ErrorKind, Layering, Repair};
 use vellum_image::{CreateOptions, DiscardPolicy, FlattenOptions};
 
-use crate::args::{Arguments, Command, DiscardTo, Shape, SnapCommand};
+use crate::args::{Arguments, Command, DiscardTo, ImageCommand, Shape, SnapCommand};
 use crate::failure::{Failure, Result};
 use crate::output::Output;
 use crate::progress;
@@ -104,6 +104,7 @@ async fn run_command(vellum: &Vellum, command: Command, output: &mut Output) -> 
             Ok(vellum.forget_child(&spec, &child).await?)
         }
         Command::Flatten { spec, rate } => flatten(vellum, &spec, rate.map(|rate| rate.0)).await,
+        Command::Image(ImageCommand::Publish { spec }) => Ok(vellum.publish(&spec).await?),
         Command::Discard { spec, offset, length, to } => {
             let at = Extent::checked(offset.0, length.0)
                 .ok_or_else(|| Failure::usage("offset and length together are too large"))?;

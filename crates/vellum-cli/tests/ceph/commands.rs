@@ -100,3 +100,43 @@ pub(crate) fn known_once(cluster: &Cluster) -> Result<()> {
     let plain = empty_home()?;
     plain.ok(&["create", "--size", "1M", "a"]).map(drop)
 }
+
+pub(crate) fn publish(cluster: &Cluster) -> Result<()> {
+    let home = home(cluster, "")?;
+    let content = pattern(9 * MIB, 4);
+    import(&home, &content, "vms/parent")?;
+    home.ok(&["snap", "create", "vms/parent@s"])?;
+    home.ok(&["clone", "vms/parent@s", "vms/public"])?;
+    let mut expected = content;
+    for (offset, to) in [("1M", "zero"), ("2M", "parent")] {
+        let range = ["--offset", offset, "--length", "512K", "--to", to];
+        home.ok(&[&["discard", "vms/public"], &range[..]].concat())?;
+    }
+    expected[MIB..MIB + MIB / 2].fill(0);
+    let spec = format!("{}/public", POOLS[0]);
+    let said = home.fails(1, &["image", "publish", "vms/public"])?;
+    ensure!(said.contains("flatten"), "{said}");
+    home.ok(&["flatten", "vms/public"])?;
+    home.ok(&["snap", "create", "vms/public@s"])?;
+    ensure!(home.fails(1, &["image", "publish", "vms/public"])?.contains("snapshots"));
+    home.ok(&["snap", "rm", "vms/public@s"])?;
+    ensure!(cluster.ok("rbd", &["info", &spec]).is_err(), "it is not published yet");
+    home.ok(&["image", "publish", "vms/public"])?;
+    let to = home.file("public.raw").display().to_string();
+    cluster.ok("rbd", &["export", "--no-progress", &spec, &to])?;
+    ensure!(std::fs::read(&to)? == expected, "rbd reads something else");
+    ensure!(home.ok(&["info", "vms/public"])?.contains("copy-up"));
+    // And is written by both.
+    cluster.ok("rbd", &["snap", "create", "--no-progress", &format!("{spec}@t")])?;
+    home.ok(&["discard", "vms/public", "--offset", "0", "--length", "9M", "--to", "zero"])?;
+    cluster.ok("rbd", &["snap", "rollback", "--no-progress", &format!("{spec}@t")])?;
+    ensure!(export(&home, "vms/public")? == expected);
+    ensure!(home.fails(1, &["image", "publish", "vms/public"])?.contains("already"));
+    cluster.ok("rbd", &["snap", "purge", "--no-progress", &spec])?;
+    for image in ["vms/public", "vms/parent"] {
+        home.ok(&["rm", image])?;
+    }
+    home.ok(&["create", "--size", "1M", "local"])?;
+    ensure!(home.fails(1, &["image", "publish", "local"])?.contains("not on Ceph"));
+    Ok(())
+}

@@ -21,8 +21,9 @@ fn main() -> std::process::ExitCode {
     let unavailable = Cluster::unavailable();
     let cluster = (unavailable.is_none() && !arguments.list)
         .then(|| Arc::new(Cluster::start(Store::Memory).unwrap()));
-    let tests: [(&str, OnACluster); 9] = [
+    let tests: [(&str, OnACluster); 10] = [
         ("each_command_works_on_an_image_on_ceph", commands::each_command),
+        ("an_image_that_is_published_is_one_of_rbd", commands::publish),
         ("a_pool_that_cannot_be_reached_is_told_and_hides_no_other", commands::unreachable),
         ("a_pool_is_known_once_by_whatever_way_it_is_reached", commands::known_once),
         ("parents_and_children_are_in_pools_of_either_engine", kinship::across_engines),
