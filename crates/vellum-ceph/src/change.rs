@@ -7,6 +7,7 @@ use vellum_engine::{
     ChildRef, Committed, Error, ErrorKind, HeadChange, ImageRecord, Prepared, Result, RunToEnd,
 };
 use vellum_rados::{Failure, Objects, SnapContext, WriteOp, WriteStep};
+use vellum_rbd::Encode;
 use vellum_rbd::method::{CLASS, layering, snapshot as method};
 use vellum_rbd::notify::Message;
 use vellum_rbd::records::Purpose;
@@ -16,7 +17,7 @@ use crate::described::{Described, text};
 use crate::error::failed;
 use crate::head::{CephHead, Owned};
 use crate::header::{change_header, described, write_header};
-use crate::keys;
+use crate::keys::{self, Elsewhere};
 
 /// A change that is ready.
 #[derive(Debug)]
@@ -161,7 +162,15 @@ async fn cut_parent<O: Objects>(owned: &Owned<O>) -> Result<ImageRecord> {
                 let detach = layering::parent_detach();
                 Some(op.call(CLASS, detach.method, detach.input))
             }
-            (None, Some(_)) => Some(op.then(WriteStep::RemoveOmap([keys::PARENT.into()].into()))),
+            (None, Some(parent)) if parent.seen_until.is_some() => None,
+            (None, Some(_)) if now.header.snapshots.is_empty() => {
+                Some(op.then(WriteStep::RemoveOmap([keys::PARENT.into()].into())))
+            }
+            (None, Some(parent)) => {
+                let seen_until = Some(now.header.snap_seq);
+                let parent = Elsewhere { seen_until, ..parent.clone() };
+                Some(op.set_omap(keys::PARENT, parent.to_bytes()))
+            }
             (None, None) => None,
         })
     };
@@ -170,7 +179,7 @@ async fn cut_parent<O: Objects>(owned: &Owned<O>) -> Result<ImageRecord> {
     let parent = before.and_then(|before| before.parent_link(catalog.home()));
     let now = described(objects, &owned.id).await?;
     // Where snapshots still see the parent, the image stays its child.
-    if let Some(link) = parent.filter(|_| now.header.parent.is_none()) {
+    if let Some(link) = parent.filter(|_| now.parent_link(catalog.home()).is_none()) {
         let child = ChildRef { pool: catalog.pool_id(), image: owned.id.clone() };
         catalog.leave(&link, &child).await?;
     }

@@ -129,11 +129,14 @@ pub(crate) async fn remove_snapshot<O: Objects>(
 ) -> Result<()> {
     let id = &now.id;
     let remove = snapshot_method::snapshot_remove(snapshot);
-    let auto = BTreeSet::from([keys::auto(snapshot).into_bytes()]);
+    let mut gone = BTreeSet::from([keys::auto(snapshot).into_bytes()]);
+    if now.is_last_to_see_elsewhere(snapshot) {
+        gone.insert(keys::PARENT.into());
+    }
     let op = WriteOp::new()
         .assert_version(now.version)
         .call(CLASS, remove.method, remove.input)
-        .then(WriteStep::RemoveOmap(auto))
+        .then(WriteStep::RemoveOmap(gone))
         .set_omap(keys::dropped(snapshot), "");
     match write_header(objects, id, op).await {
         Ok(()) => {}

@@ -196,6 +196,7 @@ fn elsewhere(parent: &NewParent) -> Elsewhere {
         image: text(parent.link.image.as_str()),
         revision: text(parent.link.revision.as_str()),
         overlap: parent.overlap,
+        seen_until: None,
     }
 }
 

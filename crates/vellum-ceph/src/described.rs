@@ -181,16 +181,32 @@ impl Described {
         match snapshot {
             None => {
                 let overlap = self.header.parent.as_ref().and_then(|parent| parent.head_overlap);
-                Some((self.header.size, overlap.or(self.elsewhere.as_ref().map(|it| it.overlap))))
+                Some((self.header.size, overlap.or(self.seen_elsewhere(None))))
             }
             Some(id) => {
                 let snapshot = self.header.snapshots.get(&id)?;
-                // A parent outside the cluster is seen by snapshots as by the head, as far as they reach.
-                let elsewhere = self.elsewhere.as_ref();
-                let elsewhere = elsewhere.map(|parent| parent.overlap.min(snapshot.size));
+                let elsewhere = self.seen_elsewhere(Some(id));
+                let elsewhere = elsewhere.map(|overlap| overlap.min(snapshot.size));
                 Some((snapshot.size, snapshot.parent_overlap.or(elsewhere)))
             }
         }
+    }
+
+    /// How much the head, or a snapshot, sees of a parent outside the cluster.
+    fn seen_elsewhere(&self, snapshot: Option<u64>) -> Option<u64> {
+        let parent = self.elsewhere.as_ref()?;
+        let is_seen = parent
+            .seen_until
+            .is_none_or(|until| snapshot.is_some_and(|snapshot| snapshot <= until));
+        is_seen.then_some(parent.overlap)
+    }
+
+    /// Whether nobody else sees a parent outside the cluster than this snapshot.
+    pub(crate) fn is_last_to_see_elsewhere(&self, snapshot: u64) -> bool {
+        let others = self.header.snapshots.keys().filter(|other| **other != snapshot);
+        let mut others = others.map(|other| Some(*other)).chain([None]);
+        self.seen_elsewhere(Some(snapshot)).is_some()
+            && !others.any(|other| self.seen_elsewhere(other).is_some())
     }
 
     /// Bytes in the image, at its head or at a snapshot.

@@ -146,8 +146,10 @@ pub struct Elsewhere {
     pub image: Text,
     /// The revision.
     pub revision: Text,
-    /// How much of it the head can see, in bytes.
+    /// How much of it can be seen, in bytes.
     pub overlap: u64,
+    /// The newest snapshot that sees it, once the head does not any more.
+    pub seen_until: Option<u64>,
 }
 
 impl Encode for Elsewhere {
@@ -157,6 +159,7 @@ impl Encode for Elsewhere {
             self.image.encode(out);
             self.revision.encode(out);
             self.overlap.encode(out);
+            self.seen_until.encode(out);
         });
     }
 }
@@ -170,7 +173,8 @@ impl Decode for Elsewhere {
         let pool =
             pool.map_err(|_| Malformed::Unknown { what: "length of a pool's id", value: length })?;
         let (image, revision, overlap) = fields.value()?;
-        Ok(Self { pool: PoolId(pool), image, revision, overlap })
+        let seen_until = fields.value()?;
+        Ok(Self { pool: PoolId(pool), image, revision, overlap, seen_until })
     }
 }
 
@@ -294,6 +298,7 @@ mod tests {
             image: "i".into(),
             revision: "r".into(),
             overlap: 9,
+            seen_until: Some(7),
         };
         assert_eq!(Elsewhere::from_bytes(&parent.to_bytes()), Ok(parent));
     }

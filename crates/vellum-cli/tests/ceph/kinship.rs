@@ -29,10 +29,25 @@ fn chain(cluster: &Cluster, namespace: &str, pools: [&str; 3]) -> Result<()> {
     ensure!(home.ok(&["children", &root])?.contains(&short(&middle)));
     home.fails(5, &["rm", &root])?;
     home.ok(&["check"])?;
+    // A snapshot, and what hangs on it, read what they did, whether the head sees the parent or not.
+    let frozen = format!("{top}@k");
+    home.ok(&["snap", "create", &frozen])?;
+    home.ok(&["clone", &frozen, "last"])?;
+    home.ok(&["discard", &top, "--offset", "0", "--length", "64K", "--to", "zero"])?;
     home.ok(&["flatten", &top])?;
+    home.ok(&["snap", "create", &format!("{top}@later")])?;
+    for same in [&frozen[..], "last"] {
+        ensure!(export(&home, same)? == changed, "{same}");
+    }
+    home.ok(&["flatten", "last"])?;
+    home.ok(&["snap", "rm", &frozen])?;
     home.ok(&["rm", &middle])?;
     home.ok(&["rm", &root])?;
+    ensure!(export(&home, "last")? == changed);
+    home.ok(&["rm", "last"])?;
+    changed[..64 << 10].fill(0);
     ensure!(export(&home, &top)? == changed);
+    ensure!(export(&home, &format!("{top}@later"))? == changed);
     home.ok(&["check"])?;
     home.ok(&["rm", &top]).map(drop)
 }
