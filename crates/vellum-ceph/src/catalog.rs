@@ -169,7 +169,7 @@ impl<O: Objects> CephCatalog<O> {
     }
 
     /// The data objects of an image, at its head or at a snapshot.
-    fn data(
+    pub(crate) fn data(
         &self,
         described: &Described,
         snapshot: Option<u64>,
@@ -360,8 +360,20 @@ impl<O: Objects> Catalog for CephCatalog<O> {
             let Some((last, _)) = page.last() else { break };
             after.clone_from(last);
             let reads = page.into_iter().map(|(name, id)| async move {
-                let described = Described::read(&self.0.objects, &id).await?;
-                described.map(|described| described.record(&self.0.home, &name)).transpose()
+                let described = Described::read(&self.0.objects, &id).await;
+                let record = described.and_then(|described| {
+                    described.map(|described| described.record(&self.0.home, &name)).transpose()
+                });
+                match record {
+                    // One image that is damaged, or newer than this program, hides no other; a check tells more of it.
+                    Err(error)
+                        if [ErrorKind::Corrupt, ErrorKind::Unsupported].contains(&error.kind()) =>
+                    {
+                        tracing::warn!(image = name, "it is left out: {}", error.chain());
+                        Ok(None)
+                    }
+                    record => record,
+                }
             });
             let mut reads = stream::iter(reads).buffered(AT_ONCE);
             while let Some(read) = reads.next().await {

@@ -1,7 +1,8 @@
 //! What a check of a pool looks at: the directory against headers, lists of children against the children, and what somebody has begun
 //! and not ended.
 
-use vellum_core::ImageName;
+use futures::stream::{self, StreamExt};
+use vellum_core::{ImageName, ObjectNo};
 use vellum_engine::{ChildRef, Finding, ImageId, Repair, Result, RevisionId, Severity};
 use vellum_rados::Objects;
 
@@ -11,6 +12,10 @@ use crate::described::Described;
 use crate::header::described;
 use crate::pending::Begun;
 use crate::records;
+use crate::remove::numbers;
+
+/// Objects that are looked at at once.
+const AT_ONCE: usize = 16;
 
 /// Checks one image, or all and the pool itself.
 pub(crate) async fn check<O: Objects>(
@@ -72,7 +77,9 @@ async fn check_images<O: Objects>(
                 }
                 Ok(None) => {
                     let pending = crate::pending::of(catalog.objects(), &id).await?;
-                    if pending.is_none() {
+                    // Or it is just being removed, and its name the last that goes.
+                    let is_named = catalog.name_of(&id).await.is_ok();
+                    if pending.is_none() && is_named {
                         let what = format!("the directory names image {id}, which has no header");
                         findings.push(of(Finding::new(Severity::Damage, what), name.as_ref()));
                     }
@@ -116,6 +123,7 @@ async fn check_image<O: Objects>(
         }
         findings.push(finding);
     }
+    check_states(catalog, now, name, findings).await?;
     for snapshot in &now.dropped {
         let what = format!("image {} still keeps what a removed snapshot kept", now.id);
         let mut finding = of(Finding::new(Severity::Leak, what), name);
@@ -126,6 +134,32 @@ async fn check_image<O: Objects>(
             }
         }
         findings.push(finding);
+    }
+    Ok(())
+}
+
+/// What the data objects of a sparse image say of their blocks, at the head and at each snapshot.
+async fn check_states<O: Objects>(
+    catalog: &CephCatalog<O>,
+    now: &Described,
+    name: Option<&ImageName>,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    if now.sparse.is_none() {
+        return Ok(());
+    }
+    let snapshots = now.header.snapshots.keys().map(|snapshot| Some(*snapshot));
+    for snapshot in snapshots.chain([None]) {
+        // Without a bitmap, which would say by itself that an object is not there.
+        let data = &catalog.data(now, snapshot, None)?;
+        let numbers = numbers(catalog, data.objects(), now, snapshot).await?;
+        let looks = numbers.into_iter().map(|number| data.states_of(ObjectNo(number)));
+        let mut looks = stream::iter(looks).buffer_unordered(AT_ONCE);
+        while let Some(states) = looks.next().await {
+            if let Err(error) = states {
+                findings.push(of(Finding::not_looked_at(&error), name));
+            }
+        }
     }
     Ok(())
 }

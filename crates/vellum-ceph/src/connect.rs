@@ -16,6 +16,14 @@ use crate::error::failed;
 /// The images of a pool of a real cluster.
 pub type CephPool = CephCatalog<Pool>;
 
+impl CephPool {
+    /// Whether the cluster refuses this client for good: somebody has taken an image that it owned, while it gave no answer. The pool
+    /// must be opened again.
+    pub fn is_refused(&self) -> bool {
+        self.objects().connection().is_refused()
+    }
+}
+
 /// How a cluster is reached.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Access {
@@ -37,7 +45,15 @@ impl Clusters {
     /// `NotFound` if the cluster has no such pool, `Unsupported` without librados, `Invalid` for a configuration that is not there or
     /// cannot be used, `Io` if the cluster does not answer within 30 s.
     pub async fn pool(&self, access: &Access, pool: &str, namespace: &str) -> Result<CephPool> {
-        let cell = self.0.lock().entry(access.clone()).or_default().clone();
+        let cell = {
+            let mut known = self.0.lock();
+            let cell = known.entry(access.clone()).or_default();
+            if cell.get().is_some_and(Cluster::is_refused) {
+                // What is open through it ends with an error; whatever is opened from now on is of another client.
+                *cell = Arc::default();
+            }
+            cell.clone()
+        };
         let options = || Options {
             conf: access.conf.clone(),
             user: access.user.clone(),

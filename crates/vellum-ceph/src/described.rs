@@ -16,7 +16,7 @@ use vellum_rbd::wire::Time;
 use vellum_rbd::{Decode, Encode, Features, Header, Text};
 
 use crate::error::{corrupt, failed, unexpected};
-use crate::keys::{self, Elsewhere, Hash, Key, Sparse};
+use crate::keys::{self, Elsewhere, HIDDEN_PREFIX, Hash, Key, Sparse};
 use crate::states::UNITS_MAX;
 
 /// Keys that are read at once.
@@ -105,8 +105,15 @@ impl Described {
         let is_removed = keys.remove(keys::REMOVED.as_bytes()).is_some();
         let sparse = take::<Sparse>(&mut keys, keys::SPARSE)
             .map_err(|why| corrupt(wrong(keys::SPARSE), why))?;
-        if let Some(sparse) = &sparse {
-            keys.insert(key::OBJECT_PREFIX.into(), sparse.prefix.to_bytes());
+        match &sparse {
+            Some(sparse) => drop(keys.insert(key::OBJECT_PREFIX.into(), sparse.prefix.to_bytes())),
+            None if keys
+                .get(key::OBJECT_PREFIX.as_bytes())
+                .is_some_and(|it| it == HIDDEN_PREFIX) =>
+            {
+                return Err(Error::corrupt(format!("{} is missing", wrong(keys::SPARSE))));
+            }
+            None => {}
         }
         let elsewhere =
             take(&mut keys, keys::PARENT).map_err(|why| corrupt(wrong(keys::PARENT), why))?;

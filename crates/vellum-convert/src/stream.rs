@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 
 use bytes::Bytes;
+use rustix::event::{PollFd, PollFlags, poll};
 use vellum_core::{BufferPool, Extent, IMAGE_SIZE_MAX, State};
 
 use crate::destination::{ZEROS, broken};
@@ -145,7 +146,30 @@ pub struct StreamSink<W> {
     broken: bool,
 }
 
-impl StreamSink<File> {
+/// A file that is waited for where writing to it would wait: whoever shares a pipe may have made it one that does not, as Ceph's
+/// library does with the standard error that is the same pipe as the standard output.
+#[derive(Debug)]
+pub struct Patient(File);
+
+impl Write for Patient {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.write(data) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut waits = [PollFd::new(&self.0, PollFlags::OUT)];
+                    poll(&mut waits, None)?;
+                }
+                written => return written,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl StreamSink<Patient> {
     /// Sends the disk to standard output, past whatever buffer others have there.
     ///
     /// # Errors
@@ -153,7 +177,7 @@ impl StreamSink<File> {
     pub fn stdout(size: u64) -> Result<Self> {
         let stdout = io::stdout().as_fd().try_clone_to_owned();
         let stdout = stdout.map_err(|error| Error::io("open standard output", error))?;
-        Ok(Self::new(File::from(stdout), size))
+        Ok(Self::new(Patient(File::from(stdout)), size))
     }
 }
 
@@ -197,5 +221,34 @@ impl<W: Write + Send> Sink for StreamSink<W> {
         }
         self.send_zeros(self.order.rest())?;
         self.writer.flush().map_err(|error| Error::io("write the disk to the pipe", error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::*;
+
+    #[test]
+    fn a_pipe_that_must_not_be_waited_for_is_waited_for() {
+        let (reader, writer) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let size = 1 << 20;
+        let reading = std::thread::spawn(move || {
+            let (mut reader, mut all) = (File::from(reader), Vec::new());
+            while all.len() < size {
+                let mut some = [0; 4096];
+                match reader.read(&mut some) {
+                    Ok(length) => all.extend_from_slice(&some[..length]),
+                    Err(_) => std::thread::yield_now(),
+                }
+            }
+            all
+        });
+        let sent: Vec<u8> = (0..size).map(|at| (at / 4096) as u8).collect();
+        let mut sink = StreamSink::new(Patient(File::from(writer)), size as u64);
+        sink.write(0, &sent).unwrap();
+        Box::new(sink).finish().unwrap();
+        assert!(reading.join().unwrap() == sent);
     }
 }

@@ -94,13 +94,15 @@ async fn check_parent<C: Catalog>(
     let parent = match parents.get(&link.image).await {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let what = format!("its parent {} in pool {} is gone", link.image, link.pool);
-            return Ok(Some(Finding::new(Severity::Damage, what)));
+            let finding = Finding::new(Severity::Damage, what);
+            return Ok(still_hangs_on(catalog, record, link).await?.then_some(finding));
         }
         parent => parent?,
     };
     if parent.revision(&link.revision).is_none() {
         let what = format!("its parent {} has no revision {} any more", parent.name, link.revision);
-        return Ok(Some(Finding::new(Severity::Damage, what)));
+        let finding = Finding::new(Severity::Damage, what);
+        return Ok(still_hangs_on(catalog, record, link).await?.then_some(finding));
     }
     let child = ChildRef { pool: catalog.pool(), image: record.id.clone() };
     let listed = parents.children(&link.image).await?;

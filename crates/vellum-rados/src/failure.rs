@@ -13,8 +13,11 @@ pub struct Failure(pub i32);
 impl Failure {
     /// `EPERM`: this user may not, or the cluster does not know the class that was called.
     pub const NOT_PERMITTED: Self = Self(1);
-    /// `ENOENT`: there is no such object, pool, or key.
+    /// `ENOENT`: there is no such object or key; or pool, where one is looked up.
     pub const NOT_FOUND: Self = Self(2);
+    /// `ENXIO`: there is no such pool any more. librados says `ENOENT`, as of an object; whoever takes that for an object that is not
+    /// there takes what it holds for zeros.
+    pub const NO_POOL: Self = Self(6);
     /// `EIO`.
     pub const IO: Self = Self(5);
     /// `EAGAIN`: try again.
@@ -69,6 +72,9 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::BLOCKLISTED => write!(f, "this client was blocklisted (os error {})", self.0),
+            Self::NO_POOL => {
+                write!(f, "the pool was removed from the cluster (os error {})", self.0)
+            }
             Self::MISMATCH => write!(f, "a comparison did not hold (os error {})", self.0),
             Self(number) => io::Error::from_raw_os_error(number).fmt(f),
         }

@@ -150,14 +150,11 @@ impl WriteOp {
         let classes = || changes.iter().filter_map(WriteStep::class);
         let calls_twice =
             classes().enumerate().any(|(n, class)| classes().take(n).any(|it| it == class));
-        if self.steps.iter().all(is_named_well)
-            && !changes.iter().any(WriteStep::only_looks)
-            && !(removes && changes.len() > 1)
-            && !calls_twice
-        {
-            return Ok(());
-        }
-        Err(Failure::INVALID)
+        let is_bad = !self.steps.iter().all(is_named_well)
+            || changes.iter().any(WriteStep::only_looks)
+            || (removes && changes.len() > 1)
+            || calls_twice;
+        if is_bad { Err(Failure::INVALID) } else { Ok(()) }
     }
 
     /// With one step more.

@@ -178,8 +178,12 @@ impl Vellum {
     /// A pool by its name.
     pub async fn pool(&self, name: &PoolName) -> Result<Catalog> {
         let mut open = self.0.open.lock().await;
-        if let Some(catalog) = open.get(name) {
-            return Ok(catalog.clone());
+        match open.get(name) {
+            Some(Catalog::Right(ceph)) if ceph.is_refused() => {
+                tracing::error!(pool = %name, "the cluster refuses this client, since another has taken an image of it; connecting anew");
+            }
+            Some(catalog) => return Ok(catalog.clone()),
+            None => {}
         }
         let config =
             self.0.home.pools()?.remove(name).ok_or_else(|| no_pool(&self.0.home, name))?;

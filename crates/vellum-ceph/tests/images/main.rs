@@ -36,13 +36,16 @@ fn main() -> std::process::ExitCode {
             }
         })
     })];
-    let on_a_cluster: [(&'static str, OnACluster); 5] = [
+    let on_a_cluster: [(&'static str, OnACluster); 6] = [
         ("images_agree_with_plain_bytes", |cluster| run(programs_on(cluster))),
         ("a_clone_of_an_image_of_rbd_reads_it_and_is_its_child", |cluster| {
             run(strangers::a_clone_of_an_image_of_rbd_reads_it_and_is_its_child(cluster))
         }),
         ("images_that_change_hands_read_the_same_to_librbd_and_to_us", |cluster| {
             run(interop::rounds(cluster))
+        }),
+        ("a_pool_that_was_removed_is_an_error_and_never_zeros", |cluster| {
+            run(strangers::a_pool_that_was_removed_is_an_error_and_never_zeros(cluster))
         }),
         ("rbd_lists_a_sparse_image_and_leaves_it_alone", |cluster| {
             run(strangers::rbd_lists_a_sparse_image_and_leaves_it_alone(cluster))
@@ -86,9 +89,18 @@ async fn connect(
     cluster: &Cluster,
     namespace: &str,
 ) -> (Pools<CephCatalog<Pool>>, CephCatalog<Pool>) {
+    connect_to(cluster, POOLS[0], namespace).await
+}
+
+/// The same, of another pool.
+async fn connect_to(
+    cluster: &Cluster,
+    pool: &str,
+    namespace: &str,
+) -> (Pools<CephCatalog<Pool>>, CephCatalog<Pool>) {
     let options = Options { conf: Some(cluster.conf()), ..Options::default() };
     let client = librados::Cluster::connect(options).await.unwrap();
-    let pool = client.pool(POOLS[0], namespace).await.unwrap();
+    let pool = client.pool(pool, namespace).await.unwrap();
     with_pools(CephCatalog::new(pool, namespace))
 }
 

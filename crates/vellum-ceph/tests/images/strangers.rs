@@ -14,8 +14,8 @@ use vellum_image::{
 };
 use vellum_testkit::ceph::{Cluster, POOLS};
 
-use crate::connect;
 use crate::programs::{Expected, assert_reads};
+use crate::{connect, connect_to};
 
 const MIB: usize = 1 << 20;
 
@@ -191,4 +191,49 @@ pub(crate) async fn what_rbd_wrote_is_read_through_all_of_its_snapshots(cluster:
     let exported = export(&cluster, "plain", dir.path());
     let image = open(&pools, &catalog, "plain", Open::Read).await;
     assert_reads(&image, &exported, "the head").await;
+}
+
+pub(crate) async fn a_pool_that_was_removed_is_an_error_and_never_zeros(cluster: Arc<Cluster>) {
+    let pool = "doomed";
+    cluster.ok("ceph", &["osd", "pool", "create", pool, "8"]).unwrap();
+    cluster.ok("ceph", &["osd", "pool", "application", "enable", pool, "rbd"]).unwrap();
+    let (pools, catalog) = connect_to(&cluster, pool, "").await;
+    let (_, child_catalog) = connect(&cluster, "children").await;
+    pools.add(child_catalog.clone());
+    let options = CreateOptions { layering: Layering::Sparse, ..CreateOptions::default() };
+    admin::create(&catalog, name("golden"), 4 << 20, options).await.unwrap();
+    let golden = open(&pools, &catalog, "golden", Open::Own).await;
+    let data = Bytes::from(vec![7; 64 << 10]);
+    golden.write(0, data.clone(), WriteOptions::default()).await.unwrap();
+    golden.snapshot("s".parse().unwrap(), false).await.unwrap();
+    let parent = catalog.find(&name("golden")).await.unwrap();
+    let (snapshot, options) = (parent.snapshots[0].clone(), CloneOptions::default());
+    let child = name("vm");
+    admin::clone(&pools, &catalog, &parent, &snapshot, &child_catalog, child, options)
+        .await
+        .unwrap();
+    let child = open(&pools, &child_catalog, "vm", Open::Own).await;
+    assert_reads_part(&child, Some(&data[..4096])).await;
+    cluster
+        .ok("ceph", &["osd", "pool", "delete", pool, pool, "--yes-i-really-really-mean-it"])
+        .unwrap();
+    for image in [&golden, &child] {
+        assert_reads_part(image, None).await;
+        let write = image.write(100, Bytes::from_static(b"x"), WriteOptions::default());
+        write.await.unwrap_err();
+        // Nothing is cut off from what it could not copy.
+        let flattened = image.flatten(FlattenOptions::default(), &Job::default()).await;
+        assert_eq!(flattened.is_ok(), std::ptr::eq(image, &golden), "{flattened:?}");
+    }
+}
+
+/// What a block in the middle of what was written reads as; `None` for an error.
+async fn assert_reads_part<C: Catalog>(image: &Image<C>, expected: Option<&[u8]>) {
+    let at = vellum_core::Extent::new(8192, 4096);
+    let buffer = vellum_core::Buffer::from_vec(vec![0xee; 4096]);
+    let (buffer, read) = image.read(at, buffer, 0..4096).await;
+    match expected {
+        Some(expected) => assert!(read.is_ok() && buffer[..] == *expected, "{read:?}"),
+        None => assert!(read.is_err(), "it reads as {}", buffer[0]),
+    }
 }

@@ -1,6 +1,6 @@
 //! Each command on images on Ceph, and what is said of pools that are not there.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use vellum_testkit::ceph::{Cluster, POOLS};
 
 use crate::{empty_home, export, home, import, know, pattern};
@@ -139,4 +139,44 @@ pub(crate) fn publish(cluster: &Cluster) -> Result<()> {
     home.ok(&["create", "--size", "1M", "local"])?;
     ensure!(home.fails(1, &["image", "publish", "local"])?.contains("not on Ceph"));
     Ok(())
+}
+
+/// The header of an image.
+fn header(home: &vellum_testkit::Home, image: &str) -> Result<String> {
+    let info = home.ok(&["info", image])?;
+    let id = info.lines().find_map(|line| line.trim().strip_prefix("id: "));
+    Ok(format!("rbd_header.{}", id.context("it has an id")?))
+}
+
+pub(crate) fn damaged(cluster: &Cluster) -> Result<()> {
+    let home = home(cluster, "damaged")?;
+    home.spoil();
+    for image in ["whole", "headless", "keyless", "stateless"] {
+        import(&home, &pattern(5 * MIB, 8), &format!("vms/{image}"))?;
+    }
+    let rados = |arguments: &[&str]| {
+        cluster.ok("rados", &[&["-p", POOLS[0], "-N", "damaged"], arguments].concat())
+    };
+    let (first, second) = (header(&home, "vms/headless")?, header(&home, "vms/keyless")?);
+    let states = header(&home, "vms/stateless")?.replace("header", "data") + ".0000000000000001";
+    rados(&["rmomapkey", &first, "size"])?;
+    rados(&["rmomapkey", &second, "vellum_sparse"])?;
+    rados(&["setxattr", &states, "vellum", "garbage"])?;
+    let listed = home.ok(&["ls", "vms"])?;
+    ensure!(listed.contains("vms/whole") && !listed.contains("less\n"), "{listed}");
+    home.ok(&["tree"])?;
+    let checked = home.run(&["check"])?;
+    let (found, code) = (String::from_utf8(checked.stdout)?, checked.status.code());
+    ensure!(code == Some(6), "{code:?}: {found}");
+    for named in
+        ["vms/headless", "vms/keyless", "vellum_sparse", "vms/stateless", "states of object"]
+    {
+        ensure!(found.contains(named), "{named} is not in {found}");
+    }
+    ensure!(!found.contains("vms/whole"), "{found}");
+    for image in ["headless", "keyless", "stateless"] {
+        let to = home.file("out.raw").display().to_string();
+        home.fails(6, &["export", "--overwrite", &format!("vms/{image}"), &to])?;
+    }
+    export(&home, "vms/whole").map(drop)
 }

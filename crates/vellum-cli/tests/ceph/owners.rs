@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use vellum_testkit::ceph::Cluster;
 use vellum_testkit::nbd::Client;
 use vellum_testkit::{Serve, tools};
@@ -88,6 +89,45 @@ pub(crate) fn killed(cluster: &Cluster) -> Result<()> {
     home.ok(&["discard", "vms/a", "--offset", "0", "--length", "64K", "--to", "zero"])?;
     ensure!(export(&home, "vms/a")?[..65536].iter().all(|byte| *byte == 0));
     home.ok(&["rm", "vms/a"]).map(drop)
+}
+
+pub(crate) fn fenced(cluster: &Cluster) -> Result<()> {
+    let (here, there) = (home(cluster, "fenced")?, home(cluster, "fenced")?);
+    for image in ["vms/a", "vms/other"] {
+        here.ok(&["create", "--size", "16M", image])?;
+    }
+    let serve = Serve::start(&here)?;
+    let mut client = Client::connect(serve.socket(), "vms/a")?;
+    client.write(0, &[1; 4096])?;
+    let pid = i32::try_from(serve.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+    kill_process(pid, Signal::STOP)?;
+    let began = Instant::now();
+    while let Err(error) = there.ok(&["discard", "vms/a", "--offset", "4K", "--length", "4K"]) {
+        ensure!(began.elapsed() < FORGOTTEN, "{error:#}");
+    }
+    kill_process(pid, Signal::CONT)?;
+    // What it had under way does not land any more, and what it does anew is done by another client.
+    ensure!(client.write(0, &[9; 4096]).is_err(), "a server writes that was fenced");
+    drop(client);
+    for image in ["vms/other", "vms/a"] {
+        let began = Instant::now();
+        let mut client = loop {
+            match Client::connect(serve.socket(), image) {
+                Ok(client) => break client,
+                Err(error) if began.elapsed() > FORGOTTEN => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(200)),
+            }
+        };
+        client.write(8192, &[2; 4096])?;
+        client.disconnect()?;
+    }
+    serve.terminate()?;
+    let content = export(&there, "vms/a")?;
+    ensure!(content[..4096] == [1; 4096] && content[8192..12288] == [2; 4096]);
+    for image in ["vms/a", "vms/other"] {
+        there.ok(&["rm", image])?;
+    }
+    Ok(())
 }
 
 pub(crate) fn nothing_is_left_behind(cluster: &Cluster) -> Result<()> {

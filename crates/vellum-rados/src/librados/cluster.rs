@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -118,6 +119,8 @@ pub(super) struct Connection {
     pub(super) library: &'static Library,
     is_connected: bool,
     id: [u8; 16],
+    /// The cluster has refused something, and will refuse all else: this client is on its blocklist.
+    is_refused: AtomicBool,
     /// Taken out when it ends.
     counted: Option<Counted>,
 }
@@ -195,6 +198,16 @@ impl Cluster {
         }
     }
 
+    /// Whether the cluster refuses whatever this client sends, since it was found to be on the blocklist. Another connection is another
+    /// client.
+    pub fn is_refused(&self) -> bool {
+        self.0.is_refused.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn note_refused(&self) {
+        self.0.is_refused.store(true, Ordering::SeqCst);
+    }
+
     /// Has the cluster refuse all that a client sends, for some time. When this returns, whatever it had sent before has landed or
     /// never will, for whoever [waits](Self::wait_for_newest_map) for the map that says so.
     ///
@@ -249,7 +262,9 @@ impl Connection {
         Failure::check(unsafe { (library.create)(&raw mut handle, user) })
             .map_err(ConnectError::failed("prepare a connection"))?;
         let counted = Some(Counted::new());
-        let mut connection = Self { handle, library, is_connected: false, id: [0; 16], counted };
+        let is_refused = AtomicBool::new(false);
+        let mut connection =
+            Self { handle, library, is_connected: false, id: [0; 16], is_refused, counted };
         connection.configure(options)?;
         // SAFETY: the handle was created, and is configured and not connected.
         Failure::check(unsafe { (library.connect)(handle) })

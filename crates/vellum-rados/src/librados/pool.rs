@@ -59,8 +59,8 @@ impl Pool {
         Self(Arc::new(Shared { cluster, id, namespace }))
     }
 
-    /// The cluster it is in.
-    pub fn cluster(&self) -> &Cluster {
+    /// The connection to the cluster that it is in.
+    pub fn connection(&self) -> &Cluster {
         &self.0.cluster
     }
 
@@ -70,11 +70,25 @@ impl Pool {
         let mut handle = ptr::null_mut();
         // SAFETY: the connection is open, and the place for the handle there.
         let made = unsafe { (library.ioctx_create2)(connection, *id, &raw mut handle) };
-        Failure::check(made)?;
+        Failure::check(made).map_err(|failure| match failure {
+            Failure::NOT_FOUND => Failure::NO_POOL,
+            other => other,
+        })?;
         let io = Io { handle, cluster: cluster.clone() };
         // SAFETY: it was just made; the namespace ends with a zero byte and is copied.
         unsafe { (library.ioctx_set_namespace)(io.handle, namespace.as_ptr()) };
         Ok(io)
+    }
+
+    /// What an answer means: that there is no object, or no pool any more. That this client is refused is remembered.
+    fn meant(&self, failure: Failure) -> Failure {
+        if failure == Failure::BLOCKLISTED {
+            self.0.cluster.note_refused();
+        }
+        match self.io() {
+            Err(Failure::NO_POOL) if failure == Failure::NOT_FOUND => Failure::NO_POOL,
+            _ => failure,
+        }
     }
 
     fn io_under(&self, context: &SnapContext) -> Result<Io> {
@@ -154,7 +168,7 @@ impl Objects for Pool {
         answer.map(drop).map_err(|failure| match failure {
             // Of a version that was asserted: there is another.
             Failure::RANGE | Failure::OVERFLOW if asserts_version => Failure::MISMATCH,
-            other => other,
+            other => self.meant(other),
         })
     }
 
@@ -180,7 +194,7 @@ impl Objects for Pool {
         })
         .await;
         match kept {
-            Some((_, op, ..)) => done(op, answer),
+            Some((_, op, ..)) => done(op, answer.map_err(|failure| self.meant(failure))),
             None => ReadDone { buffer: None, version: 0, result: Err(Failure::NOT_CONNECTED) },
         }
     }

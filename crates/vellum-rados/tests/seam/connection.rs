@@ -60,17 +60,17 @@ fn tempfile_of(text: &str) -> std::path::PathBuf {
 
 async fn a_pool_that_is_not_there_is_not_found(cluster: Arc<Cluster>) {
     let client = cluster.client().await;
-    assert_eq!(client.cluster().pool("absent", "").await.unwrap_err(), Failure::NOT_FOUND);
-    let absent = client.cluster().pool_by_id(4711, "").unwrap();
+    assert_eq!(client.connection().pool("absent", "").await.unwrap_err(), Failure::NOT_FOUND);
+    let absent = client.connection().pool_by_id(4711, "").unwrap();
     assert_eq!(bytes(&absent, "x", 1).await, Err(Failure::NOT_FOUND));
 }
 
 async fn a_client_that_was_blocklisted_changes_nothing_any_more(cluster: Arc<Cluster>) {
     let (here, there) = (cluster.client().await, cluster.client().await);
     write(&there, "fenced", WriteOp::new().write(0, "before")).await.unwrap();
-    let address = there.cluster().address().unwrap();
-    here.cluster().blocklist(&address, Duration::from_secs(60)).await.unwrap();
-    here.cluster().wait_for_newest_map().await.unwrap();
+    let address = there.connection().address().unwrap();
+    here.connection().blocklist(&address, Duration::from_secs(60)).await.unwrap();
+    here.connection().wait_for_newest_map().await.unwrap();
     // The storage hears of the new map from whoever knows it already.
     assert_eq!(bytes(&here, "fenced", 6).await.unwrap(), b"before");
     let refused = write(&there, "fenced", WriteOp::new().write(0, "after!")).await;

@@ -102,7 +102,7 @@ impl Place for Arc<Cluster> {
     }
 
     async fn other(&self, client: &Pool, pool: &str, namespace: &str) -> Pool {
-        client.cluster().pool(pool, namespace).await.unwrap()
+        client.connection().pool(pool, namespace).await.unwrap()
     }
 }
 
