@@ -27,12 +27,33 @@ pub fn stamp_of(number: u64, sector: &[u8]) -> Option<u64> {
 
 /// Whether each part of a sector is of one of these stamps, though not all of the same.
 pub fn is_mixture(number: u64, sector: &[u8], stamps: &[u64]) -> bool {
-    let may_be = |(place, word): (usize, &[u8])| {
-        let word = u64::from_le_bytes(word.try_into().expect("it has eight bytes"));
-        match place % 2 {
-            0 => stamps.contains(&word),
-            _ => word == number || (word == 0 && stamps.contains(&0)),
+    stamps.len() > 1 && words(sector).all(|word| word.is_of(number, stamps))
+}
+
+/// The words of a sector that are of none of these stamps, each with its place, for people.
+pub fn strange_words(number: u64, sector: &[u8], stamps: &[u64]) -> String {
+    let strange = words(sector).filter(|word| !word.is_of(number, stamps));
+    let strange: Vec<String> =
+        strange.map(|Word { place, value }| format!("{value:#018x} at word {place}")).collect();
+    format!("{} strange words: {}", strange.len(), strange.join(", "))
+}
+
+/// Eight bytes of a sector.
+struct Word {
+    place: usize,
+    value: u64,
+}
+
+impl Word {
+    fn is_of(&self, number: u64, stamps: &[u64]) -> bool {
+        match self.place % 2 {
+            0 => stamps.contains(&self.value),
+            _ => self.value == number || (self.value == 0 && stamps.contains(&0)),
         }
-    };
-    stamps.len() > 1 && sector.chunks_exact(8).enumerate().all(may_be)
+    }
+}
+
+fn words(sector: &[u8]) -> impl Iterator<Item = Word> + '_ {
+    let value = |word: &[u8]| u64::from_le_bytes(word.try_into().expect("it has eight bytes"));
+    sector.chunks_exact(8).map(value).enumerate().map(|(place, value)| Word { place, value })
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use vellum_core::Extent;
 use vellum_sim::{ChangeId, History, Value};
 
-use crate::content::{SECTOR, is_mixture, stamp_of};
+use crate::content::{SECTOR, is_mixture, stamp_of, strange_words};
 use crate::tally::Tally;
 
 /// How much is known of an image: its end. It has nothing before.
@@ -221,12 +221,17 @@ impl Record {
     pub fn judge_read(&mut self, image: &str, since: u64, at: Extent, bytes: &[u8]) -> Result<()> {
         let known = self.known(image);
         for ((sector, value), bytes) in stamps(at, bytes).zip(bytes.chunks_exact(SECTOR as usize)) {
-            if value.is_none() && is_mixture(sector, bytes, &known.values_since(sector, since)) {
+            let values = known.values_since(sector, since);
+            if value.is_none() && is_mixture(sector, bytes, &values) {
                 continue;
             }
             let allowed = known.history.allowed_since(sector, since);
             known.explain(sector, value, &allowed).with_context(|| {
-                format!("a client of {image} reads: {}", known.history.story(sector))
+                let story = known.history.story(sector);
+                let strange = strange_words(sector, bytes, &values);
+                format!(
+                    "a client of {image} reads: {story}; it may be of {values:?}, and has {strange}"
+                )
             })?;
         }
         self.tally.read_live += at.length() / SECTOR;
