@@ -1,6 +1,7 @@
 //! The conformance suite on a simulated disk, which can cut the power and run full. Files of layers, locks and logs are
-//! simulated; the catalog lies on a real directory, since the suite asks for several processes at once, and a simulated one
-//! has a single connection. It keeps what was committed.
+//! simulated; the catalog lies on a real directory, since the suite's processes are threads that run at once, and SQLite on the
+//! simulated disk does not wait for another thread's lock as long as it would. It keeps what was committed, whatever the power does:
+//! that the power also cuts the catalog is for the stories of `vellum-image`.
 
 use std::io;
 use std::path::{Path, PathBuf};
