@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use vellum_core::Extent;
 use vellum_engine::{
     Catalog, Error, ErrorKind, Fill, Guarded, Head, HeadChange, ImageRecord, Layer, Missing,
-    ParentLink, Part, Result, RevisionId,
+    ParentLink, Part, Result, Revision, RevisionId,
 };
 
 use crate::canary::Canary;
@@ -57,10 +57,33 @@ impl<C: Catalog> Image<C> {
                 "a flatten or a discard to the parent is under way on this image",
             )
         })?;
-        self.view().writer()?;
-        self.reload_record().await?;
-        let view = self.view();
-        let Some((bottom, link, _)) = view.record.parent() else { return Ok(view.record.clone()) };
+        loop {
+            self.view().writer()?;
+            self.reload_record().await?;
+            let view = self.view();
+            let Some((bottom, link, _)) = view.record.parent() else {
+                return Ok(view.record.clone());
+            };
+            let error = match self.flatten_from(&view, bottom, link, options, job).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => error,
+                flattened => return flattened,
+            };
+            // A revision that lost its name and defines nothing may have been taken out meanwhile: then another one is the lowest.
+            self.reload_record().await?;
+            if self.view().record.parent().is_some_and(|(now, ..)| now.id == bottom.id) {
+                return Err(error);
+            }
+        }
+    }
+
+    async fn flatten_from(
+        &self,
+        view: &View<C>,
+        bottom: &Revision,
+        link: &ParentLink,
+        options: FlattenOptions,
+        job: &Job,
+    ) -> Result<ImageRecord> {
         let filler = tokio::sync::OnceCell::new();
         if view.record.head != bottom.id {
             // Before the first look at it: a filler that died left copies in its log alone, where they look as if there was
@@ -70,7 +93,7 @@ impl<C: Catalog> Image<C> {
         }
         let copier = Copier {
             image: self,
-            chain: self.chain_from(&view, bottom).await?,
+            chain: self.chain_from(view, bottom).await?,
             bottom: bottom.id.clone(),
             filler,
             options,
@@ -83,11 +106,7 @@ impl<C: Catalog> Image<C> {
     }
 
     /// The chain as the image's lowest own revision sees it: its overlap may reach further than the head's.
-    async fn chain_from(
-        &self,
-        view: &View<C>,
-        bottom: &vellum_engine::Revision,
-    ) -> Result<Chain<C::Layer>> {
+    async fn chain_from(&self, view: &View<C>, bottom: &Revision) -> Result<Chain<C::Layer>> {
         let (below, _) =
             open_below(&self.0.pools, &self.0.catalog, &view.record, &bottom.id).await?;
         // Not simply the lowest one that is open: what lost its snapshot and defines nothing may have been taken out of the

@@ -1,7 +1,9 @@
 //! Each command on images on Ceph, and what is said of pools that are not there.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
-use vellum_testkit::ceph::{Cluster, POOLS};
+use vellum_testkit::ceph::{Cluster, POOLS, Store};
 
 use crate::{empty_home, export, home, import, know, pattern};
 
@@ -179,4 +181,50 @@ pub(crate) fn damaged(cluster: &Cluster) -> Result<()> {
         home.fails(6, &["export", "--overwrite", &format!("vms/{image}"), &to])?;
     }
     export(&home, "vms/whole").map(drop)
+}
+
+/// On a cluster of its own, since all of it is full for a while.
+pub(crate) fn full(_: &Cluster) -> Result<()> {
+    let cluster = &Cluster::start(Store::Memory)?;
+    let home = home(cluster, "")?;
+    let content = pattern(3 * MIB, 2);
+    for image in ["vms/a", "vms/b"] {
+        import(&home, &content, image)?;
+    }
+    home.ok(&["snap", "create", "vms/a@s"])?;
+    let ratios = |nearly: &str, rather: &str, full: &str| -> Result<()> {
+        for (verb, ratio) in [
+            ("set-nearfull-ratio", nearly),
+            ("set-backfillfull-ratio", rather),
+            ("set-full-ratio", full),
+        ] {
+            cluster.ok("ceph", &["osd", verb, ratio])?;
+        }
+        Ok(())
+    };
+    ratios("0.0001", "0.0002", "0.0003")?;
+    let began = Instant::now();
+    while !cluster.ok("ceph", &["health"])?.contains("full osd") {
+        ensure!(began.elapsed() < Duration::from_secs(60), "the cluster does not become full");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // Nothing waits for space, what is there is read, and what gives space back is done.
+    let began = Instant::now();
+    let said = home.fails(1, &["create", "--size", "1M", "vms/c"])?;
+    ensure!(said.contains("No space left"), "{said}");
+    for spec in ["vms/a", "vms/a@s"] {
+        ensure!(export(&home, spec)? == content);
+    }
+    home.ok(&["discard", "vms/a", "--offset", "0", "--length", "1M", "--to", "zero"])?;
+    ensure!(began.elapsed() < Duration::from_secs(30), "somebody waits for space");
+    ratios("0.85", "0.9", "0.95")?;
+    while home.ok(&["create", "--size", "1M", "vms/c"]).is_err() {
+        ensure!(began.elapsed() < Duration::from_secs(120), "the cluster stays full");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    ensure!(home.ok(&["check"])?.contains("as it should be"));
+    for image in ["vms/a", "vms/b", "vms/c"] {
+        home.ok(&["rm", image])?;
+    }
+    Ok(())
 }

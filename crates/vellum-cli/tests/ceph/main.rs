@@ -21,7 +21,7 @@ fn main() -> std::process::ExitCode {
     let unavailable = Cluster::unavailable();
     let cluster = (unavailable.is_none() && !arguments.list)
         .then(|| Arc::new(Cluster::start(Store::Memory).unwrap()));
-    let tests: [(&str, OnACluster); 12] = [
+    let tests: [(&str, OnACluster); 13] = [
         ("each_command_works_on_an_image_on_ceph", commands::each_command),
         ("an_image_that_is_published_is_one_of_rbd", commands::publish),
         ("a_pool_that_cannot_be_reached_is_told_and_hides_no_other", commands::unreachable),
@@ -33,6 +33,7 @@ fn main() -> std::process::ExitCode {
         ("an_image_whose_server_was_killed_is_taken_over_with_all_it_acknowledged", owners::killed),
         ("a_server_that_slept_and_was_fenced_serves_as_another_client", owners::fenced),
         ("what_is_damaged_is_told_and_hides_nothing_else", commands::damaged),
+        ("on_a_full_cluster_nothing_waits_for_space", commands::full),
         ("a_command_leaves_nobody_waiting_for_it", owners::nothing_is_left_behind),
     ];
     let trials = tests.map(|(name, test)| {

@@ -62,6 +62,7 @@ functions! {
     ioctx_create2(Handle, i64, *mut Handle) -> c_int;
     ioctx_destroy(Handle);
     ioctx_set_namespace(Handle, Text);
+    set_pool_full_try(Handle);
     ioctx_snap_set_read(Handle, u64);
     ioctx_selfmanaged_snap_set_write_ctx(Handle, u64, *mut u64, c_int) -> c_int;
     aio_ioctx_selfmanaged_snap_create(Handle, *mut u64, Handle);

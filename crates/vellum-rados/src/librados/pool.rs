@@ -75,8 +75,12 @@ impl Pool {
             other => other,
         })?;
         let io = Io { handle, cluster: cluster.clone() };
-        // SAFETY: it was just made; the namespace ends with a zero byte and is copied.
-        unsafe { (library.ioctx_set_namespace)(io.handle, namespace.as_ptr()) };
+        // SAFETY: it was just made; the namespace ends with a zero byte and is copied. Watches have no flags of their own, and would
+        // wait for as long as the cluster is full.
+        unsafe {
+            (library.ioctx_set_namespace)(io.handle, namespace.as_ptr());
+            (library.set_pool_full_try)(io.handle);
+        }
         Ok(io)
     }
 

@@ -62,7 +62,7 @@ async fn a_pool_that_is_not_there_is_not_found(cluster: Arc<Cluster>) {
     let client = cluster.client().await;
     assert_eq!(client.connection().pool("absent", "").await.unwrap_err(), Failure::NOT_FOUND);
     let absent = client.connection().pool_by_id(4711, "").unwrap();
-    assert_eq!(bytes(&absent, "x", 1).await, Err(Failure::NOT_FOUND));
+    assert_eq!(bytes(&absent, "x", 1).await, Err(Failure::NO_POOL));
 }
 
 async fn a_client_that_was_blocklisted_changes_nothing_any_more(cluster: Arc<Cluster>) {
