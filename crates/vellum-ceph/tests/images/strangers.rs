@@ -222,8 +222,7 @@ pub(crate) async fn a_pool_that_was_removed_is_an_error_and_never_zeros(cluster:
         let write = image.write(100, Bytes::from_static(b"x"), WriteOptions::default());
         write.await.unwrap_err();
         // Nothing is cut off from what it could not copy.
-        let flattened = image.flatten(FlattenOptions::default(), &Job::default()).await;
-        assert_eq!(flattened.is_ok(), std::ptr::eq(image, &golden), "{flattened:?}");
+        image.flatten(FlattenOptions::default(), &Job::default()).await.unwrap_err();
     }
 }
 
