@@ -7,11 +7,11 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
+use vellum_rados::counted::Counter;
 
 /// What is under way in this process, of all pools.
-static UNDER_WAY: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+static UNDER_WAY: Counter = Counter::new();
 
 /// Where a pool's tasks run. Clones are the same.
 #[derive(Clone, Debug)]
@@ -25,27 +25,11 @@ impl Background {
 
     /// Lets something run to its end. Where the runtime has ended, it is dropped.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let counted = Counted::new();
+        let counted = UNDER_WAY.count();
         self.0.spawn(async move {
             let _counted = counted;
             task.await;
         });
-    }
-}
-
-struct Counted;
-
-impl Counted {
-    fn new() -> Self {
-        *UNDER_WAY.0.lock() += 1;
-        Self
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        *UNDER_WAY.0.lock() -= 1;
-        UNDER_WAY.1.notify_all();
     }
 }
 
@@ -54,8 +38,6 @@ impl Drop for Counted {
 /// forgets after half a minute; others wait for as long.
 pub fn wait_for_pools(patience: Duration) {
     let until = Instant::now() + patience;
-    let mut under_way = UNDER_WAY.0.lock();
-    while *under_way > 0 && !UNDER_WAY.1.wait_until(&mut under_way, until).timed_out() {}
-    drop(under_way);
+    UNDER_WAY.wait_for_none(until);
     vellum_rados::librados::wait_for_connections(until.saturating_duration_since(Instant::now()));
 }

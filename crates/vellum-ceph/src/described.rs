@@ -24,7 +24,7 @@ const KEYS_AT_ONCE: u64 = 1000;
 /// How often reading begins again because the header was changed in between.
 const ATTEMPTS: usize = 20;
 /// What this program understands.
-const UNDERSTOOD: Features = Features(
+pub(crate) const UNDERSTOOD: Features = Features(
     Features::LAYERING.0
         | Features::STRIPING.0
         | Features::EXCLUSIVE_LOCK.0

@@ -207,11 +207,9 @@ impl<O: Objects> Owned<O> {
             data.expect(object);
         }
         // Before all snapshots, and so for all of them: what the parent shows through an object that is not there.
-        let context = match under == Under::All && self.must_fill_first(object) {
-            true => Arc::default(),
-            false => self.context(),
-        };
-        self.note_before(object, planned, context.newest == 0).await?;
+        let for_all = under == Under::All && self.must_fill_first(object);
+        let context = if for_all { Arc::default() } else { self.context() };
+        self.note_before(object, planned, for_all).await?;
         match data.objects().write(&data.name(object), &context, op).await {
             Ok(()) => {
                 match planned {

@@ -8,22 +8,10 @@ use vellum_rados::Objects;
 use vellum_rbd::Features;
 
 use crate::catalog::CephCatalog;
-use crate::described::Described;
+use crate::described::{Described, UNDERSTOOD};
 use crate::object_map::HeadMap;
 use crate::place::Place;
 use crate::rules::Rules;
-
-/// What such an image must and may have to be written to.
-const WRITTEN: Features = Features(
-    Features::LAYERING.0
-        | Features::STRIPING.0
-        | Features::EXCLUSIVE_LOCK.0
-        | Features::OBJECT_MAP.0
-        | Features::FAST_DIFF.0
-        | Features::DEEP_FLATTEN.0
-        | Features::DATA_POOL.0
-        | Features::OPERATIONS.0,
-);
 
 /// A plain image that is owned.
 #[derive(Debug)]
@@ -74,7 +62,7 @@ impl<O: Objects> PlainHead<O> {
 fn check_can_be_written(described: &Described) -> Result<()> {
     let (id, features) = (&described.id, described.header.features);
     let unsupported = |what: String| Err(Error::new(ErrorKind::Unsupported, what));
-    let beyond = features.not_understood(true, WRITTEN);
+    let beyond = features.not_understood(true, UNDERSTOOD);
     if beyond != Features(0) {
         return unsupported(format!(
             "image {id} has features with which this program can only read it: {beyond}"

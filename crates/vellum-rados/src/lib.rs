@@ -5,9 +5,10 @@
 //! a real cluster, by a library that is looked for when a pool is first opened, so that a program without Ceph beside it starts and
 //! runs; [`memory`] is a cluster for tests.
 //!
-//! The seam knows nothing of images and their format, and no layering.
+//! [`counted`] is for whoever must not end before what it has open does. The seam knows nothing of images and their format, and no layering.
 
 mod contract;
+pub mod counted;
 mod failure;
 pub mod librados;
 pub mod memory;

@@ -211,9 +211,9 @@ impl Vellum {
                 return Err(Error::new(ErrorKind::Invalid, what));
             }
             (Some(path), _) => {
-                let config = absolute(PoolConfig::Directory(path.to_owned()))?;
-                self.refuse_known(name, &config)?;
-                (path.to_owned(), true)
+                let path = absolute_path(path)?;
+                self.refuse_known(name, &PoolConfig::Directory(path.clone()))?;
+                (path, true)
             }
         };
         match self.open_copy(&path, Mode::Existing, Copies::Refuse).await {
@@ -231,8 +231,7 @@ impl Vellum {
         let catalog = self.open_copy(&path, Mode::Existing, Copies::GiveNewId).await?;
         if is_new {
             let (home, name) = (self.0.home.clone(), name.clone());
-            change_home(move || home.add_pool(&name, absolute(PoolConfig::Directory(path))?))
-                .await?;
+            change_home(move || home.add_pool(&name, PoolConfig::Directory(path))).await?;
         }
         Ok(catalog.pool())
     }
@@ -405,17 +404,17 @@ impl Vellum {
 
 /// The same, whatever directory this process is in later.
 fn absolute(config: PoolConfig) -> Result<PoolConfig> {
-    let absolute = |path: PathBuf| {
-        std::path::absolute(&path)
-            .map_err(|error| Error::io(format!("find {}", path.display()), error))
-    };
     Ok(match config {
-        PoolConfig::Directory(path) => PoolConfig::Directory(absolute(path)?),
+        PoolConfig::Directory(path) => PoolConfig::Directory(absolute_path(&path)?),
         PoolConfig::Ceph(mut config) => {
-            config.access.conf = config.access.conf.map(absolute).transpose()?;
+            config.access.conf = config.access.conf.as_deref().map(absolute_path).transpose()?;
             PoolConfig::Ceph(config)
         }
     })
+}
+
+fn absolute_path(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| Error::io(format!("find {}", path.display()), error))
 }
 
 fn known_as(config: &PoolConfig, name: &PoolName) -> Error {

@@ -10,11 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-
 use super::library::{Handle, Library, library};
 use super::operation::text;
 use super::pool::Pool;
+use crate::counted::{Counted, Counter};
 use crate::failure::{Failure, Result};
 
 /// How a cluster is reached.
@@ -86,31 +85,12 @@ impl ConnectError {
 pub struct Cluster(pub(super) Arc<Connection>);
 
 /// Connections of this process that have not ended.
-static OPEN: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
-
-/// One of them.
-struct Counted;
-
-impl Counted {
-    fn new() -> Self {
-        *OPEN.0.lock() += 1;
-        Self
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        *OPEN.0.lock() -= 1;
-        OPEN.1.notify_all();
-    }
-}
+static OPEN: Counter = Counter::new();
 
 /// Waits until all connections of this process that nobody has any more have ended, or so much time has passed. A process that ends
 /// while one is ending, with the threads that librados has for it, may die of that instead.
 pub fn wait_for_connections(patience: Duration) {
-    let until = Instant::now() + patience;
-    let mut open = OPEN.0.lock();
-    while *open > 0 && !OPEN.1.wait_until(&mut open, until).timed_out() {}
+    OPEN.wait_for_none(Instant::now() + patience);
 }
 
 /// The connection itself.
@@ -261,7 +241,7 @@ impl Connection {
         // SAFETY: the user is null or ends with a zero byte; the place for the handle is there.
         Failure::check(unsafe { (library.create)(&raw mut handle, user) })
             .map_err(ConnectError::failed("prepare a connection"))?;
-        let counted = Some(Counted::new());
+        let counted = Some(OPEN.count());
         let is_refused = AtomicBool::new(false);
         let mut connection =
             Self { handle, library, is_connected: false, id: [0; 16], is_refused, counted };

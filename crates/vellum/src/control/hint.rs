@@ -25,7 +25,11 @@ pub(crate) struct Hint {
 pub(crate) fn leave(hints: &Path, image: &ImageId, socket: &Path) -> io::Result<()> {
     let hint = Hint { socket: socket.to_owned(), pid: std::process::id() };
     let new = hints.join(format!("{image}.holder-new"));
-    fs::create_dir_all(hints)?;
+    // In a home it may be missing, and no more than that: a pool that was moved away is not made anew.
+    match fs::create_dir(hints) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
     fs::write(&new, serde_json::to_vec(&hint)?)?;
     fs::rename(&new, path(hints, image))
 }
