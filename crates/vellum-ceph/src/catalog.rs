@@ -10,9 +10,9 @@ use futures::stream;
 use parking_lot::Mutex;
 use vellum_core::{IMAGE_SIZE_MAX, ImageName};
 use vellum_engine::{
-    Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, ImageId, ImageRecord,
-    NewImage, ParentLink, Pending, PoolId, Repair, Reserved, Result, RevisionId, RunToEnd,
-    Snapshots, Version,
+    Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, Heeded, ImageId,
+    ImageRecord, NewImage, ParentLink, Pending, PoolId, Progress, Repair, Reserved, Result,
+    RevisionId, RunToEnd, Snapshots, Version, Wanted,
 };
 use vellum_rados::{Failure, Objects, ReadOp, SnapId};
 use vellum_rbd::method::{Ask, CLASS, directory, id as id_method};
@@ -31,7 +31,7 @@ use crate::pending::{self, AtWork};
 use crate::place::Place;
 use crate::plain_head::PlainHead;
 use crate::watched::{Role, Watched};
-use crate::{bitmap, change, check, children, create, keys, publish, records, remove};
+use crate::{asking, bitmap, change, check, children, create, keys, publish, records, remove};
 
 /// Records that are read at once.
 const AT_ONCE: usize = 16;
@@ -434,6 +434,16 @@ impl<O: Objects> Catalog for CephCatalog<O> {
     async fn own(&self, image: &ImageId) -> Result<CephHead<O>> {
         let (this, image) = (self.clone(), image.clone());
         RunToEnd::new(async move { this.owned(&image).await }).await
+    }
+
+    async fn ask_owner(
+        &self,
+        image: &ImageId,
+        wanted: Wanted,
+        progress: Progress<'_>,
+    ) -> Result<Heeded> {
+        let watched = self.watched(image).await?;
+        asking::ask_owner(&self.0.objects, &watched, image, wanted, progress).await
     }
 
     async fn filler(&self, image: &ImageId, revision: &RevisionId) -> Result<CephHead<O>> {

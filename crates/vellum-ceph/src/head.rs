@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 use vellum_core::{Extent, ObjectNo};
 use vellum_engine::{
     AtomicSpan, Durability, Error, ErrorKind, Fill, Guarded, Head, HeadChange, ImageId, Ownership,
-    Result, RunToEnd, SetTo, Write, check_range, check_whole_units,
+    Requests, Result, RunToEnd, SetTo, Write, check_range, check_whole_units,
 };
 use vellum_rados::{Failure, Objects, SnapContext};
 
@@ -403,6 +403,10 @@ impl<O: Objects> Head for CephHead<O> {
             }
             _ => Ownership::Lost,
         }
+    }
+
+    fn requests(&self) -> Requests {
+        self.owned().layer().image().asked().listen()
     }
 
     async fn close(self) -> Result<()> {

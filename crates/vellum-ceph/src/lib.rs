@@ -13,6 +13,7 @@
 //! | `ownership` | the lock of an image, and who reads its head |
 //! | `background` | what goes on when a request is over, and where |
 //! | `watched` | what an open image hears from others, and answers |
+//! | `asked`, `asking` | what others ask of who holds its lock; asking that of others |
 //! | `header`, `omap` | reading a header, and changing it at the version at which it was read; all keys of an object |
 //! | `described` | what a header says, and the record that this makes |
 //! | [`head`] | [`CephHead`]: the one writer |
@@ -28,6 +29,8 @@
 //! | [`classes`] | Ceph's object classes in memory, for tests |
 #![forbid(unsafe_code)]
 
+mod asked;
+mod asking;
 mod background;
 mod bitmap;
 pub mod catalog;
@@ -66,3 +69,4 @@ pub use change::CephPrepared;
 pub use connect::{Access, CephPool, Clusters};
 pub use head::CephHead;
 pub use layer::CephLayer;
+pub use vellum_rados::librados::exit_beside_connections;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use vellum_engine::{Error, ErrorKind, Result};
+use vellum_engine::{Error, ErrorKind, Result, Wants};
 use vellum_rados::{Failure, Objects, WriteOp, WriteStep};
 use vellum_rbd::lock::{self, Holder, HolderInfo, Kind, ask};
 use vellum_rbd::notify::{ClientId, Message};
@@ -25,6 +25,15 @@ pub(crate) const SILENT_MAX: Duration = Duration::from_secs(40);
 /// How long between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
+/// Who looks for an image that nobody has.
+#[derive(Clone, Copy, Debug)]
+struct Seeker {
+    client: ClientId,
+    wants: Wants,
+    /// How long whoever gives no answer is waited for.
+    until: Instant,
+}
+
 /// Takes the lock of an image for this client, and returns what the header says then, and the number of the acquisition.
 pub(crate) async fn acquire<O: Objects>(
     objects: &O,
@@ -36,7 +45,8 @@ pub(crate) async fn acquire<O: Objects>(
     loop {
         let described = described(objects, id).await?;
         let me = image.me();
-        if !is_free(objects, &described, me, until).await? {
+        let seeker = Seeker { client: me, wants: image.wants(), until };
+        if !is_free(objects, &described, seeker).await? {
             tokio::time::sleep(LOOK_AGAIN).await;
             continue;
         }
@@ -52,7 +62,11 @@ pub(crate) async fn acquire<O: Objects>(
         }
         match crate::header::described(objects, id).await {
             // By a watch that was lost meanwhile it is not held for long.
-            Ok(described) if image.me() == me => return Ok((described, taking.end())),
+            Ok(described) if image.me() == me => {
+                // Those who had asked somebody else for something ask again.
+                image.tell_later(Message::Acquired(me));
+                return Ok((described, taking.end()));
+            }
             Ok(_) => unlock(objects, id, me.watch).await?,
             Err(error) => {
                 unlock(objects, id, me.watch).await?;
@@ -91,6 +105,7 @@ impl<'a, O: Objects> Taking<'a, O> {
     /// It has it.
     fn end(self) -> u64 {
         let number = self.0.next_acquisition();
+        self.0.set_lent(false);
         self.0.change_role(Role::Taking, Role::Owner(number));
         number
     }
@@ -148,7 +163,8 @@ pub(crate) async fn begin_reading<O: Objects>(
             *readers += 1;
             return Ok(described);
         }
-        if !no_owner(objects, &described, me, until).await? {
+        let seeker = Seeker { client: me, wants: Wants::ToBegin, until };
+        if !no_owner(objects, &described, seeker).await? {
             tokio::time::sleep(LOOK_AGAIN).await;
             continue;
         }
@@ -190,25 +206,19 @@ pub(crate) async fn check_free<O: Objects>(
     until: Instant,
 ) -> Result<bool> {
     let nobody = ClientId { client: objects.client(), watch: 0 };
-    is_free(objects, described, nobody, until).await
+    is_free(objects, described, Seeker { client: nobody, wants: Wants::ToBegin, until }).await
 }
 
 /// Whether nobody holds the image, or reads its head. False if another look is needed; `InUse` if somebody does.
-async fn is_free<O: Objects>(
-    objects: &O,
-    described: &Described,
-    me: ClientId,
-    until: Instant,
-) -> Result<bool> {
-    Ok(no_owner(objects, described, me, until).await?
-        && no_reader(objects, described, until).await?)
+async fn is_free<O: Objects>(objects: &O, described: &Described, seeker: Seeker) -> Result<bool> {
+    Ok(no_owner(objects, described, seeker).await?
+        && no_reader(objects, described, seeker.until).await?)
 }
 
 async fn no_owner<O: Objects>(
     objects: &O,
     described: &Described,
-    me: ClientId,
-    until: Instant,
+    Seeker { client, wants, until }: Seeker,
 ) -> Result<bool> {
     let id = &described.id;
     let Some(lock) = &described.lock else { return Ok(true) };
@@ -221,7 +231,9 @@ async fn no_owner<O: Objects>(
         Error::new(ErrorKind::InUse, format!("image {id} is in use by {who}"))
     };
     let owner = owner(holder);
-    let heard = tell(objects, id, &Message::Request { from: me, force: false }).await?;
+    let begins = wants == Wants::ToBegin;
+    let request = Message::Request { from: client, force: false, begins };
+    let heard = tell(objects, id, &request).await?;
     match owner.and_then(|owner| heard.answers.get(&owner)) {
         Some(answer) => match vellum_rbd::Decode::from_bytes(&answer.0) {
             // It gives the lock back, or has done so.

@@ -1,7 +1,7 @@
 //! [`Watched`]: an image that this client has open, and hears of from others.
 //!
 //! All who use an image in one catalog share one watch on its header. What is answered there depends on what this client is to the
-//! image: who holds its lock answers what is asked of it, all others acknowledge. That the header changed is acknowledged only once
+//! image: who holds its lock answers what is [asked](crate::asked) of it, all others acknowledge. That the header changed is acknowledged only once
 //! this client has looked: so whoever removes an image knows that nobody still takes for inherited what is being removed.
 
 use std::collections::BTreeSet;
@@ -9,14 +9,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
-use vellum_engine::{Error, ErrorKind, ImageId, Result};
+use vellum_engine::{Error, ErrorKind, ImageId, Result, Wants};
 use vellum_rados::{Event, Failure, Objects, SnapContext, Watch, WriteOp, WriteStep};
 use vellum_rbd::lock::{self, Kind, ask};
-use vellum_rbd::notify::{Answer, ClientId, Heard, Message};
+use vellum_rbd::notify::{ClientId, Heard, Message};
 use vellum_rbd::{Decode, Encode, names};
 
+use crate::asked::Asked;
+use crate::asking::Asking;
 use crate::background::Background;
 use crate::described::Described;
 use crate::error::failed;
@@ -26,13 +28,6 @@ use crate::keys;
 pub(crate) const ANSWER_WAIT: Duration = Duration::from_millis(vellum_rbd::notify::ANSWER_WAIT_MS);
 /// How long after a watch was lost another one is tried.
 pub(crate) const AGAIN: Duration = Duration::from_millis(500);
-/// `EBUSY`, for who asks for a lock that its holder keeps.
-const KEEPS: Answer = Answer(-16);
-/// `EOPNOTSUPP`, for who asks for what this program does not do for others.
-const CANNOT: Answer = Answer(-95);
-/// For who asks for a lock that is being given back.
-const GIVES: Answer = Answer(0);
-
 /// What who reads the head says to who tells that the header changed; others say nothing.
 const READS: &[u8] = &[1];
 
@@ -66,6 +61,8 @@ pub(crate) struct Watched<O: Objects> {
     id: ImageId,
     background: Background,
     state: Mutex<State>,
+    asked: Mutex<Asked>,
+    asking: Mutex<Asking>,
     /// How many are noted in the header as reading the head, and what keeps those who begin and end that apart.
     pub(crate) readers: tokio::sync::Mutex<usize>,
     /// How many do read it.
@@ -80,6 +77,8 @@ struct State {
     role: Role,
     acquisitions: u64,
     is_gone: bool,
+    /// Whether the lock was given to who asked for it, to be taken back later.
+    is_lent: bool,
     /// The snapshots that there were when the header was looked at last, and its version then.
     snapshots: BTreeSet<u64>,
     looked_at: u64,
@@ -100,6 +99,7 @@ impl<O: Objects> Watched<O> {
             role: Role::Reader,
             acquisitions: 0,
             is_gone: false,
+            is_lent: false,
             snapshots: BTreeSet::new(),
             looked_at: 0,
         };
@@ -108,6 +108,8 @@ impl<O: Objects> Watched<O> {
             id,
             background,
             state: Mutex::new(state),
+            asked: Mutex::default(),
+            asking: Mutex::default(),
             readers: tokio::sync::Mutex::new(0),
             reading: AtomicUsize::new(0),
             _end: end,
@@ -182,6 +184,33 @@ impl<O: Objects> Watched<O> {
         self.reading.fetch_sub(1, Ordering::SeqCst);
     }
 
+    pub(crate) fn objects(&self) -> &O {
+        &self.objects
+    }
+
+    pub(crate) fn id(&self) -> &ImageId {
+        &self.id
+    }
+
+    /// What is known of what others ask.
+    pub(crate) fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock()
+    }
+
+    /// What this client has asked of others.
+    pub(crate) fn asking(&self) -> MutexGuard<'_, Asking> {
+        self.asking.lock()
+    }
+
+    pub(crate) fn set_lent(&self, is_lent: bool) {
+        self.state.lock().is_lent = is_lent;
+    }
+
+    /// Why this client asks for the lock.
+    pub(crate) fn wants(&self) -> Wants {
+        if self.state.lock().is_lent { Wants::ATurn } else { Wants::ToBegin }
+    }
+
     /// Where what is left to do for it runs.
     pub(crate) fn background(&self) -> &Background {
         &self.background
@@ -196,7 +225,7 @@ impl<O: Objects> Watched<O> {
         tell(&self.objects, &self.id, message).await
     }
 
-    async fn answer_to(&self, bytes: &[u8]) -> Vec<u8> {
+    async fn answer_to(self: &Arc<Self>, bytes: &[u8]) -> Vec<u8> {
         // What cannot be read is nothing to answer.
         let Ok(message) = Message::from_bytes(bytes) else { return Vec::new() };
         match message {
@@ -205,13 +234,17 @@ impl<O: Objects> Watched<O> {
                 // For who wants to write, and finds this client noted as one who reads.
                 if self.reading.load(Ordering::SeqCst) > 0 { READS.to_vec() } else { Vec::new() }
             }
-            Message::Request { .. } => match self.role() {
-                Role::Owner(_) => KEEPS.to_bytes(),
-                Role::Releasing(_) => GIVES.to_bytes(),
-                Role::Reader | Role::Taking | Role::Refused => Vec::new(),
-            },
-            Message::Asked(..) if matches!(self.role(), Role::Owner(_)) => CANNOT.to_bytes(),
-            _ => Vec::new(),
+            Message::Request { begins, .. } => {
+                let wants = if begins { Wants::ToBegin } else { Wants::ATurn };
+                self.asked_for_lock(wants).await.map_or_else(Vec::new, |answer| answer.to_bytes())
+            }
+            Message::Asked(ask, id) => {
+                self.asked_for(ask, id).await.map_or_else(Vec::new, |answer| answer.to_bytes())
+            }
+            said => {
+                self.asking().hear(&said, self.me());
+                Vec::new()
+            }
         }
     }
 

@@ -34,17 +34,21 @@ fn main() -> ExitCode {
     };
     let mut output = Output::new(arguments.format);
     let result = commands::run(arguments, &mut output).and_then(|()| output.finish());
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) if failure.is_closed_pipe() => ExitCode::SUCCESS,
+    let code = match result {
+        Ok(()) => 0,
+        Err(failure) if failure.is_closed_pipe() => 0,
         Err(failure) => report(&failure),
-    }
+    };
+    drop(output);
+    // A cluster that does not answer keeps its threads.
+    vellum::exit_beside_connections(code);
+    ExitCode::from(code)
 }
 
-fn report(failure: &Failure) -> ExitCode {
+fn report(failure: &Failure) -> u8 {
     eprintln!("vellum: {}", failure.message());
     if let Some(hint) = failure.hint() {
         eprintln!("hint: {hint}");
     }
-    ExitCode::from(failure.exit_code())
+    failure.exit_code()
 }

@@ -11,8 +11,9 @@ use vellum_core::{Buffer, Extent, ImageName, Runs};
 
 use crate::{
     Capabilities, Catalog, Change, ChildRef, Committed, Content, Durability, Fill, Finding,
-    Guarded, Head, HeadChange, ImageId, ImageRecord, Known, Layer, NewImage, Ownership, Pending,
-    PoolId, Prepared, Repair, Reserved, Result, RevisionId, SetTo, TryRead, Version, Write,
+    Guarded, Head, HeadChange, Heeded, ImageId, ImageRecord, Known, Layer, NewImage, Ownership,
+    Pending, PoolId, Prepared, Progress, Repair, Requests, Reserved, Result, RevisionId, SetTo,
+    TryRead, Version, Wanted, Write,
 };
 
 /// A call that may wait or fail. Numbers are bytes.
@@ -282,6 +283,15 @@ impl<C: Catalog, W: Watch> Catalog for AroundCatalog<C, W> {
         Ok(self.head_of(self.cold(self.inner.own(image)).await?))
     }
 
+    fn ask_owner(
+        &self,
+        image: &ImageId,
+        wanted: Wanted,
+        progress: Progress<'_>,
+    ) -> impl Future<Output = Result<Heeded>> + Send {
+        self.cold(self.inner.ask_owner(image, wanted, progress))
+    }
+
     async fn filler(&self, image: &ImageId, revision: &RevisionId) -> Result<Self::Head> {
         Ok(self.head_of(self.cold(self.inner.filler(image, revision)).await?))
     }
@@ -414,6 +424,10 @@ impl<H: Head, W: Watch> Head for AroundHead<H, W> {
 
     fn ownership(&self) -> Ownership {
         self.inner.ownership()
+    }
+
+    fn requests(&self) -> Requests {
+        self.inner.requests()
     }
 
     /// At once: who begins to close an image gives it up, whether it waits for the answer or not.

@@ -7,8 +7,8 @@ use std::future::Future;
 use vellum_core::{Geometry, ImageName, SnapshotName};
 
 use crate::{
-    ChildRef, Error, ErrorKind, Finding, Head, ImageId, ImageRecord, Layer, Layering, ParentLink,
-    PoolId, Repair, Result, RevisionId, SnapshotId, Version,
+    ChildRef, Error, ErrorKind, Finding, Head, Heeded, ImageId, ImageRecord, Layer, Layering,
+    ParentLink, PoolId, Progress, Repair, Result, RevisionId, SnapshotId, Version, Wanted,
 };
 
 /// The most findings of one check.
@@ -126,6 +126,15 @@ pub trait Catalog: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// Takes ownership of an image: nobody else can write until the head is closed or dropped, and what the last owner had
     /// in flight has landed. Whatever the last owner left is recovered. `InUse` if somebody owns it or reads its head.
     fn own(&self, image: &ImageId) -> impl Future<Output = Result<Self::Head>> + Send;
+
+    /// Asks whoever owns an image to do something, through the storage, and waits until it is done. Fails as it failed there. Dropped,
+    /// it goes on there. `ByNobody` where nobody owns the image, or can be asked.
+    fn ask_owner(
+        &self,
+        image: &ImageId,
+        wanted: Wanted,
+        progress: Progress<'_>,
+    ) -> impl Future<Output = Result<Heeded>> + Send;
 
     /// A head for a *sealed* revision that takes [`Head::fill`] and [`Head::sync`] only, and answers
     /// [`Guarded::Sealed`](crate::Guarded::Sealed) to all else. What the revision reads as must not change: it is for

@@ -10,8 +10,9 @@ use vellum_core::{Buffer, Extent, ImageName, Runs};
 
 use crate::{
     Capabilities, Catalog, Change, ChildRef, Committed, Durability, Fill, Finding, Guarded, Head,
-    HeadChange, ImageId, ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId, Prepared,
-    Repair, Reserved, Result, RevisionId, SetTo, TryRead, Version, Write,
+    HeadChange, Heeded, ImageId, ImageRecord, Known, Layer, NewImage, Ownership, Pending, PoolId,
+    Prepared, Progress, Repair, Requests, Reserved, Result, RevisionId, SetTo, TryRead, Version,
+    Wanted, Write,
 };
 
 /// Something of the one engine or of the other: a pool, an open revision, a head, or a change of one that is prepared.
@@ -146,6 +147,15 @@ impl<L: Catalog, R: Catalog> Catalog for Either<L, R> {
         }))
     }
 
+    async fn ask_owner(
+        &self,
+        image: &ImageId,
+        wanted: Wanted,
+        progress: Progress<'_>,
+    ) -> Result<Heeded> {
+        wait!(self, it => it.ask_owner(image, wanted, progress))
+    }
+
     async fn filler(&self, image: &ImageId, revision: &RevisionId) -> Result<Self::Head> {
         Ok(EitherHead::new(match self {
             Left(it) => Left(it.filler(image, revision).await?),
@@ -258,6 +268,10 @@ impl<L: Head, R: Head> Head for EitherHead<L, R> {
 
     fn ownership(&self) -> Ownership {
         call!(&self.head, it => it.ownership())
+    }
+
+    fn requests(&self) -> Requests {
+        call!(&self.head, it => it.requests())
     }
 
     async fn close(self) -> Result<()> {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use vellum_core::{Extent, SnapshotName};
 
-use crate::{Error, ErrorKind, ImageRecord, Layer, Result};
+use crate::{Error, ErrorKind, ImageRecord, Layer, Requests, Result};
 
 /// The one writer of an image; exists only while the image is owned. Clones share the ownership, which ends when the last
 /// clone is gone and the last request in flight has landed, or with [`close`](Self::close).
@@ -78,6 +78,10 @@ pub trait Head: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// Whether the image is still owned by this head. Once lost, it stays lost. Every mutation then answers `Sealed` if the
     /// head gave the ownership up itself, to a successor or by [`close`](Self::close), and else fails with `OwnershipLost`.
     fn ownership(&self) -> Ownership;
+
+    /// What other clients of the storage want of who owns the image. Whoever asks last hears all of it; without somebody who
+    /// listens the engine answers by itself that it is not the time.
+    fn requests(&self) -> Requests;
 
     /// Syncs and gives the ownership up. Other clones answer `Sealed` from then on, and can still be read through
     /// [`layer`](Self::layer). Also after a failure the ownership is given up.

@@ -36,6 +36,7 @@ pub mod memory;
 pub mod paced;
 pub mod ranges;
 pub mod record;
+pub mod request;
 pub mod run_to_end;
 
 pub use catalog::{
@@ -54,4 +55,5 @@ pub use record::{
     Below, ChildRef, ImageId, ImageRecord, Layering, ParentLink, PoolId, Revision, RevisionId,
     SnapshotId, SnapshotRecord, Version,
 };
+pub use request::{Heeded, Progress, Reply, Request, Requests, Wanted, Wants};
 pub use run_to_end::RunToEnd;

@@ -58,7 +58,7 @@ impl<C: Catalog> Image<C> {
             )
         })?;
         loop {
-            self.view().writer()?;
+            self.present().await?.writer()?;
             self.reload_record().await?;
             let view = self.view();
             let Some((bottom, link, _)) = view.record.parent() else {
@@ -122,13 +122,13 @@ impl<C: Catalog> Image<C> {
 
     /// Looks at the catalog anew: somebody else may have taken a snapshot's name away, and with it a layer.
     async fn reload_record(&self) -> Result<()> {
-        let _alone = self.0.operations.lock().await;
+        let _alone = self.alone().await?;
         self.install_record(self.0.catalog.get(&self.0.id).await?);
         Ok(())
     }
 
     async fn cut(&self, link: &ParentLink) -> Result<ImageRecord> {
-        let alone = self.0.operations.clone().lock_owned().await;
+        let alone = self.alone().await?;
         let head = self.view().writer()?.clone();
         sync_until_little_is_left(&head).await?;
         let prepared = head.prepare(HeadChange::CutParent).await?;

@@ -105,6 +105,8 @@ pub(crate) struct View<C: Catalog> {
     /// The writer, if the image was opened for writing.
     pub(crate) head: Option<C::Head>,
     pub(crate) chain: Chain<C::Layer>,
+    /// Whether the image was handed over: then nothing of this may be used, but to come back.
+    pub(crate) is_away: bool,
 }
 
 impl<C: Catalog> View<C> {
@@ -278,6 +280,7 @@ impl<C: Catalog> Image<C> {
     /// Syncs, gives ownership up and closes. Other clones fail from then on.
     pub async fn close(self) -> Result<()> {
         let _alone = self.0.operations.lock().await;
+        self.stay_away();
         match self.view().head.clone() {
             Some(head) => head.close().await,
             None => Ok(()),
@@ -321,7 +324,7 @@ impl<C: Catalog> Image<C> {
     }
 }
 
-async fn open_view<C: Catalog>(
+pub(crate) async fn open_view<C: Catalog>(
     pools: &Pools<C>,
     catalog: &C,
     id: &ImageId,
@@ -352,7 +355,8 @@ async fn open_view<C: Catalog>(
     };
     let revision = vellum_engine::Layer::revision(&top).clone();
     let (below, own) = open_below(pools, catalog, &record, &revision).await?;
-    Ok(View { epoch: 0, record, head, chain: Chain::new(top, &below, own + 1, resolved) })
+    let chain = Chain::new(top, &below, own + 1, resolved);
+    Ok(View { epoch: 0, record, head, chain, is_away: false })
 }
 
 /// Whether a piece is worth a hole in a reply or a file.

@@ -11,7 +11,7 @@
 //! a petabyte, a bounded number of pieces at a time; `resolved` remembers it for the frozen part of a deep chain. [`gate`] lets
 //! I/O pass and operations close it. [`image`] ties them together; `steps` takes what is done on one view of an image again
 //! on the next; the verbs are a file each: `read`, `write`, `zero` (write
-//! zeroes and discard), `snapshot`, `flatten`, `status`; `copy_up` is what a write does first where a unit is missing, and
+//! zeroes and discard), `snapshot`, `flatten`, `status`, `handover`; `copy_up` is what a write does first where a unit is missing, and
 //! `job` how whoever started a flatten watches and stops it. [`admin`] does what needs no open image: create, clone, remove; [`check`]
 //! looks at the links between images.
 //!
@@ -30,6 +30,7 @@ pub mod check;
 mod copy_up;
 mod flatten;
 pub mod gate;
+mod handover;
 pub mod image;
 pub mod job;
 pub mod pools;
@@ -83,6 +84,7 @@ mod send {
         is_send(image.remove_snapshot(&name));
         is_send(image.flatten(FlattenOptions::default(), job));
         is_send(image.map(at, 1));
+        is_send(image.hand_over());
         is_send(image.clone().close());
     }
 }

@@ -1,7 +1,6 @@
 //! Reading: what a layer does not define is read from the layer below, and zeros below the last.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use vellum_core::{Buffer, Extent, Runs, State};
@@ -9,6 +8,7 @@ use vellum_engine::{Catalog, Layer, Result, TryRead};
 
 use crate::Image;
 use crate::chain::{Chain, Extents, merged};
+use crate::gate::Pass;
 use crate::image::View;
 use crate::resolved::Resolved;
 use crate::steps::Step;
@@ -29,7 +29,7 @@ impl<C: Catalog> Image<C> {
         holes.clear();
         let Some(_pass) = self.0.gate.try_enter() else { return false };
         let view = self.0.view.load();
-        at.end() <= view.size() && try_read_chain(&view.chain, at, buffer, holes)
+        !view.is_away && at.end() <= view.size() && try_read_chain(&view.chain, at, buffer, holes)
     }
 
     /// Reads into `buffer[into]`, as long as `at`, and says which parts are known to be zeros (they are filled too). The
@@ -45,8 +45,12 @@ impl<C: Catalog> Image<C> {
         }
         let mut buffer = buffer;
         loop {
-            let (view, result);
-            (view, buffer, result) = self.read_once(at, buffer, into.clone()).await;
+            let (pass, view) = match self.enter().await {
+                Ok(entered) => entered,
+                Err(error) => return (buffer, Err(error)),
+            };
+            let result;
+            (buffer, result) = self.read_once(pass, &view, at, buffer, into.clone()).await;
             if let Some(result) = self.settled(&view, result.map(Step::Done)).await {
                 return (buffer, result);
             }
@@ -55,12 +59,12 @@ impl<C: Catalog> Image<C> {
 
     async fn read_once(
         &self,
+        pass: Pass<'_>,
+        view: &View<C>,
         at: Extent,
         buffer: Buffer,
         into: Range<usize>,
-    ) -> (Arc<View<C>>, Buffer, Result<Extents>) {
-        let pass = self.0.gate.enter().await;
-        let view = self.view();
+    ) -> (Buffer, Result<Extents>) {
         let mut reading = Reading::new(at, buffer, into);
         // The image's own layers are read inside the gate, since the head's freed space is reclaimed with the gate closed;
         // a parent may be slow, and is frozen: it is read outside.
@@ -73,9 +77,7 @@ impl<C: Catalog> Image<C> {
         {
             result = resolved.load(&view.chain, at).await;
         }
-        let (buffer, result) =
-            reading.finish(result, &view.chain, own..view.chain.links().len()).await;
-        (view, buffer, result)
+        reading.finish(result, &view.chain, own..view.chain.links().len()).await
     }
 
     /// Reads as pieces of data and of zeros, in ascending order; zeros take no memory.

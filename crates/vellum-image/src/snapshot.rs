@@ -21,7 +21,7 @@ impl<C: Catalog> Image<C> {
     /// for one small sync and a few metadata writes. Everything acknowledged before the call is in the snapshot; of a request
     /// under way, each block is in it as it was before or after. Durable when it returns. `Exists` if the name is taken.
     pub async fn snapshot(&self, name: SnapshotName, auto: bool) -> Result<ImageRecord> {
-        let alone = self.0.operations.clone().lock_owned().await;
+        let alone = self.alone().await?;
         let view = self.view();
         let head = view.writer()?.clone();
         // The engine counts the layers in its own pool; the chain may go on in others, and must stay one that can be opened.
@@ -78,7 +78,8 @@ impl<C: Catalog> Image<C> {
         let chain = view.chain.as_of(&record);
         let is_cut_off = record.parent().is_none() && view.record.parent().is_some();
         let epoch = view.epoch + u64::from(is_cut_off);
-        self.0.view.store(Arc::new(View { epoch, record, head: view.head.clone(), chain }));
+        let (head, is_away) = (view.head.clone(), view.is_away);
+        self.0.view.store(Arc::new(View { epoch, record, head, chain, is_away }));
     }
 }
 
@@ -94,6 +95,7 @@ fn install<C: Catalog>(shared: &Shared<C>, committed: Committed<C::Head>) {
         record: committed.record,
         head,
         chain,
+        is_away: false,
     }));
 }
 

@@ -24,7 +24,7 @@ impl<C: Catalog> Image<C> {
         F: Future<Output = Result<Step<T>>>,
     {
         loop {
-            let view = self.view();
+            let view = self.present().await?;
             let result = step(view.clone()).await;
             if let Some(result) = self.settled(&view, result).await {
                 return result;
@@ -75,8 +75,8 @@ impl<C: Catalog> Image<C> {
         if chain.is_alike(&view.chain) {
             return Ok(false);
         }
-        let (epoch, head) = (view.epoch + 1, view.head.clone());
-        self.0.view.store(Arc::new(View { epoch, record, head, chain }));
+        let (epoch, head, is_away) = (view.epoch + 1, view.head.clone(), view.is_away);
+        self.0.view.store(Arc::new(View { epoch, record, head, chain, is_away }));
         Ok(true)
     }
 

@@ -85,8 +85,7 @@ impl<C: Catalog> Image<C> {
     async fn guarded(&self, write: &Write) -> Result<(Arc<View<C>>, Guarded)> {
         let piece = write.extent();
         loop {
-            let pass = self.0.gate.enter().await;
-            let view = self.view();
+            let (pass, view) = self.enter().await?;
             let head = view.writer()?;
             if head.must_fill_first(piece) {
                 drop(pass);

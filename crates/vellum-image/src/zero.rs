@@ -161,7 +161,7 @@ impl<C: Catalog> Image<C> {
         let mut rest = whole;
         while !rest.is_empty() {
             tokio::task::yield_now().await;
-            let view = self.view();
+            let view = self.present().await?;
             let survey = view.chain.survey(rest, PIECES_MAX).await?;
             let reaches_end = survey.end == rest.end();
             // Pieces may end within a unit, where layers below have smaller ones.
@@ -306,7 +306,7 @@ impl<C: Catalog> Image<C> {
 
     /// Frees the space of units that are inherited again, with the gate closed: no read is on its way to it then.
     async fn reclaim(&self) -> Result<()> {
-        let alone = self.0.operations.clone().lock_owned().await;
+        let alone = self.alone().await?;
         let Some(head) = self.view().head.clone().filter(Head::wants_reclaim) else {
             return Ok(());
         };

@@ -13,9 +13,9 @@ use vellum_core::ImageName;
 use vellum_core::geometry::IMAGE_SIZE_MAX;
 use vellum_disk::{Disk, LockKind};
 use vellum_engine::{
-    AtomicSpan, Below, Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, ImageId,
-    ImageRecord, NewImage, Pending, PoolId, Repair, Reserved, Result, RevisionId, RunToEnd,
-    Snapshots, Version,
+    AtomicSpan, Below, Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, Heeded,
+    ImageId, ImageRecord, NewImage, Pending, PoolId, Progress, Repair, Reserved, Result,
+    RevisionId, RunToEnd, Snapshots, Version, Wanted,
 };
 
 use crate::LayerId;
@@ -370,6 +370,10 @@ impl<D: Disk> Catalog for LocalCatalog<D> {
     fn own(&self, image: &ImageId) -> impl Future<Output = Result<LocalHead<D>>> + Send {
         let image = ImageNo::of(image);
         async move { RunToEnd::new(self.clone().own_image(image?)).await }
+    }
+
+    async fn ask_owner(&self, _: &ImageId, _: Wanted, _: Progress<'_>) -> Result<Heeded> {
+        Ok(Heeded::ByNobody)
     }
 
     async fn filler(&self, image: &ImageId, revision: &RevisionId) -> Result<LocalHead<D>> {

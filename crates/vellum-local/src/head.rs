@@ -24,7 +24,7 @@ use vellum_core::Extent;
 use vellum_disk::{Disk, LockKind};
 use vellum_engine::{
     Catalog, Committed, Durability, Error, ErrorKind, Fill, Guarded, Happened, Head, HeadChange,
-    ImageRecord, Layer, Ownership, Prepared, Result, RunToEnd, SetTo, Write,
+    ImageRecord, Layer, Ownership, Prepared, Requests, Result, RunToEnd, SetTo, Write,
 };
 
 use crate::LayerId;
@@ -288,6 +288,10 @@ impl<D: Disk> Head for LocalHead<D> {
 
     fn ownership(&self) -> Ownership {
         if self.0.lock.lock().is_some() { Ownership::Held } else { Ownership::Lost }
+    }
+
+    fn requests(&self) -> Requests {
+        Requests::never()
     }
 
     async fn close(self) -> Result<()> {

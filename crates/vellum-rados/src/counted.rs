@@ -23,6 +23,11 @@ impl Counter {
         Counted(self)
     }
 
+    /// Whether there is none.
+    pub fn is_none(&self) -> bool {
+        *self.count.lock() == 0
+    }
+
     /// Waits until there is none, or until then.
     pub fn wait_for_none(&self, until: Instant) {
         let mut count = self.count.lock();

@@ -12,6 +12,8 @@ use crate::wire::{Decode, Encode, Reader, Result, Text, structure};
 pub const ANSWER_WAIT_MS: u64 = 5000;
 
 const VERSION: u8 = 7;
+/// Behind a request for the lock: it is of a client that did not have it before.
+const BEGINS: u32 = u32::from_le_bytes(*b"VLUM");
 
 /// A client, by its number at the cluster and by its watch.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -70,6 +72,8 @@ pub enum Message {
         from: ClientId,
         /// Even if its holder would rather keep it.
         force: bool,
+        /// Whether it did not have it before, and may do without. Ceph's clients do not say so, and skip it.
+        begins: bool,
     },
     /// The header changed.
     HeaderChanged,
@@ -306,7 +310,12 @@ impl Encode for Message {
             self.number().encode(out);
             match self {
                 Self::Acquired(client) | Self::Released(client) => client.encode(out),
-                Self::Request { from, force } => (*from, *force).encode(out),
+                Self::Request { from, force, begins } => {
+                    (*from, *force).encode(out);
+                    if *begins {
+                        BEGINS.encode(out);
+                    }
+                }
                 Self::HeaderChanged | Self::Unknown(_) => {}
                 Self::Progress { request, done, all } => (*request, (*done, *all)).encode(out),
                 Self::Complete { request, result } => (*request, *result).encode(out),
@@ -328,7 +337,8 @@ impl Decode for Message {
             2 => {
                 let from = fields.value()?;
                 let force = if version < 3 { false } else { fields.value()? };
-                Self::Request { from, force }
+                let begins = fields.left() >= 4 && fields.value::<u32>()? == BEGINS;
+                Self::Request { from, force, begins }
             }
             3 => Self::HeaderChanged,
             4 => {
@@ -426,7 +436,7 @@ mod tests {
         let plain = [
             Message::Acquired(FROM),
             Message::Released(FROM),
-            Message::Request { from: FROM, force: true },
+            Message::Request { from: FROM, force: true, begins: false },
             Message::HeaderChanged,
             Message::Progress { request: REQUEST, done: 1, all: 2 },
             Message::Complete { request: REQUEST, result: -5 },
@@ -447,6 +457,9 @@ mod tests {
         is_written_as(&resize, &format!("07 01 25000000 07000000 0500000000000000 {request} 01"));
         let sparsify = Message::Asked(Ask::Sparsify { size: 4096 }, REQUEST);
         is_written_as(&sparsify, &format!("07 01 24000000 11000000 {request} 0010000000000000"));
+        let begins = Message::Request { from: FROM, force: false, begins: true };
+        let (from, mark) = ("0100000000000000 0200000000000000", "\"VLUM\"");
+        is_written_as(&begins, &format!("07 01 19000000 02000000 {from} 00 {mark}"));
         is_written_as(&Answer(-16), "01 01 04000000 f0ffffff");
     }
 
@@ -454,7 +467,10 @@ mod tests {
     fn what_older_and_newer_clients_say_is_understood_as_far_as_it_can_be() {
         assert_eq!(Message::from_bytes(&[]), Ok(Message::HeaderChanged));
         let old = bytes("02 01 14000000 02000000 0100000000000000 0200000000000000");
-        assert_eq!(Message::from_bytes(&old), Ok(Message::Request { from: FROM, force: false }));
+        assert_eq!(
+            Message::from_bytes(&old),
+            Ok(Message::Request { from: FROM, force: false, begins: false })
+        );
         let new = bytes("09 01 05000000 63000000 ff");
         assert_eq!(Message::from_bytes(&new), Ok(Message::Unknown(99)));
         let snapshot = bytes("05 01 09000000 08000000 01000000 \"s\"");

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use vellum_engine::{ErrorKind, Result};
+use vellum_engine::{Catalog as _, ErrorKind, Heeded, Progress, Result};
 use vellum_image::image::Open;
 
 use crate::control::hint::Hint;
@@ -66,7 +66,7 @@ impl Vellum {
         &self,
         located: &Located,
         request: Request,
-        progress: impl Fn(u64, u64),
+        progress: impl Fn(u64, u64) + Send + Sync,
     ) -> Result<Answer> {
         self.at_holder_until(located, request, progress, std::future::pending()).await
     }
@@ -76,7 +76,7 @@ impl Vellum {
         &self,
         located: &Located,
         request: Request,
-        progress: impl Fn(u64, u64),
+        progress: impl Fn(u64, u64) + Send + Sync,
         stop: impl Future<Output = ()>,
     ) -> Result<Answer> {
         let what = if request.changes() { Open::Own } else { Open::Read };
@@ -85,7 +85,7 @@ impl Vellum {
         loop {
             let in_use = match self.try_open(located, what.clone()).await {
                 Ok(image) => {
-                    let done = carry_out(&image, &request, &progress, stop).await;
+                    let done = Box::pin(carry_out(&image, &request, &progress, stop)).await;
                     let closed = image.close().await;
                     return done.and_then(|answer| closed.map(|()| answer));
                 }
@@ -102,6 +102,15 @@ impl Vellum {
                 Outcome::Unreachable(why) => why,
                 Outcome::NotHeld => None,
             };
+            // Or by another machine, or another program.
+            let asked = Box::pin(self.ask_through_storage(located, &request, &progress));
+            let heeded = tokio::select! {
+                heeded = asked => heeded?,
+                () = &mut stop => return Err(stopped()),
+            };
+            if heeded == Heeded::Done {
+                return Ok(Answer::Done);
+            }
             if !patience.wait().await {
                 return Err(match unreachable {
                     Some((Hint { pid, .. }, error)) => in_use.context(format!(
@@ -111,6 +120,18 @@ impl Vellum {
                     None => in_use,
                 });
             }
+        }
+    }
+
+    async fn ask_through_storage(
+        &self,
+        located: &Located,
+        request: &Request,
+        progress: Progress<'_>,
+    ) -> Result<Heeded> {
+        match request.wanted()? {
+            Some(wanted) => located.catalog.ask_owner(&located.record.id, wanted, progress).await,
+            None => Ok(Heeded::ByNobody),
         }
     }
 

@@ -20,12 +20,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex as SyncMutex;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use vellum_engine::{Catalog as _, ImageId, PoolId, Result};
 use vellum_image::image::Open;
 
 use crate::control::hint;
 use crate::vellum::Located;
-use crate::{Image, Vellum};
+use crate::{Image, Vellum, requests};
 
 /// Names an image among all pools: copies of a pool have images of the same ids.
 pub(crate) type Key = (PoolId, ImageId);
@@ -51,11 +52,13 @@ struct Held {
     image: Image,
     /// Clients, and operations under way.
     users: AtomicUsize,
-    clients: AtomicUsize,
+    clients: Arc<AtomicUsize>,
     /// The names under which clients have opened it, which go on working after a rename until the last client has left.
     names: SyncMutex<HashSet<String>>,
     /// Set when the image takes no writes until it is opened again.
     broken: AtomicBool,
+    /// Answers what others want of the image; ends with this.
+    _answering: JoinSet<()>,
 }
 
 impl Holdings {
@@ -86,13 +89,18 @@ impl Holdings {
         if let Err(error) = hint::leave(&located.hints, image.id(), &self.0.control) {
             tracing::warn!(image = %located.record.name, %error, "others will not find who holds the image");
         }
+        let clients = Arc::new(AtomicUsize::new(0));
+        let mut answering = JoinSet::new();
+        let catalog = located.catalog.clone();
+        answering.spawn(requests::answer(image.clone(), catalog, clients.clone()));
         Ok(Arc::new(Held {
             located: located.clone(),
             image,
             users: AtomicUsize::new(0),
-            clients: AtomicUsize::new(0),
             names: SyncMutex::default(),
             broken: AtomicBool::new(false),
+            clients,
+            _answering: answering,
         }))
     }
 

@@ -15,7 +15,7 @@
 //! and brings them together. [`home`] is where pools are known, [`vellum`] finds images in them, [`images`] is what can be done to
 //! an image by name, [`unfinished`] how one is filled first, [`report`] what can be told about it; [`holder`] is how both reach it wherever it is open, and `control`
 //! how a process asks another. [`serve`] is a serving process, [`exports`] what it offers, [`export`] what a connection uses,
-//! `holding` what it owns.
+//! `holding` what it owns, `requests` what others that can reach the storage want of that.
 #![forbid(unsafe_code)]
 
 pub mod checking;
@@ -30,11 +30,12 @@ mod holding;
 pub mod home;
 pub mod images;
 pub mod report;
+mod requests;
 pub mod serve;
 pub mod unfinished;
 pub mod vellum;
 
-pub use vellum_ceph::{Access, wait_for_pools};
+pub use vellum_ceph::{Access, exit_beside_connections, wait_for_pools};
 pub use vellum_engine::{Error, ErrorKind, Result};
 pub use vellum_local::wait_for_catalogs;
 pub use vellum_nbd::Limits;

@@ -2,6 +2,7 @@
 //! Ceph's own tools beside it on the latter. Without Ceph's packages those show as ignored, with the reason.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod asked;
 mod interop;
 mod programs;
 mod strangers;
@@ -28,15 +29,20 @@ fn main() -> std::process::ExitCode {
     let unavailable = Cluster::unavailable();
     let cluster = (unavailable.is_none() && !arguments.list)
         .then(|| Arc::new(Cluster::start(Store::Memory).unwrap()));
-    let mut trials = vec![Trial::test("memory::images_agree_with_plain_bytes", || {
-        run(async {
-            for seed in 0..programs::SEEDS_IN_MEMORY {
-                let cluster = classes::cluster(&POOLS);
-                programs::run(seed, async || in_memory(cluster.client(POOLS[0], ""))).await;
-            }
-        })
-    })];
-    let on_a_cluster: [(&'static str, OnACluster); 6] = [
+    let mut trials = in_memory_only();
+    let on_a_cluster: [(&'static str, OnACluster); 8] = [
+        ("an_owner_gives_the_image_to_whom_it_likes", |cluster| {
+            run(async move {
+                let [here, there] = two(&cluster, "likes").await;
+                asked::an_owner_gives_the_image_to_whom_it_likes(here, there).await;
+            })
+        }),
+        ("what_is_asked_of_an_owner_is_decided_and_told", |cluster| {
+            run(async move {
+                let [here, there] = two(&cluster, "asked").await;
+                asked::what_is_asked_is_decided_and_told(here, there).await;
+            })
+        }),
         ("images_agree_with_plain_bytes", |cluster| run(programs_on(cluster))),
         ("a_clone_of_an_image_of_rbd_reads_it_and_is_its_child", |cluster| {
             run(strangers::a_clone_of_an_image_of_rbd_reads_it_and_is_its_child(cluster))
@@ -65,6 +71,61 @@ fn main() -> std::process::ExitCode {
     let outcome = libtest_mimic::run(&arguments, trials);
     drop(cluster);
     outcome.exit_code()
+}
+
+/// What needs no cluster.
+fn in_memory_only() -> Vec<Trial> {
+    let two = || {
+        let cluster = classes::cluster(&POOLS);
+        [(); 2].map(|()| cluster.client(POOLS[0], ""))
+    };
+    let catalogs = move || two().map(|pool| in_memory(pool).1);
+    let programs = || {
+        run(async {
+            for seed in 0..programs::SEEDS_IN_MEMORY {
+                let cluster = classes::cluster(&POOLS);
+                programs::run(seed, async || in_memory(cluster.client(POOLS[0], ""))).await;
+            }
+        })
+    };
+    let decided = move || {
+        run(async move {
+            let [here, there] = catalogs();
+            asked::what_is_asked_is_decided_and_told(here, there).await;
+        })
+    };
+    let given = move || {
+        run(async move {
+            let [here, there] = catalogs();
+            asked::an_owner_gives_the_image_to_whom_it_likes(here, there).await;
+        })
+    };
+    let twice = move || {
+        run(async move {
+            let [here, pool] = two();
+            asked::what_is_asked_twice_is_done_once(in_memory(here).1, pool).await;
+        })
+    };
+    let cannot = move || {
+        run(async move {
+            let [here, pool] = two();
+            asked::what_cannot_be_done_is_told_at_once(in_memory(here).1, pool).await;
+        })
+    };
+    vec![
+        Trial::test("memory::images_agree_with_plain_bytes", programs),
+        Trial::test("memory::what_is_asked_of_an_owner_is_decided_and_told", decided),
+        Trial::test("memory::an_owner_gives_the_image_to_whom_it_likes", given),
+        Trial::test("memory::what_is_asked_twice_is_done_once", twice),
+        Trial::test("memory::what_cannot_be_done_for_others_is_told_at_once", cannot),
+    ]
+}
+
+/// Two clients at a namespace of its own.
+async fn two(cluster: &Cluster, namespace: &str) -> [CephCatalog<Pool>; 2] {
+    let named = format!("{}/{namespace}", POOLS[0]);
+    cluster.ok("rbd", &["namespace", "create", &named]).unwrap();
+    [connect(cluster, namespace).await.1, connect(cluster, namespace).await.1]
 }
 
 fn run(test: impl Future<Output = ()>) -> Result<(), Failed> {

@@ -43,14 +43,16 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
         let vellum = Vellum::open(HomeOptions { home: arguments.home }).await?;
         run_command(&vellum, arguments.command, output).await
     });
-    vellum::wait_for_pools(CLOSING_MAX);
+    vellum::wait_for_pools(LEAVING_MAX);
     // What still runs belongs to nobody any more; its threads need not be waited for.
     runtime.shutdown_background();
     vellum::wait_for_catalogs(CLOSING_MAX);
     result
 }
 
-/// How long a command waits for what it had open to be closed in good order.
+/// How long a command waits until it has left clusters in good order: somebody who hears nothing is waited for 5 s there.
+const LEAVING_MAX: Duration = Duration::from_secs(6);
+/// How long a command waits for what else it had open to be closed in good order.
 const CLOSING_MAX: Duration = Duration::from_secs(1);
 
 /// The runtime. Where the process may open too few files or begin too few threads, parts of it panic, and this fails.

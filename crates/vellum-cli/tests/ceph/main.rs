@@ -5,6 +5,7 @@
 mod commands;
 mod kinship;
 mod owners;
+mod turns;
 
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ fn main() -> std::process::ExitCode {
     let unavailable = Cluster::unavailable();
     let cluster = (unavailable.is_none() && !arguments.list)
         .then(|| Arc::new(Cluster::start(Store::Memory).unwrap()));
-    let tests: [(&str, OnACluster); 13] = [
+    let tests: [(&str, OnACluster); 16] = [
         ("each_command_works_on_an_image_on_ceph", commands::each_command),
         ("an_image_that_is_published_is_one_of_rbd", commands::publish),
         ("a_pool_that_cannot_be_reached_is_told_and_hides_no_other", commands::unreachable),
@@ -34,6 +35,9 @@ fn main() -> std::process::ExitCode {
         ("a_server_that_slept_and_was_fenced_serves_as_another_client", owners::fenced),
         ("what_is_damaged_is_told_and_hides_nothing_else", commands::damaged),
         ("on_a_full_cluster_nothing_waits_for_space", commands::full),
+        ("a_served_image_and_librbd_write_it_in_turns", turns::to_and_fro),
+        ("a_served_image_does_what_rbd_asks_of_who_has_it", turns::operated_on),
+        ("what_is_asked_of_a_client_of_rbd_that_keeps_an_image_is_done_there", turns::asks),
         ("a_command_leaves_nobody_waiting_for_it", owners::nothing_is_left_behind),
     ];
     let trials = tests.map(|(name, test)| {

@@ -51,8 +51,24 @@ pub(crate) fn two_homes(cluster: &Cluster) -> Result<()> {
     let mut client = Client::connect(serve.socket(), "vms/a")?;
     client.write(0, &[1; 4096])?;
     ensure!(Client::connect(other.socket(), "vms/a").is_err(), "an image has two writers");
-    let said = there.fails(5, &["flatten", "vms/a"])?;
+    let said = there.fails(5, &["discard", "vms/a", "--offset", "0", "--length", "4K"])?;
     ensure!(said.contains("in use"), "{said}");
+    // What can be asked of who has it is done there, and others are answered the same.
+    there.ok(&["snap", "create", "vms/a@there"])?;
+    there.fails(4, &["snap", "create", "vms/a@there"])?;
+    client.write(0, &[3; 4096])?;
+    ensure!(export(&there, "vms/a@there")?[..4096] == [1; 4096]);
+    there.ok(&["clone", "vms/a", "vms/kid"])?;
+    ensure!(export(&here, "vms/kid")?[..4096] == [3; 4096]);
+    let mut kid = Client::connect(serve.socket(), "vms/kid")?;
+    kid.write(0, &[4; 512])?;
+    there.ok(&["flatten", "vms/kid"])?;
+    ensure!(kid.read(0, 4096)? == [&[4; 512][..], &[3; 3584]].concat());
+    kid.disconnect()?;
+    there.ok(&["rm", "vms/kid"])?;
+    let left = there.ok(&["snap", "ls", "vms/a", "--format", "json"])?;
+    ensure!(!left.contains("auto-"), "a snapshot stays that goes with its last child: {left}");
+    client.write(0, &[1; 4096])?;
     client.disconnect()?;
     ensure!(serve.terminate()?.success());
     let mut client = Client::connect(other.socket(), "vms/a")?;

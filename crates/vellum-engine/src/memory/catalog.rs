@@ -11,8 +11,9 @@ use super::layer::{MemoryLayer, Stored};
 use super::owners::{Hold, Lock};
 use super::{MemoryStore, State};
 use crate::{
-    Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, ImageId, ImageRecord,
-    NewImage, Pending, PoolId, Repair, Reserved, Result, RevisionId, Version,
+    Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, Heeded, ImageId,
+    ImageRecord, NewImage, Pending, PoolId, Progress, Repair, Reserved, Result, RevisionId,
+    Version, Wanted,
 };
 
 /// A pool in memory, open. Clones share it.
@@ -178,6 +179,10 @@ impl Catalog for MemoryCatalog {
             let lock = self.take(state, &head, Hold::Alone)?;
             Ok(MemoryHead::owner(self.clone(), image.clone(), stored, lock))
         })
+    }
+
+    async fn ask_owner(&self, _: &ImageId, _: Wanted, _: Progress<'_>) -> Result<Heeded> {
+        Ok(Heeded::ByNobody)
     }
 
     async fn filler(&self, image: &ImageId, revision: &RevisionId) -> Result<MemoryHead> {

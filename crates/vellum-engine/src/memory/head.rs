@@ -11,7 +11,7 @@ use super::layer::{MemoryLayer, Stored, Versions};
 use super::owners::{Hold, Lock};
 use crate::{
     AtomicSpan, Catalog, Committed, Durability, Error, ErrorKind, Fill, Guarded, Head, HeadChange,
-    ImageId, ImageRecord, Ownership, Prepared, Result, SetTo, Write, check_range,
+    ImageId, ImageRecord, Ownership, Prepared, Requests, Result, SetTo, Write, check_range,
     check_whole_units,
 };
 
@@ -269,6 +269,10 @@ impl Head for MemoryHead {
             Some(lock) if !lock.is_lost() => Ownership::Held,
             Some(_) | None => Ownership::Lost,
         }
+    }
+
+    fn requests(&self) -> Requests {
+        Requests::never()
     }
 
     async fn close(self) -> Result<()> {

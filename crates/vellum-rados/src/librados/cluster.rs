@@ -1,7 +1,7 @@
 //! [`Cluster`]: a connection, and what concerns all pools.
 #![expect(unsafe_code, reason = "librados is called through pointers")]
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_int};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -87,10 +87,22 @@ pub struct Cluster(pub(super) Arc<Connection>);
 /// Connections of this process that have not ended.
 static OPEN: Counter = Counter::new();
 
-/// Waits until all connections of this process that nobody has any more have ended, or so much time has passed. A process that ends
-/// while one is ending, with the threads that librados has for it, may die of that instead.
+/// Waits until all connections of this process that nobody has any more have ended, or so much time has passed.
 pub fn wait_for_connections(patience: Duration) {
     OPEN.wait_for_none(Instant::now() + patience);
+}
+
+unsafe extern "C" {
+    /// Of POSIX: ends the process, and runs nothing of it before.
+    safe fn _exit(status: c_int) -> !;
+}
+
+/// Ends the process at once where a connection has not ended: what C++ does at the end of a process destroys what the threads of
+/// librados still use, and the process would die of that instead. Returns where there is none. Whatever is buffered must be written.
+pub fn exit_beside_connections(code: u8) {
+    if !OPEN.is_none() {
+        _exit(code.into());
+    }
 }
 
 /// The connection itself.

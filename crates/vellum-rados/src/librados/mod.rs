@@ -18,6 +18,6 @@ mod operation;
 mod pool;
 mod watch;
 
-pub use cluster::{Cluster, ConnectError, Options, wait_for_connections};
+pub use cluster::{Cluster, ConnectError, Options, exit_beside_connections, wait_for_connections};
 pub use pool::Pool;
 pub use watch::PoolWatch;

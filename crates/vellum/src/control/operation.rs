@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use vellum_core::{Extent, SnapshotName};
+use vellum_core::Extent;
 use vellum_engine::{Error, ErrorKind, Result};
 use vellum_image::{DiscardPolicy, FlattenOptions, Job, MappedKind};
 
 use crate::Image;
-use crate::control::protocol::{Answer, Entry, Request};
+use crate::control::protocol::{Answer, Entry, Request, snapshot_name};
 
 /// Entries of a map in one answer: some hundred kilobytes.
 const ENTRIES_MAX: usize = 10_000;
@@ -28,9 +28,7 @@ pub(crate) async fn carry_out(
 ) -> Result<Answer> {
     match request {
         Request::Snapshot { name, auto } => {
-            let name = SnapshotName::new(name)
-                .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))?;
-            image.snapshot(name, *auto).await?;
+            image.snapshot(snapshot_name(name)?, *auto).await?;
         }
         Request::Flatten { copies, bytes_per_second } => {
             let copies = (*copies).clamp(1, COPIES_MAX);

@@ -1,8 +1,8 @@
 //! What is said over a control socket: requests, answers, errors. Bytes and types, no I/O.
 
 use serde::{Deserialize, Serialize};
-use vellum_core::Extent;
-use vellum_engine::{Error, ErrorKind, Happened, Result};
+use vellum_core::{Extent, SnapshotName};
+use vellum_engine::{Error, ErrorKind, Happened, Result, Wanted};
 use vellum_image::{Mapped, MappedKind};
 
 /// Changes when old and new programs would misunderstand each other.
@@ -43,6 +43,17 @@ pub(crate) enum Request {
 }
 
 impl Request {
+    /// The same, as it can be asked of clients of the storage, whatever program they are.
+    pub(crate) fn wanted(&self) -> Result<Option<Wanted>> {
+        Ok(match self {
+            Request::Snapshot { name, auto } => {
+                Some(Wanted::Snapshot { name: snapshot_name(name)?, auto: *auto })
+            }
+            Request::Flatten { .. } => Some(Wanted::Flatten),
+            _ => None,
+        })
+    }
+
     /// Whether an image must be owned for it.
     pub(crate) fn changes(&self) -> bool {
         match self {
@@ -92,6 +103,11 @@ impl Answer {
             message: error.chain(),
         }
     }
+}
+
+/// The name of a snapshot, as it was sent.
+pub(crate) fn snapshot_name(name: &str) -> Result<SnapshotName> {
+    SnapshotName::new(name).map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))
 }
 
 /// That the other side talks nonsense.

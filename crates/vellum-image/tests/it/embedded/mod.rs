@@ -7,6 +7,8 @@ mod depth;
 mod failures;
 #[path = "../fixture.rs"]
 mod fixture;
+#[path = "../handover.rs"]
+mod handover;
 #[path = "../links.rs"]
 mod links;
 mod mistakes;

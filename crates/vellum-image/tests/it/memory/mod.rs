@@ -6,6 +6,8 @@ mod depth;
 mod failures;
 #[path = "../fixture.rs"]
 mod fixture;
+#[path = "../handover.rs"]
+mod handover;
 #[path = "../links.rs"]
 mod links;
 #[path = "../others.rs"]
