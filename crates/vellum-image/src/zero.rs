@@ -6,8 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use vellum_core::{Extent, Geometry, State};
+use vellum_core::{Extent, Geometry, State, ZEROS_MAX, zeros_for};
 use vellum_engine::{
     Catalog, Durability, Error, ErrorKind, Guarded, Head, Result, RunToEnd, SetTo,
 };
@@ -26,8 +25,7 @@ const PIECES_MAX: usize = 1 << 14;
 /// How much is looked at in one step where a piece cannot be more than a unit: so many units.
 const UNITS_MAX: u64 = 1 << 16;
 /// How many bytes of zeros or of a parent's content are written in one step.
-const WRITE_STEP: u64 = 1 << 20;
-static ZEROS: [u8; WRITE_STEP as usize] = [0; WRITE_STEP as usize];
+const WRITE_STEP: u64 = ZEROS_MAX as u64;
 
 /// How to write zeroes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -95,7 +93,7 @@ impl<C: Catalog> Image<C> {
 
     async fn write_zero_bytes(&self, at: Extent) -> Result<()> {
         for piece in at.chunks(WRITE_STEP) {
-            let zeros = Bytes::from_static(&ZEROS[..piece.len_usize()]);
+            let zeros = zeros_for(piece.offset(), piece.len_usize());
             self.write_held(piece, zeros, WriteOptions::default()).await?;
         }
         Ok(())

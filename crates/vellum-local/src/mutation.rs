@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
-use vellum_core::{Extent, Runs, State};
+use vellum_core::{Extent, Runs, State, zeros_for};
 use vellum_disk::Disk;
 use vellum_engine::{
     Content, Durability, Error, ErrorKind, Fill, Guard, Guarded, Missing, Result, SetTo, Write,
@@ -30,8 +30,6 @@ use crate::segment::extent_of;
 const FREEABLE_MAX: usize = 1 << 16;
 /// So many units of data that become zeros at once change their state; fewer stay data, and are holes.
 const SHOWN_ZEROS: u64 = 256;
-/// The largest block is 1 MiB, so padding is shorter.
-static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// A write of data to the file, with zeros around it where a unit is written whole.
 struct DataWrite {
@@ -400,8 +398,9 @@ impl<D: Disk> Inner<D> {
                 end = self.units.around(Extent::new(at.end() - 1, 1)).end();
             }
         }
-        let zeros = |length: u64| Bytes::from_static(&ZEROS[..length as usize]);
-        let parts = [zeros(at.offset() - start), data, zeros(end - at.end())];
+        // The largest block is 1 MiB, so padding is shorter.
+        let zeros = |from: u64, to: u64| zeros_for(from, (to - from) as usize);
+        let parts = [zeros(start, at.offset()), data, zeros(at.end(), end)];
         let parts = parts.into_iter().filter(|part| !part.is_empty()).collect();
         plan.writes.push(DataWrite { offset: start, parts });
     }

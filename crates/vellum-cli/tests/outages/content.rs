@@ -25,35 +25,53 @@ pub fn stamp_of(number: u64, sector: &[u8]) -> Option<u64> {
     (stamp != 0 && sector == filled(stamp, at)).then_some(stamp)
 }
 
-/// Whether each part of a sector is of one of these stamps, though not all of the same.
+/// Whether each byte of a sector is of one of these stamps, though not all of the same. The kernel copies bytes, in no steps that
+/// anybody promises.
 pub fn is_mixture(number: u64, sector: &[u8], stamps: &[u64]) -> bool {
-    stamps.len() > 1 && words(sector).all(|word| word.is_of(number, stamps))
+    stamps.len() > 1 && stretches(number, sector, stamps).iter().all(|it| it.stamp.is_some())
 }
 
-/// The words of a sector that are of none of these stamps, each with its place, for people.
-pub fn strange_words(number: u64, sector: &[u8], stamps: &[u64]) -> String {
-    let strange = words(sector).filter(|word| !word.is_of(number, stamps));
-    let strange: Vec<String> =
-        strange.map(|Word { place, value }| format!("{value:#018x} at word {place}")).collect();
-    format!("{} strange words: {}", strange.len(), strange.join(", "))
-}
-
-/// Eight bytes of a sector.
-struct Word {
-    place: usize,
-    value: u64,
-}
-
-impl Word {
-    fn is_of(&self, number: u64, stamps: &[u64]) -> bool {
-        match self.place % 2 {
-            0 => stamps.contains(&self.value),
-            _ => self.value == number || (self.value == 0 && stamps.contains(&0)),
+/// What a sector consists of, for people: from which byte on it is of which of these stamps.
+pub fn anatomy(number: u64, sector: &[u8], stamps: &[u64]) -> String {
+    let stretches = stretches(number, sector, stamps);
+    let told = stretches.iter().map(|Stretch { from, stamp }| match stamp {
+        Some(stamp) => format!("from byte {from} of {stamp}"),
+        None => {
+            let bytes = &sector[*from..sector.len().min(from + 16)];
+            format!("from byte {from} of none of {stamps:?}: {bytes:02x?}")
         }
-    }
+    });
+    told.collect::<Vec<_>>().join(", ")
 }
 
-fn words(sector: &[u8]) -> impl Iterator<Item = Word> + '_ {
-    let value = |word: &[u8]| u64::from_le_bytes(word.try_into().expect("it has eight bytes"));
-    sector.chunks_exact(8).map(value).enumerate().map(|(place, value)| Word { place, value })
+/// A part of a sector that is of one stamp, or of none, up to where the next begins.
+struct Stretch {
+    from: usize,
+    stamp: Option<u64>,
+}
+
+/// A sector in as few stretches as it takes, as seen from its beginning.
+fn stretches(number: u64, sector: &[u8], stamps: &[u64]) -> Vec<Stretch> {
+    let at = Extent::new(number * SECTOR, SECTOR);
+    let of = |stamp: &u64| match stamp {
+        0 => vec![0; SECTOR as usize],
+        stamp => filled(*stamp, at),
+    };
+    let contents: Vec<(u64, Vec<u8>)> = stamps.iter().map(|stamp| (*stamp, of(stamp))).collect();
+    let reach = |from: usize, content: &[u8]| {
+        sector[from..].iter().zip(&content[from..]).take_while(|(is, was)| is == was).count()
+    };
+    let (mut found, mut from) = (Vec::<Stretch>::new(), 0);
+    while from < sector.len() {
+        let reaches = contents.iter().map(|(stamp, content)| (reach(from, content), *stamp));
+        let (length, stamp) = match reaches.max() {
+            Some((length, stamp)) if length > 0 => (length, Some(stamp)),
+            _ => (1, None),
+        };
+        if stamp.is_some() || found.last().is_none_or(|last| last.stamp.is_some()) {
+            found.push(Stretch { from, stamp });
+        }
+        from += length;
+    }
+    found
 }

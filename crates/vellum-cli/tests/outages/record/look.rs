@@ -5,7 +5,7 @@ use vellum_core::Extent;
 use vellum_sim::Value;
 
 use super::{Known, Listed, Outage, Record, stamps};
-use crate::content::SECTOR;
+use crate::content::{SECTOR, anatomy};
 use crate::tally::Tally;
 
 /// What stands behind the name of an image that is not complete.
@@ -103,14 +103,15 @@ impl Record {
         outage: Outage,
     ) -> Result<()> {
         let known = self.images.get_mut(image).expect("it was listed");
-        for (sector, value) in stamps(at, bytes) {
+        for ((sector, value), bytes) in stamps(at, bytes).zip(bytes.chunks_exact(SECTOR as usize)) {
             let now = known.history.allowed_now(sector);
             let allowed = match outage {
                 Outage::Death | Outage::DeathBeforePower => now.clone(),
                 Outage::Power => known.history.allowed_after_power_cut(sector),
             };
             let value = known.explain(sector, value, &allowed).with_context(|| {
-                format!("{image} after {outage:?}: {}", known.history.story(sector))
+                let anatomy = anatomy(sector, bytes, &known.all_values(sector));
+                format!("{image} after {outage:?}: {}: {anatomy}", known.history.story(sector))
             })?;
             self.tally.lost += u64::from(known.explain(sector, Some(value), &now).is_err());
             match outage {

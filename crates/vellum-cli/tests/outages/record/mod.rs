@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use vellum_core::Extent;
 use vellum_sim::{ChangeId, History, Value};
 
-use crate::content::{SECTOR, is_mixture, stamp_of, strange_words};
+use crate::content::{SECTOR, anatomy, is_mixture, stamp_of};
 use crate::tally::Tally;
 
 /// How much is known of an image: its end. It has nothing before.
@@ -228,10 +228,8 @@ impl Record {
             let allowed = known.history.allowed_since(sector, since);
             known.explain(sector, value, &allowed).with_context(|| {
                 let story = known.history.story(sector);
-                let strange = strange_words(sector, bytes, &values);
-                format!(
-                    "a client of {image} reads: {story}; it may be of {values:?}, and has {strange}"
-                )
+                let anatomy = anatomy(sector, bytes, &values);
+                format!("a client of {image} reads: {story}; it may be of {values:?}: {anatomy}")
             })?;
         }
         self.tally.read_live += at.length() / SECTOR;
@@ -385,6 +383,11 @@ impl Known {
             return Ok(value);
         }
         bail!("sector {sector} reads {value}, and may read {allowed:?} over {:?}", below())
+    }
+
+    /// All that a sector may ever have been, as far as that is remembered.
+    fn all_values(&self, sector: u64) -> Vec<u64> {
+        self.values_since(sector, 0)
     }
 
     fn values_since(&self, sector: u64, since: u64) -> Vec<u64> {
