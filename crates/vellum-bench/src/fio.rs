@@ -1,5 +1,6 @@
-//! Runs of fio's NBD engine, and what they say.
+//! Runs of fio, and what they say.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,6 +22,26 @@ pub struct Sample {
     pub p99_us: f64,
     /// The longest latency, microseconds.
     pub max_us: f64,
+    /// How many there were.
+    pub requests: f64,
+    /// What the device wrote for each, in bytes, where that was looked at.
+    pub device_bytes: f64,
+}
+
+/// By what fio reaches an image.
+#[derive(Clone, Copy, Debug)]
+pub enum Client<'a> {
+    /// NBD, at this address.
+    Nbd(&'a str),
+    /// librbd, in its own process.
+    Rbd {
+        /// The cluster's configuration.
+        conf: &'a Path,
+        /// The pool.
+        pool: &'a str,
+        /// The image.
+        image: &'a str,
+    },
 }
 
 #[derive(Deserialize)]
@@ -50,9 +71,9 @@ struct Latency {
     percentile: std::collections::BTreeMap<String, f64>,
 }
 
-/// Runs a workload against an NBD address. The data written is random, so that no peer gains by zeros.
-pub fn run(uri: &str, workload: &Workload, size: u64) -> Result<Sample> {
-    let mut fio = command(uri, size, workload.pattern, workload.block, workload.depth);
+/// Runs a workload against an image. The data written is random, so that no peer gains by zeros.
+pub fn run(client: &Client<'_>, workload: &Workload, size: u64) -> Result<Sample> {
+    let mut fio = command(client, size, workload.pattern, workload.block, workload.depth);
     fio.arg("--output-format=json");
     match workload.amount {
         Amount::Bytes(bytes) => fio.arg(format!("--io_size={}", bytes.min(size))),
@@ -63,7 +84,7 @@ pub fn run(uri: &str, workload: &Workload, size: u64) -> Result<Sample> {
 
 /// Writes every other piece of an image.
 pub fn alternate(uri: &str, size: u64) -> Result<()> {
-    let mut fio = command(uri, size, "write", ALTERNATION, 4);
+    let mut fio = command(&Client::Nbd(uri), size, "write", ALTERNATION, 4);
     fio.arg("--zonemode=strided");
     fio.arg(format!("--zonesize={ALTERNATION}")).arg(format!("--zoneskip={ALTERNATION}"));
     fio.arg(format!("--io_size={}", size / 2));
@@ -77,7 +98,7 @@ pub struct Writer(Child);
 impl Writer {
     /// Starts it.
     pub fn start(uri: &str, size: u64) -> Result<Self> {
-        let mut fio = command(uri, size, "randwrite", 4096, 1);
+        let mut fio = command(&Client::Nbd(uri), size, "randwrite", 4096, 1);
         // A thread, since a process of its own would outlive the one that is killed.
         fio.args(["--thread", "--time_based", "--runtime=1d"]).arg(format!("--rate_iops={WRITES}"));
         let child = fio.stdout(Stdio::null()).spawn().context("run fio; apt-get install fio")?;
@@ -100,16 +121,23 @@ impl Drop for Writer {
     }
 }
 
-fn command(uri: &str, size: u64, pattern: &str, block: u64, depth: u32) -> Command {
+fn command(client: &Client<'_>, size: u64, pattern: &str, block: u64, depth: u32) -> Command {
     let mut fio = Command::new("fio");
-    fio.args(["--name=bench", "--ioengine=nbd", "--randrepeat=1"])
+    fio.args(["--name=bench", "--randrepeat=1"])
         .args(["--refill_buffers=0", "--scramble_buffers=1", "--allow_mounted_write=0"])
         .arg(format!("--randseed={SEED}"))
-        .arg(format!("--uri={uri}"))
         .arg(format!("--rw={pattern}"))
         .arg(format!("--bs={block}"))
         .arg(format!("--iodepth={depth}"))
         .arg(format!("--size={size}"));
+    match client {
+        Client::Nbd(uri) => fio.arg("--ioengine=nbd").arg(format!("--uri={uri}")),
+        Client::Rbd { conf, pool, image } => fio
+            .env("CEPH_CONF", conf)
+            .args(["--ioengine=rbd", "--clientname=admin"])
+            .arg(format!("--pool={pool}"))
+            .arg(format!("--rbdname={image}")),
+    };
     fio
 }
 
@@ -132,6 +160,8 @@ fn parse(json: &[u8], writes: bool) -> Result<Sample> {
         mean_us: direction.clat_ns.mean / 1e3,
         p99_us: direction.clat_ns.percentile.get("99.000000").copied().unwrap_or(f64::NAN) / 1e3,
         max_us: direction.clat_ns.max / 1e3,
+        requests: direction.total_ios as f64,
+        device_bytes: f64::NAN,
     })
 }
 
@@ -145,8 +175,8 @@ mod tests {
 {"jobs":[{"error":0,"read":{"total_ios":0,"iops":0,"clat_ns":{"mean":0,"max":0}},
 "write":{"total_ios":7,"iops":1500.5,"clat_ns":{"mean":2000,"max":12000,"percentile":{"99.000000":9000}}}}]}"#;
         let sample = parse(json, true).unwrap();
-        let Sample { iops, mean_us, p99_us, max_us } = sample;
-        assert_eq!((iops, mean_us, p99_us, max_us), (1500.5, 2.0, 9.0, 12.0));
+        let Sample { iops, mean_us, p99_us, max_us, requests, .. } = sample;
+        assert_eq!((iops, mean_us, p99_us, max_us, requests), (1500.5, 2.0, 9.0, 12.0, 7.0));
         assert!(parse(json, false).is_err());
     }
 }

@@ -3,10 +3,12 @@
 //! Every figure is a ratio of medians taken side by side, since machines differ and drift; absolute figures are printed only to
 //! be able to doubt the ratios. What something costs that goes on beside it is a ratio to the same thing without that, taken just
 //! before. The client is fio with its NBD engine, for everybody over a Unix socket, with fixed
-//! seeds. Peers are `qemu-nbd` on qcow2 (64 KiB clusters, and sub-clusters: `extended_l2=on,cluster_size=128k`) and
-//! `nbdkit file`. This crate measures processes from outside; it links nothing of Vellum.
+//! seeds. On Ceph, in [`ceph`], the peer is librbd. On files, peers are `qemu-nbd` on qcow2 (64 KiB clusters, and sub-clusters: `extended_l2=on,cluster_size=128k`) and
+//! `nbdkit file`. This crate measures processes from outside; it links nothing of Vellum but what starts
+//! a cluster and a server for tests.
 
 mod cache;
+mod ceph;
 mod fio;
 mod report;
 mod server;
@@ -44,6 +46,9 @@ struct Arguments {
     /// Only the targets whose name contains this
     #[arg(long)]
     target: Option<String>,
+    /// Measure images on Ceph instead, beside librbd, on a cluster that is started for it
+    #[arg(long)]
+    ceph: bool,
     /// Write all samples as JSON to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -54,18 +59,29 @@ fn main() -> Result<()> {
     let vellum = arguments.vellum.canonicalize().with_context(|| {
         format!("{} is missing; cargo build --release -p vellum-cli", arguments.vellum.display())
     })?;
-    let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
-    std::fs::create_dir_all(&parent).with_context(|| format!("create {}", parent.display()))?;
-    let dir = tempfile::Builder::new().prefix("vellum-bench-").tempdir_in(&parent)?;
-    let bench = Bench::prepare(dir.path(), &vellum, arguments.size_mib << 20)?;
-    let mut report = Report::default();
-    measure(&bench, &arguments, &mut report)?;
+    let report = if arguments.ceph {
+        let only = arguments.workload.as_deref().unwrap_or_default();
+        ceph::measure(&vellum, arguments.size_mib << 20, arguments.rounds, only)?
+    } else {
+        on_files(&vellum, &arguments)?
+    };
     print!("{}", report.to_markdown());
     if let Some(path) = arguments.json {
         std::fs::write(&path, serde_json::to_string_pretty(&report)?)
             .with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// The embedded engine, beside servers of files.
+fn on_files(vellum: &std::path::Path, arguments: &Arguments) -> Result<Report> {
+    let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
+    std::fs::create_dir_all(&parent).with_context(|| format!("create {}", parent.display()))?;
+    let dir = tempfile::Builder::new().prefix("vellum-bench-").tempdir_in(&parent)?;
+    let bench = Bench::prepare(dir.path(), vellum, arguments.size_mib << 20)?;
+    let mut report = Report::default();
+    measure(&bench, arguments, &mut report)?;
+    Ok(report)
 }
 
 /// Rounds outside, targets inside: what drifts, drifts for all of them.

@@ -24,6 +24,9 @@ const RATIOS: &[(&str, &str)] = &[
     ("vellum-clone-sparse", "qcow2-clone-extended-l2"),
     ("vellum-clone-copy-up", "qcow2-clone-64k"),
     ("vellum-depth8-sparse", "qcow2-depth8-64k"),
+    ("vellum-clone-sparse", "librbd-clone"),
+    ("vellum-clone-copy-up", "librbd-clone"),
+    ("vellum-depth8-sparse", "librbd-depth8"),
 ];
 
 impl Report {
@@ -40,8 +43,8 @@ impl Report {
 
     fn medians(&self) -> String {
         let mut out = String::from(
-            "| workload | target | requests/s | lowest | highest | mean us | p99 us | longest us |\n\
-             |---|---|---|---|---|---|---|---|\n",
+            "| workload | target | requests/s | lowest | highest | mean us | p99 us | longest us | device bytes each |\n\
+             |---|---|---|---|---|---|---|---|---|\n",
         );
         for (workload, targets) in &self.samples {
             for (target, samples) in targets {
@@ -51,9 +54,13 @@ impl Report {
                 });
                 let (middle, mean) = (of(|sample| sample.iops), of(|sample| sample.mean_us));
                 let (p99, longest) = (of(|sample| sample.p99_us), of(|sample| sample.max_us));
+                let written = match of(|sample| sample.device_bytes) {
+                    bytes if bytes.is_nan() => String::new(),
+                    bytes => format!("{bytes:.0}"),
+                };
                 let _ = writeln!(
                     out,
-                    "| {workload} | {target} | {middle:.0} | {low:.0} | {high:.0} | {mean:.0} | {p99:.0} | {longest:.0} |"
+                    "| {workload} | {target} | {middle:.0} | {low:.0} | {high:.0} | {mean:.0} | {p99:.0} | {longest:.0} | {written} |"
                 );
             }
         }
@@ -123,7 +130,8 @@ mod tests {
     }
 
     fn sample(iops: f64, max_us: f64) -> Sample {
-        Sample { iops, mean_us: 1.0, p99_us: 1.0, max_us }
+        let (requests, device_bytes) = (1.0, f64::NAN);
+        Sample { iops, mean_us: 1.0, p99_us: 1.0, max_us, requests, device_bytes }
     }
 
     #[test]

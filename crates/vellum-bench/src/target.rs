@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::cache;
-use crate::fio::{self, Sample, Writer};
+use crate::fio::{self, Client, Sample, Writer};
 use crate::server::Server;
 use crate::workload::{Before, Beside, SNAPSHOT_AFTER, Workload};
 
@@ -132,16 +132,16 @@ impl Bench {
     /// Runs a workload, and what goes on beside it.
     fn run(&self, uri: &str, export: &str, workload: &Workload) -> Result<Sample> {
         match workload.beside {
-            Beside::Nothing => fio::run(uri, workload, self.size),
+            Beside::Nothing => fio::run(&Client::Nbd(uri), workload, self.size),
             Beside::Writer => {
                 let mut writer = Writer::start(uri, self.size)?;
                 std::thread::sleep(WRITER_BEGINS);
-                let sample = fio::run(uri, workload, self.size)?;
+                let sample = fio::run(&Client::Nbd(uri), workload, self.size)?;
                 writer.still_writes()?;
                 Ok(sample)
             }
             Beside::Snapshot => std::thread::scope(|scope| {
-                let measured = scope.spawn(|| fio::run(uri, workload, self.size));
+                let measured = scope.spawn(|| fio::run(&Client::Nbd(uri), workload, self.size));
                 std::thread::sleep(SNAPSHOT_AFTER);
                 self.vellum(&["snap", "create", &format!("{export}@s")])?;
                 ensure!(!measured.is_finished(), "the snapshot took longer than what it is beside");
@@ -303,7 +303,7 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn write_random(path: &Path, size: u64) -> Result<()> {
+pub fn write_random(path: &Path, size: u64) -> Result<()> {
     const CHUNK: usize = 4 << 20;
     let mut random = StdRng::seed_from_u64(1);
     let mut chunk = vec![0; CHUNK];

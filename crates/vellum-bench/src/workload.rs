@@ -103,7 +103,7 @@ const RANDOM_TOTAL_ONE: u64 = 4_096 * 4096;
 const SEQUENTIAL_TOTAL: u64 = 2 << 30;
 
 /// Random reads of 4 KiB, a few at once, with nothing before and nothing beside.
-const PLAIN: Workload = Workload {
+pub const PLAIN: Workload = Workload {
     name: "",
     pattern: "randread",
     block: 4096,
