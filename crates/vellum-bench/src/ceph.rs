@@ -1,7 +1,8 @@
 //! What images on Ceph cost beside those of librbd: on one cluster, which is started for it, of the same parent, with the same client.
 //!
 //! fio reaches librbd by its own engine, in its own process, and Vellum over NBD, by a server, as a guest would reach either. librbd's
-//! cache is off: what is acknowledged is durable, as it is with Vellum. The cluster is one monitor and one storage daemon on a file.
+//! cache is off: what is acknowledged is durable, as it is with Vellum. Reads are measured once more without NBD, by what `rbd bench`
+//! and `vellum bench` each do in their own process. The cluster is one monitor and one storage daemon on a file.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -82,6 +83,9 @@ const MEASURED: &[Measured] = &[
     measured("ceph-randread-4k-qd1", "randread", 1, Amount::Seconds(10), &[Shape::Deep]),
     measured("ceph-randread-4k-qd32", "randread", 32, Amount::Seconds(10), &[Shape::Deep]),
 ];
+/// Reads of deep chains by what each program has for it, in its own process: so many at once, so many mebibytes.
+const IN_PROCESS: &[(&str, u32, u32)] =
+    &[("ceph-randread-4k-qd1-in-process", 1, 24), ("ceph-randread-4k-qd32-in-process", 32, 120)];
 /// Requests of this are mebibytes.
 const FLATTEN: &str = "ceph-flatten-mib";
 
@@ -105,6 +109,15 @@ pub fn measure(vellum: &Path, size: u64, rounds: usize, only: &str) -> Result<Re
                     told(workload.name, target.name, &sample);
                     report.add(workload.name, target.name, sample);
                 }
+            }
+        }
+    }
+    for (name, depth, mib) in IN_PROCESS.iter().filter(|(name, ..)| name.contains(only)) {
+        for round in 0..rounds {
+            for target in TARGETS.iter().filter(|target| target.shape == Shape::Deep) {
+                let sample = bench.read_in_process(*target, *depth, *mib, round)?;
+                told(name, target.name, &sample);
+                report.add(name, target.name, sample);
             }
         }
     }
@@ -238,6 +251,43 @@ impl Bench {
         sample.device_bytes = written as f64 / sample.requests;
         self.remove(target.who, &made)?;
         Ok(sample)
+    }
+
+    fn read_in_process(
+        &self,
+        target: Target,
+        depth: u32,
+        mib: u32,
+        round: usize,
+    ) -> Result<Sample> {
+        let made = self.image(target, &format!("{}-{depth}-{round}", target.name))?;
+        let (depth, total) = (depth.to_string(), format!("{mib}M"));
+        let what = ["bench", "--io-type", "read", "--io-size", "4K", "--io-pattern", "rand"];
+        let what = [&what[..], &["--io-total", &total]].concat();
+        let iops = match target.who {
+            Who::Librbd => {
+                let image = spec(&made[0]);
+                let said = self
+                    .cluster
+                    .ok("rbd", &[&what[..], &["--io-threads", &depth, &image]].concat());
+                let said = said?;
+                let rate =
+                    said.split("ops/sec:").nth(1).and_then(|rest| rest.split_whitespace().next());
+                rate.context("rbd bench says how fast it was")?.parse()?
+            }
+            Who::Vellum(_) => {
+                let image = format!("ceph/{}", made[0]);
+                let more = ["--io-depth", &depth, "--format", "json", &image];
+                let said = self.home.ok(&[&what[..], &more].concat())?;
+                let said: serde_json::Value = serde_json::from_str(&said)?;
+                said["requests_per_second"].as_f64().context("vellum bench says how fast it was")?
+            }
+        };
+        self.remove(target.who, &made)?;
+        let requests = f64::from(mib) * 256.0;
+        let each = f64::from(depth.parse::<u32>()?) * 1e6 / iops;
+        let (p99_us, max_us, device_bytes) = (f64::NAN, f64::NAN, f64::NAN);
+        Ok(Sample { iops, mean_us: each, p99_us, max_us, requests, device_bytes })
     }
 
     fn flatten(&self, target: Target, round: usize) -> Result<Sample> {

@@ -25,7 +25,7 @@ use crate::error::{corrupt, failed, no_image, no_image_with_id, unexpected};
 use crate::head::{ATOMIC, CephHead};
 use crate::header::described;
 use crate::layer::{CephLayer, ReadsHead};
-use crate::object_map::{self, HeadMap};
+use crate::object_map;
 use crate::ownership;
 use crate::pending::{self, AtWork};
 use crate::place::Place;
@@ -236,7 +236,7 @@ impl<O: Objects> CephCatalog<O> {
     ) -> Result<CephHead<O>> {
         let (plain, presence) = if described.sparse.is_none() {
             let plain = PlainHead::open(self, described).await?;
-            let presence = plain.map().map(HeadMap::presence);
+            let presence = plain.map().map(|map| map.presence());
             (Some(plain), presence)
         } else {
             let presence = bitmap::load(&self.0.objects, &described.id, None).await?;

@@ -20,6 +20,7 @@ use crate::change::CephPrepared;
 use crate::data::Data;
 use crate::error::failed;
 use crate::layer::CephLayer;
+use crate::object_map::HeadMap;
 use crate::ownership;
 use crate::place::Place;
 use crate::plain_head::PlainHead;
@@ -197,7 +198,10 @@ impl<O: Objects> Owned<O> {
     ) -> Result<Option<Guarded>> {
         match planned {
             Plan::Nothing => return Ok(Some(Guarded::Done)),
-            Plan::Missing(missing) => return Ok(Some(Guarded::Missing(missing.clone()))),
+            Plan::Missing(missing) => {
+                self.expect_soon(change.object);
+                return Ok(Some(Guarded::Missing(missing.clone())));
+            }
             _ => {}
         }
         let Change { object, under, rules } = change;
@@ -236,9 +240,24 @@ impl<O: Objects> Owned<O> {
         }
     }
 
+    /// The object map of a plain image, where there is one.
+    fn map(&self) -> Option<&Arc<HeadMap<O>>> {
+        self.plain.as_ref().and_then(PlainHead::map)
+    }
+
+    /// Has the object map say that an object may be there, while what it lacks is read from below. If nobody makes it then, the map
+    /// says no more than what it may.
+    fn expect_soon(&self, object: ObjectNo) {
+        if let Some(map) = self.map().cloned() {
+            let background = self.layer.image().background();
+            // Who makes the object does it again, and hears of a failure.
+            background.spawn(async move { drop(map.expect(object).await) });
+        }
+    }
+
     /// Has the object map say what is about to be, where there is one.
     async fn note_before(&self, object: ObjectNo, planned: &Plan, for_all: bool) -> Result<()> {
-        let Some(map) = self.plain.as_ref().and_then(PlainHead::map) else { return Ok(()) };
+        let Some(map) = self.map() else { return Ok(()) };
         if *planned == Plan::Remove {
             return map.begin_removal(object).await;
         }
@@ -250,7 +269,7 @@ impl<O: Objects> Owned<O> {
 
     /// The same of what has come to be.
     async fn note_after(&self, object: ObjectNo, planned: &Plan) -> Result<()> {
-        match self.plain.as_ref().and_then(PlainHead::map) {
+        match self.map() {
             Some(map) if *planned == Plan::Remove => map.end_removal(object).await,
             _ => Ok(()),
         }
@@ -274,7 +293,7 @@ impl<O: Objects> Owned<O> {
             (None, Some(presence)) => bitmap::save(objects, &self.id, None, &presence).await,
             _ => Ok(()),
         };
-        if let Some(map) = self.plain.as_ref().and_then(PlainHead::map) {
+        if let Some(map) = self.map() {
             map.close().await;
         }
         let released = ownership::release(objects, image, &self.id, number).await;

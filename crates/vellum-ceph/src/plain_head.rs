@@ -1,5 +1,6 @@
 //! [`PlainHead`]: what the owner of a plain RBD image knows beside what every owner does.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vellum_core::ObjectNo;
@@ -20,14 +21,14 @@ pub(crate) struct PlainHead<O: Objects> {
     overlap: AtomicU64,
     /// Whether a snapshot sees the parent too, through the absence of objects.
     is_seen_by_snapshots: AtomicBool,
-    map: Option<HeadMap<O>>,
+    map: Option<Arc<HeadMap<O>>>,
 }
 
 impl<O: Objects> PlainHead<O> {
     /// Of an image whose lock this client has.
     pub(crate) async fn open(catalog: &CephCatalog<O>, described: &Described) -> Result<Self> {
         check_can_be_written(described)?;
-        let map = HeadMap::open(catalog, described).await?;
+        let map = HeadMap::open(catalog, described).await?.map(Arc::new);
         let this =
             Self { overlap: AtomicU64::new(0), is_seen_by_snapshots: AtomicBool::new(false), map };
         this.see(described);
@@ -54,7 +55,7 @@ impl<O: Objects> PlainHead<O> {
     }
 
     /// Its object map, if it has one that is kept.
-    pub(crate) fn map(&self) -> Option<&HeadMap<O>> {
+    pub(crate) fn map(&self) -> Option<&Arc<HeadMap<O>>> {
         self.map.as_ref()
     }
 }

@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use vellum_core::Extent;
 use vellum_engine::{
-    Catalog, Error, ErrorKind, Fill, Guarded, Head, HeadChange, ImageRecord, Layer, Missing,
-    ParentLink, Part, Result, Revision, RevisionId,
+    AtomicSpan, Catalog, Error, ErrorKind, Fill, Guarded, Head, HeadChange, ImageRecord, Layer,
+    Missing, ParentLink, Part, Result, Revision, RevisionId,
 };
 
 use crate::canary::Canary;
@@ -27,22 +27,25 @@ use crate::{Image, admin};
 const STEP: u64 = 1 << 30;
 /// How long a throttled copy waits between two looks at the reins.
 const REINS: Duration = Duration::from_millis(200);
-/// How much one copy moves, unless it must be a whole object.
+/// How much one copy moves, unless it is a whole object.
 const COPY_STEP: u64 = 1 << 20;
+/// How much is under way at once, unless one copy is more.
+const COPIED_AT_ONCE: u64 = 64 << 20;
 
 /// How to flatten.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlattenOptions {
-    /// How many copies of up to 1 MiB, or in `copy-up` mode of an object, are under way at once.
+    /// How many copies are under way at once: of up to 1 MiB, or of an object in `copy-up` mode and where the engine changes one in
+    /// a step. Fewer, where these are large: 64 MiB in all.
     pub copies: usize,
     /// At most this many bytes a second are copied; `None` and 0 for no limit.
     pub bytes_per_second: Option<u64>,
 }
 
 impl Default for FlattenOptions {
-    /// Four copies, no limit.
+    /// Sixteen copies, no limit.
     fn default() -> Self {
-        Self { copies: 4, bytes_per_second: None }
+        Self { copies: 16, bytes_per_second: None }
     }
 }
 
@@ -170,8 +173,10 @@ impl<C: Catalog> Copier<'_, C> {
     async fn pass(&self, job: &Job) -> Result<u64> {
         let (unit, size) = (self.chain.top().unit(), self.chain.top().size());
         let view = self.image.view();
-        let by_object = view.copies_objects().then(|| view.record.geometry.object_size());
-        let most = by_object.unwrap_or(COPY_STEP).max(unit);
+        let by_object = view.copies_objects()
+            || self.image.0.catalog.capabilities().atomic == AtomicSpan::Object;
+        let most = if by_object { view.record.geometry.object_size() } else { COPY_STEP }.max(unit);
+        let at_once = self.options.copies.min((COPIED_AT_ONCE / most) as usize).max(1);
         let mut copied = 0;
         for step in Extent::new(0, self.chain.parent_limit()).chunks(STEP) {
             job.check()?;
@@ -183,16 +188,15 @@ impl<C: Catalog> Copier<'_, C> {
             }
             let reach = merged_overlapping(units).into_iter().flat_map(|at| self.image.reach(at));
             let pieces = reach.flat_map(|at| at.chunks(most)).collect();
-            copied += self.copy(pieces, job).await?;
+            copied += self.copy(pieces, at_once, job).await?;
             job.set_done(step.end());
         }
         Ok(copied)
     }
 
-    async fn copy(&self, pieces: Vec<Extent>, job: &Job) -> Result<u64> {
-        let mut copies = stream::iter(pieces)
-            .map(|piece| self.copy_piece(piece, job))
-            .buffer_unordered(self.options.copies.max(1));
+    async fn copy(&self, pieces: Vec<Extent>, at_once: usize, job: &Job) -> Result<u64> {
+        let mut copies =
+            stream::iter(pieces).map(|piece| self.copy_piece(piece, job)).buffer_unordered(at_once);
         let mut copied = 0;
         while let Some(done) = copies.next().await {
             copied += done?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::tools;
@@ -71,6 +72,19 @@ impl Cluster {
     /// What such a program prints. An error if it fails.
     pub fn ok(&self, program: &str, arguments: &[&str]) -> Result<String> {
         tools::output(self.command(program).args(arguments))
+    }
+
+    /// Sends a signal to one of its daemons: `mon.a` or `osd.0`.
+    pub fn signal(&self, daemon: &str, signal: Signal) -> Result<()> {
+        let pid = std::fs::read_to_string(self.path().join("run").join(format!("{daemon}.pid")))
+            .with_context(|| format!("the process of {daemon}"))?;
+        let pid = Pid::from_raw(pid.trim().parse()?).context("a process id")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Starts the daemons that have ended, and waits until the cluster takes objects.
+    pub fn start_again(&self) -> Result<()> {
+        self.script(&["start"], &["--mgr", "no"]).context("start a Ceph again").map(drop)
     }
 
     fn script(&self, verb: &[&str], options: &[&str]) -> Result<String> {

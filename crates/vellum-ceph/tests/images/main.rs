@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod asked;
+mod deaths;
 mod interop;
 mod programs;
 mod strangers;
@@ -112,7 +113,9 @@ fn in_memory_only() -> Vec<Trial> {
             asked::what_cannot_be_done_is_told_at_once(in_memory(here).1, pool).await;
         })
     };
+    let deaths = || run(deaths::a_death_at_any_change_leaves_what_can_be_mended());
     vec![
+        Trial::test("memory::a_death_at_any_change_leaves_what_can_be_mended", deaths),
         Trial::test("memory::images_agree_with_plain_bytes", programs),
         Trial::test("memory::what_is_asked_of_an_owner_is_decided_and_told", decided),
         Trial::test("memory::an_owner_gives_the_image_to_whom_it_likes", given),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod commands;
+mod faults;
 mod kinship;
 mod owners;
 mod turns;
@@ -22,7 +23,7 @@ fn main() -> std::process::ExitCode {
     let unavailable = Cluster::unavailable();
     let cluster = (unavailable.is_none() && !arguments.list)
         .then(|| Arc::new(Cluster::start(Store::Memory).unwrap()));
-    let tests: [(&str, OnACluster); 16] = [
+    let tests: [(&str, OnACluster); 18] = [
         ("each_command_works_on_an_image_on_ceph", commands::each_command),
         ("an_image_that_is_published_is_one_of_rbd", commands::publish),
         ("a_pool_that_cannot_be_reached_is_told_and_hides_no_other", commands::unreachable),
@@ -38,6 +39,11 @@ fn main() -> std::process::ExitCode {
         ("a_served_image_and_librbd_write_it_in_turns", turns::to_and_fro),
         ("a_served_image_does_what_rbd_asks_of_who_has_it", turns::operated_on),
         ("what_is_asked_of_a_client_of_rbd_that_keeps_an_image_is_done_there", turns::asks),
+        ("what_is_acknowledged_outlives_daemons_that_die_and_sleep", faults::daemons),
+        (
+            "a_server_that_is_turned_away_in_a_write_loses_nothing_it_acknowledged",
+            faults::turned_away,
+        ),
         ("a_command_leaves_nobody_waiting_for_it", owners::nothing_is_left_behind),
     ];
     let trials = tests.map(|(name, test)| {

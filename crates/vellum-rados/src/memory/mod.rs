@@ -24,6 +24,7 @@ pub use object::{Class, ClassObject};
 pub use pool::MemoryPool;
 pub use watch::MemoryWatch;
 
+use crate::failure::{Failure, Result};
 use object::{Classes, Object};
 use watch::Watchers;
 
@@ -48,6 +49,8 @@ struct State {
     objects: BTreeMap<Address, Object>,
     watchers: Watchers,
     blocklisted: BTreeSet<u64>,
+    /// How many changes clients may still make.
+    ends: BTreeMap<u64, u64>,
     is_full: bool,
     /// The version that the next change makes.
     version: u64,
@@ -94,14 +97,46 @@ impl MemoryCluster {
 
     /// Refuses all that a client sends from now on.
     pub fn blocklist(&self, client: u64) {
+        self.0.state.lock().blocklist(client);
+    }
+
+    /// Ends a client with its so many-th change from now on: that one is made, its answer is not heard, and nothing that the client
+    /// sends later. Zero is at once.
+    pub fn end_after(&self, client: u64, changes: u64) {
         let mut state = self.0.state.lock();
-        state.blocklisted.insert(client);
-        state.watchers.lose(client);
+        match changes {
+            0 => state.blocklist(client),
+            changes => drop(state.ends.insert(client, changes)),
+        }
+    }
+
+    /// How many changes a client may still make that is to end; `None` once it has ended, or if it is not to.
+    pub fn changes_left(&self, client: u64) -> Option<u64> {
+        self.0.state.lock().ends.get(&client).copied()
     }
 
     /// Whether the cluster takes nothing by which it would hold more bytes, or more objects.
     pub fn set_full(&self, is_full: bool) {
         self.0.state.lock().is_full = is_full;
+    }
+}
+
+impl State {
+    fn blocklist(&mut self, client: u64) {
+        self.blocklisted.insert(client);
+        self.watchers.lose(client);
+    }
+
+    /// A client has made a change. Whether it hears of that.
+    fn has_changed(&mut self, client: u64) -> Result<()> {
+        let Some(left) = self.ends.get_mut(&client) else { return Ok(()) };
+        *left -= 1;
+        if *left > 0 {
+            return Ok(());
+        }
+        self.ends.remove(&client);
+        self.blocklist(client);
+        Err(Failure::BLOCKLISTED)
     }
 }
 

@@ -72,7 +72,7 @@ impl MemoryPool {
                 true => state.objects.remove(&address),
                 false => state.objects.insert(address, object),
             };
-            Ok(())
+            state.has_changed(self.client)
         })
     }
 
@@ -157,7 +157,8 @@ impl Objects for MemoryPool {
         self.with(|state| {
             let newest = state.snapshots.entry(self.pool).or_default();
             *newest += 1;
-            Ok(*newest)
+            let newest = *newest;
+            state.has_changed(self.client).map(|()| newest)
         })
     }
 
@@ -169,7 +170,7 @@ impl Objects for MemoryPool {
                 object.forget(snapshot);
             }
             state.objects.retain(|_, object| !object.is_gone());
-            Ok(())
+            state.has_changed(self.client)
         })
     }
 
