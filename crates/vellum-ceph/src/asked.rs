@@ -37,6 +37,8 @@ const DECISION_WAIT: Duration = Duration::from_millis(ANSWER_WAIT_MS * 3 / 5);
 const WAITING_MAX: usize = 16;
 /// Questions that are remembered.
 const REMEMBERED_MAX: usize = 64;
+/// How long what came of them is, unless whoever asked has heard of it.
+const REMEMBERED: Duration = Duration::from_secs(60);
 /// How long between two messages that something goes on. Ceph's clients take half a minute of silence for death.
 const PROGRESS_PAUSE: Duration = Duration::from_secs(1);
 
@@ -44,8 +46,10 @@ const PROGRESS_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
     listener: Option<mpsc::Sender<Request>>,
-    /// Those that were accepted, with what came of them.
-    accepted: VecDeque<(RequestId, Option<i32>)>,
+    /// Those that were accepted, with what came of them, and when.
+    accepted: VecDeque<(RequestId, Option<(i32, Instant)>)>,
+    /// Whether the lock is about to be given to somebody.
+    gives: bool,
 }
 
 impl Asked {
@@ -56,8 +60,10 @@ impl Asked {
         Requests::heard(receiver)
     }
 
-    fn of(&self, id: RequestId) -> Option<Option<i32>> {
-        self.accepted.iter().find(|(known, _)| *known == id).map(|(_, result)| *result)
+    fn of(&mut self, id: RequestId) -> Option<Option<i32>> {
+        self.accepted.retain(|(_, result)| result.is_none_or(|(_, at)| at.elapsed() < REMEMBERED));
+        let known = self.accepted.iter().find(|(known, _)| *known == id);
+        known.map(|(_, result)| result.map(|(code, _)| code))
     }
 
     fn accept(&mut self, id: RequestId) {
@@ -71,7 +77,7 @@ impl Asked {
 
     fn finish(&mut self, id: RequestId, code: i32) {
         if let Some((_, result)) = self.accepted.iter_mut().find(|(known, _)| *known == id) {
-            *result = Some(code);
+            *result = Some((code, Instant::now()));
         }
     }
 }
@@ -80,6 +86,8 @@ impl<O: Objects> Watched<O> {
     /// Somebody wants the lock. `None` if it is not this client's.
     pub(crate) async fn asked_for_lock(self: &Arc<Self>, wants: Wants) -> Option<Answer> {
         match self.role() {
+            // Whoever has been told so waits for no decision.
+            Role::Owner(_) if self.asked().gives => Some(Answer(0)),
             Role::Owner(_) => {
                 let decided = self.put(Wanted::Ownership(wants), None).await;
                 Some(Answer(decided.unwrap_or(KEEPS)))
@@ -142,6 +150,14 @@ impl<O: Objects> Watched<O> {
         }))
     }
 
+    /// Has whoever gave the image away know that nobody has it any more.
+    pub(crate) fn tell_it_is_free(&self) {
+        if let Some(listener) = self.asked().listener.clone() {
+            // One that has much to hear has it open, and is about to take it back.
+            let _ = listener.try_send(Request { wanted: Wanted::Free, reply: Box::new(Nobody) });
+        }
+    }
+
     /// Has whoever has the image open decide. `None` if nobody does.
     async fn put(self: &Arc<Self>, wanted: Wanted, id: Option<RequestId>) -> Option<i32> {
         let listener = self.asked().listener.clone()?;
@@ -150,6 +166,7 @@ impl<O: Objects> Watched<O> {
             image: Arc::downgrade(self),
             id,
             decision: Some(decision),
+            is_accepted: false,
             told: Instant::now(),
             telling: Arc::default(),
         };
@@ -162,7 +179,7 @@ impl<O: Objects> Watched<O> {
         let image = self.clone();
         self.background().spawn(async move {
             let heard = image.tell(&Message::Complete { request, result }).await;
-            if heard.is_ok_and(|heard| !heard.silent.contains(&request.from)) {
+            if heard.is_ok_and(|heard| heard.answers.contains_key(&request.from)) {
                 image.asked().forget(request);
             }
         });
@@ -224,6 +241,22 @@ pub(crate) fn error_of(code: i32, image: &ImageId) -> Error {
     Error::new(kind, format!("whoever has image {image} could not do it")).with_source(why)
 }
 
+/// Nobody waits for an answer.
+#[derive(Debug)]
+struct Nobody;
+
+impl Reply for Nobody {
+    fn accept(&mut self) -> bool {
+        true
+    }
+
+    fn refuse(self: Box<Self>, _: &Error) {}
+
+    fn progress(&mut self, _: u64, _: u64) {}
+
+    fn finish(self: Box<Self>, _: Result<()>) {}
+}
+
 /// Whoever asked something.
 #[derive(Debug)]
 struct WhoAsked<O: Objects> {
@@ -231,6 +264,8 @@ struct WhoAsked<O: Objects> {
     /// Their number for it, if they are to hear what came of it.
     id: Option<RequestId>,
     decision: Option<oneshot::Sender<i32>>,
+    /// Whether it was accepted, and nothing has come of it yet.
+    is_accepted: bool,
     /// When they were told something last.
     told: Instant,
     /// Whether they are being told.
@@ -240,12 +275,21 @@ struct WhoAsked<O: Objects> {
 impl<O: Objects> Reply for WhoAsked<O> {
     fn accept(&mut self) -> bool {
         let Some(image) = self.image.upgrade() else { return false };
-        let Some(decision) = self.decision.take() else { return true };
+        let Some(decision) = self.decision.take() else { return self.is_accepted };
+        // Before whoever asked hears of it, and may ask again.
         match self.id {
             Some(id) => image.asked().accept(id),
-            None => image.set_lent(true),
+            None => image.asked().gives = true,
         }
-        decision.send(0).is_ok()
+        self.is_accepted = true;
+        if decision.send(0).is_err() {
+            self.is_accepted = false;
+            match self.id {
+                Some(id) => image.asked().forget(id),
+                None => image.asked().gives = false,
+            }
+        }
+        self.is_accepted
     }
 
     fn refuse(mut self: Box<Self>, error: &Error) {
@@ -267,10 +311,34 @@ impl<O: Objects> Reply for WhoAsked<O> {
         });
     }
 
-    fn finish(self: Box<Self>, result: Result<()>) {
-        let (Some(image), Some(request)) = (self.image.upgrade(), self.id) else { return };
+    fn finish(mut self: Box<Self>, result: Result<()>) {
+        if !std::mem::replace(&mut self.is_accepted, false) {
+            return;
+        }
+        let Some(image) = self.image.upgrade() else { return };
+        let Some(request) = self.id else {
+            image.asked().gives = false;
+            if result.is_ok() {
+                image.set_lent(true);
+            }
+            return;
+        };
         let result = result.as_ref().err().map_or(0, code_of);
         image.asked().finish(request, result);
         image.complete(request, result);
+    }
+}
+
+/// What was begun and given up is asked for again.
+impl<O: Objects> Drop for WhoAsked<O> {
+    fn drop(&mut self) {
+        let Some(image) = self.image.upgrade().filter(|_| self.is_accepted) else { return };
+        match self.id {
+            Some(request) => {
+                image.asked().forget(request);
+                image.tell_later(Message::Complete { request, result: LATER });
+            }
+            None => image.asked().gives = false,
+        }
     }
 }

@@ -23,6 +23,8 @@ use crate::watched::Watched;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After so much silence whoever has accepted something is asked again, by the same number.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How often.
+const SILENCES_MAX: u32 = 2;
 
 /// What was asked by this process.
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
@@ -33,7 +35,7 @@ enum News {
     Progress(u64, u64),
     Complete(i32),
     /// Somebody else may have the image now.
-    AnotherOwner,
+    AnotherOwner(ClientId),
 }
 
 /// What this client has asked, and waits for.
@@ -58,7 +60,7 @@ impl Asking {
             }
             Message::Acquired(by) if *by != me => {
                 for who in self.waiting.values() {
-                    let _ = who.send(News::AnotherOwner);
+                    let _ = who.send(News::AnotherOwner(*by));
                 }
             }
             _ => {}
@@ -83,14 +85,26 @@ impl<'a, O: Objects> Waiting<'a, O> {
     }
 
     /// Waits until it is done. `None` if it is to be asked again.
-    async fn done(&mut self, progress: Progress<'_>) -> Option<i32> {
+    async fn done(&mut self, by: ClientId, progress: Progress<'_>) -> Option<i32> {
         loop {
             match tokio::time::timeout(SILENCE_MAX, self.news.recv()).await {
                 Ok(Some(News::Progress(done, total))) => progress(done, total),
                 Ok(Some(News::Complete(code))) => return Some(code),
-                Ok(Some(News::AnotherOwner) | None) | Err(_) => return None,
+                // Of what was heard before this one was asked.
+                Ok(Some(News::AnotherOwner(other))) if other == by => {}
+                Ok(Some(News::AnotherOwner(_)) | None) | Err(_) => return self.completed(),
             }
         }
+    }
+
+    /// What has been heard already.
+    fn completed(&mut self) -> Option<i32> {
+        while let Ok(news) = self.news.try_recv() {
+            if let News::Complete(code) = news {
+                return Some(code);
+            }
+        }
+        None
     }
 }
 
@@ -120,7 +134,7 @@ pub(crate) async fn ask_owner<O: Objects>(
             Ok(heeded)
         }
         // Nobody needs to be asked for a change of the record, and the ownership is taken, not asked for.
-        Wanted::Change(_) | Wanted::Ownership(_) => Ok(Heeded::ByNobody),
+        Wanted::Change(_) | Wanted::Ownership(_) | Wanted::Free => Ok(Heeded::ByNobody),
     }
 }
 
@@ -131,21 +145,33 @@ async fn ask<O: Objects>(
 ) -> Result<Heeded> {
     let mut waiting = Waiting::begin(image);
     let mut until = Instant::now() + PATIENCE;
+    let mut silences = 0;
     loop {
         let heard = image.tell(&Message::Asked(ask.clone(), waiting.id)).await?;
         let answer = heard.answer().map_err(|why| {
             let what = format!("what who has image {} answers", image.id());
             Error::new(ErrorKind::Io, what).with_source(why)
         })?;
-        let code = match answer.map(|answer| answer.0) {
-            None => return Ok(Heeded::ByNobody),
-            Some(0) => {
-                let done = waiting.done(progress).await;
+        let by = heard.answers.iter().find(|(_, said)| !said.0.is_empty()).map(|(by, _)| *by);
+        let code = match (answer.map(|answer| answer.0), by) {
+            (Some(0), Some(by)) => {
+                let done = waiting.done(by, progress).await;
                 until = Instant::now() + PATIENCE;
+                silences += u32::from(done.is_none());
                 done.unwrap_or(LATER)
             }
-            Some(code) => code,
+            (Some(code), _) => code,
+            // Whoever has it may be slow.
+            (None, _) if !heard.silent.is_empty() => LATER,
+            (None, _) => return Ok(Heeded::ByNobody),
         };
+        if silences > SILENCES_MAX {
+            let what = format!(
+                "whoever has image {} took it on, and does not say what came of it",
+                image.id()
+            );
+            return Err(Error::new(ErrorKind::Io, what).maybe_done());
+        }
         match code {
             0 => return Ok(Heeded::Done),
             LATER if Instant::now() < until => tokio::time::sleep(LATER_PAUSE).await,

@@ -45,8 +45,12 @@ fn take_page(presence: &mut Presence, key: &str, value: &[u8]) -> bool {
 }
 
 /// Notes, durably, that the bitmap is not complete.
-pub(crate) async fn invalidate<O: Objects>(objects: &O, image: &ImageId) -> Result<()> {
-    let name = keys::bitmap(image.as_str(), None);
+pub(crate) async fn invalidate<O: Objects>(
+    objects: &O,
+    image: &ImageId,
+    snapshot: Option<u64>,
+) -> Result<()> {
+    let name = keys::bitmap(image.as_str(), snapshot);
     let complete = BTreeSet::from([COMPLETE.as_bytes().to_vec()]);
     let op = WriteOp::new().create(false).then(WriteStep::RemoveOmap(complete));
     let done = objects.write(&name, &SnapContext::default(), op).await;

@@ -30,8 +30,11 @@ use crate::ownership;
 use crate::pending::{self, AtWork};
 use crate::place::Place;
 use crate::plain_head::PlainHead;
+use crate::rebuild::Compared;
 use crate::watched::{Role, Watched};
-use crate::{asking, bitmap, change, check, children, create, keys, publish, records, remove};
+use crate::{
+    asking, bitmap, change, check, children, create, keys, publish, rebuild, records, remove,
+};
 
 /// Records that are read at once.
 const AT_ONCE: usize = 16;
@@ -219,7 +222,10 @@ impl<O: Objects> CephCatalog<O> {
         let watched = self.watched(image).await?;
         let (described, acquisition) = ownership::acquire(objects, &watched, image).await?;
         match self.open_head(&described, &watched, acquisition).await {
-            Ok(head) => Ok(head),
+            Ok(head) => {
+                watched.set_lent(false);
+                Ok(head)
+            }
             Err(error) => {
                 watched.change_role(Role::Owner(acquisition), Role::Releasing(acquisition));
                 let _ = ownership::release(objects, &watched, image, acquisition).await;
@@ -240,7 +246,7 @@ impl<O: Objects> CephCatalog<O> {
             (Some(plain), presence)
         } else {
             let presence = bitmap::load(&self.0.objects, &described.id, None).await?;
-            bitmap::invalidate(&self.0.objects, &described.id).await?;
+            bitmap::invalidate(&self.0.objects, &described.id, None).await?;
             (None, presence)
         };
         let data = Arc::new(self.data(described, None, presence)?);
@@ -269,6 +275,23 @@ impl<O: Objects> CephCatalog<O> {
     pub async fn publish(&self, image: &ImageId) -> Result<ImageRecord> {
         let (this, image) = (self.clone(), image.clone());
         RunToEnd::new(async move { publish::publish(&this, &image).await }).await
+    }
+
+    /// Compares the allocation bitmap of a revision of a sparse image with its objects. Costs a look at each object that there may be.
+    ///
+    /// # Errors
+    /// `Unsupported` for a plain image, whose object map Ceph's own tools check.
+    pub async fn compare_bitmap(&self, image: &ImageId, of: &RevisionId) -> Result<Compared> {
+        rebuild::compare(self, image, of).await
+    }
+
+    /// Makes the allocation bitmap of a revision of a sparse image anew. Costs the same, and can be done again after a failure.
+    ///
+    /// # Errors
+    /// `Unsupported` for a plain image; `InUse` for the head if somebody has it open.
+    pub async fn build_bitmap(&self, image: &ImageId, of: &RevisionId) -> Result<()> {
+        let (this, image, of) = (self.clone(), image.clone(), of.clone());
+        RunToEnd::new(async move { rebuild::build(&this, &image, &of).await }).await
     }
 
     /// Takes a child from the list of its parent, if that is in this pool. The parent's snapshot may go with it, and so the parent of

@@ -6,6 +6,7 @@ use vellum_core::{ImageName, ObjectNo};
 use vellum_engine::{ChildRef, Finding, ImageId, Repair, Result, RevisionId, Severity};
 use vellum_rados::Objects;
 
+use crate::bitmap;
 use crate::catalog::CephCatalog;
 use crate::children;
 use crate::described::Described;
@@ -16,6 +17,9 @@ use crate::remove::numbers;
 
 /// Objects that are looked at at once.
 const AT_ONCE: usize = 16;
+/// Of no more objects each is looked at, and of more those of which the bitmap says that they may be there: the others are looked for
+/// when somebody asks for a check of the bitmap.
+const ALL_MAX: u64 = 4096;
 
 /// Checks one image, or all and the pool itself.
 pub(crate) async fn check<O: Objects>(
@@ -123,7 +127,7 @@ async fn check_image<O: Objects>(
         }
         findings.push(finding);
     }
-    check_states(catalog, now, name, findings).await?;
+    check_states(catalog, now, name, repair, findings).await?;
     for snapshot in &now.dropped {
         let what = format!("image {} still keeps what a removed snapshot kept", now.id);
         let mut finding = of(Finding::new(Severity::Leak, what), name);
@@ -143,6 +147,7 @@ async fn check_states<O: Objects>(
     catalog: &CephCatalog<O>,
     now: &Described,
     name: Option<&ImageName>,
+    repair: Repair,
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
     if now.sparse.is_none() {
@@ -150,18 +155,57 @@ async fn check_states<O: Objects>(
     }
     let snapshots = now.header.snapshots.keys().map(|snapshot| Some(*snapshot));
     for snapshot in snapshots.chain([None]) {
+        let said = bitmap::load(catalog.objects(), &now.id, snapshot).await?;
         // Without a bitmap, which would say by itself that an object is not there.
         let data = &catalog.data(now, snapshot, None)?;
-        let numbers = numbers(catalog, data.objects(), now, snapshot).await?;
-        let looks = numbers.into_iter().map(|number| data.states_of(ObjectNo(number)));
+        let count = now.geometry()?.object_count(data.place().size());
+        let numbers = match count <= ALL_MAX {
+            true => (0..count).collect(),
+            false => numbers(catalog, data.objects(), now, snapshot).await?,
+        };
+        let looks = numbers
+            .into_iter()
+            .map(|number| async move { (number, data.states_of(ObjectNo(number)).await) });
+        let mut hidden = 0;
         let mut looks = stream::iter(looks).buffer_unordered(AT_ONCE);
-        while let Some(states) = looks.next().await {
-            if let Err(error) = states {
-                findings.push(of(Finding::not_looked_at(&error), name));
+        while let Some((number, states)) = looks.next().await {
+            match states {
+                Ok(states) => {
+                    let is_hidden = said.as_ref().is_some_and(|said| !said.contains(number));
+                    hidden += u64::from(states.exists() && is_hidden);
+                }
+                Err(error) => findings.push(of(Finding::not_looked_at(&error), name)),
             }
+        }
+        // Unless somebody has begun to write meanwhile, who takes the bitmap away first.
+        if hidden > 0 && bitmap::load(catalog.objects(), &now.id, snapshot).await? == said {
+            findings.push(of(hides(catalog, now, snapshot, hidden, repair).await, name));
         }
     }
     Ok(())
+}
+
+/// That a bitmap hides objects, which is as bad as if they were lost, and is over as soon as nobody believes it.
+async fn hides<O: Objects>(
+    catalog: &CephCatalog<O>,
+    now: &Described,
+    snapshot: Option<u64>,
+    hidden: u64,
+    repair: Repair,
+) -> Finding {
+    let what = format!(
+        "the allocation bitmap hides {hidden} objects that are there, so that reads do not see them"
+    );
+    let finding = Finding::new(Severity::Damage, what);
+    if !repair.is_wanted() {
+        return finding;
+    }
+    match bitmap::invalidate(catalog.objects(), &now.id, snapshot).await {
+        Ok(()) => {
+            finding.repaired("it is not believed any more; `vellum bitmap build` makes a new one")
+        }
+        Err(error) => finding.failed(&error),
+    }
 }
 
 /// Whether an image of this pool hangs on a revision, or is about to.

@@ -117,6 +117,11 @@ impl<O: Objects> Data<O> {
         }
     }
 
+    /// Forgets which objects there may be.
+    pub(crate) fn forget_presence(&self) {
+        self.known.lock().presence = None;
+    }
+
     /// Which objects there may be, if that is known.
     pub(crate) fn presence(&self) -> Option<Presence> {
         self.known.lock().presence.clone()

@@ -279,6 +279,8 @@ impl<O: Objects> Owned<O> {
     async fn give_back(&self) -> Result<()> {
         let mut closed = self.closed.write().await;
         if std::mem::replace(&mut *closed, true) {
+            // Whoever had given it away does not want it back.
+            self.layer.image().set_lent(false);
             return Ok(());
         }
         drop(closed);

@@ -19,7 +19,7 @@
 //! | [`head`] | [`CephHead`]: the one writer |
 //! | [`layer`] | [`CephLayer`]: a revision, for reading |
 //! | `data` | the data objects of a revision, and what is remembered of their states |
-//! | `bitmap` | the allocation bitmap, as it is stored |
+//! | `bitmap`, `rebuild` | the allocation bitmap, as it is stored; comparing it with the objects, and making it anew |
 //! | `plain_head`, `object_map` | what the owner of a plain RBD image knows beside, and the map of its objects |
 //! | [`rules`] | pure: what a change does to an object, by [`plan`] in a sparse image, by [`plain`] in a plain one |
 //! | [`place`] | pure: where units lie in objects |
@@ -57,6 +57,7 @@ mod plain_head;
 pub mod plan;
 pub mod presence;
 mod publish;
+mod rebuild;
 mod records;
 mod remove;
 pub mod rules;
@@ -69,4 +70,5 @@ pub use change::CephPrepared;
 pub use connect::{Access, CephPool, Clusters};
 pub use head::CephHead;
 pub use layer::CephLayer;
+pub use rebuild::Compared;
 pub use vellum_rados::librados::exit_beside_connections;

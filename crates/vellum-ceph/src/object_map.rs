@@ -91,11 +91,11 @@ impl<O: Objects> HeadMap<O> {
 
     /// Enters an object that is about to be made, or changed. Many who want that at once wait for one round trip together.
     pub(crate) async fn expect(&self, object: ObjectNo) -> Result<()> {
-        if self.is_entered(object, true) {
+        if self.is_entered(object) {
             return Ok(());
         }
         let _alone = self.changing.lock().await;
-        while !self.is_entered(object, false) {
+        while !self.is_entered(object) {
             let wanted: Vec<u64> = self.known.lock().wanted.iter().take(AT_ONCE).copied().collect();
             // Each in an operation of its own: a method sees nothing of what another one changes in the same.
             let entered = wanted.chunk_by(|one, next| one + 1 == *next).map(|run| {
@@ -113,10 +113,10 @@ impl<O: Objects> HeadMap<O> {
     }
 
     /// Whether an object counts as changed; noted to be wanted if not.
-    fn is_entered(&self, object: ObjectNo, wants: bool) -> bool {
+    fn is_entered(&self, object: ObjectNo) -> bool {
         let mut known = self.known.lock();
         let is_entered = known.map.get(object.0) == Existence::Present;
-        if !is_entered && wants {
+        if !is_entered {
             known.wanted.insert(object.0);
         }
         is_entered

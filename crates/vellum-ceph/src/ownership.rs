@@ -105,7 +105,6 @@ impl<'a, O: Objects> Taking<'a, O> {
     /// It has it.
     fn end(self) -> u64 {
         let number = self.0.next_acquisition();
-        self.0.set_lent(false);
         self.0.change_role(Role::Taking, Role::Owner(number));
         number
     }

@@ -129,6 +129,15 @@ pub(crate) async fn numbers<O: Objects>(
     if let Some(presence) = bitmap::load(catalog.objects(), &of.id, snapshot).await? {
         return Ok(presence.iter().collect());
     }
+    numbers_without_bitmap(data, of, snapshot).await
+}
+
+/// The same, of those that there may be without the word of a bitmap.
+pub(crate) async fn numbers_without_bitmap<O: Objects>(
+    data: &O,
+    of: &Described,
+    snapshot: Option<u64>,
+) -> Result<Vec<u64>> {
     let prefix = of.header.prefix.to_string();
     let count = of.geometry()?.object_count(of.size(snapshot).unwrap_or(0));
     if count <= BY_NUMBER_MAX {

@@ -206,9 +206,13 @@ impl<O: Objects> Watched<O> {
         self.state.lock().is_lent = is_lent;
     }
 
+    fn is_lent(&self) -> bool {
+        self.state.lock().is_lent
+    }
+
     /// Why this client asks for the lock.
     pub(crate) fn wants(&self) -> Wants {
-        if self.state.lock().is_lent { Wants::ATurn } else { Wants::ToBegin }
+        if self.is_lent() { Wants::ATurn } else { Wants::ToBegin }
     }
 
     /// Where what is left to do for it runs.
@@ -243,6 +247,9 @@ impl<O: Objects> Watched<O> {
             }
             said => {
                 self.asking().hear(&said, self.me());
+                if matches!(said, Message::Released(by) if by != self.me()) && self.is_lent() {
+                    self.tell_it_is_free();
+                }
                 Vec::new()
             }
         }

@@ -106,6 +106,9 @@ pub enum Command {
     /// Change what kind of image an image is
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Look after the allocation bitmaps of sparse images on Ceph, by which reads skip layers that hold nothing
+    #[command(subcommand)]
+    Bitmap(BitmapCommand),
     /// Give up the content of a range
     Discard {
         /// [pool/]image
@@ -219,6 +222,21 @@ pub enum ImageCommand {
     Publish {
         /// [pool/]image
         #[arg(value_parser = image)]
+        spec: ImageSpec,
+    },
+}
+
+/// What is done to allocation bitmaps.
+#[derive(Subcommand, Debug)]
+pub enum BitmapCommand {
+    /// Make it anew, as after the death of who had the image open; an image must not be in use
+    Build {
+        /// [pool/]image[@snap]
+        spec: ImageSpec,
+    },
+    /// Compare it with the objects that there are
+    Check {
+        /// [pool/]image[@snap]
         spec: ImageSpec,
     },
 }

@@ -61,6 +61,8 @@ pub enum Wanted {
     Flatten,
     /// A change of the record.
     Change(Change),
+    /// Nothing: an image that was handed over is free again. Until it is taken back, others may begin to use it.
+    Free,
 }
 
 /// Why somebody wants the ownership.

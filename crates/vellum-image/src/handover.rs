@@ -5,6 +5,7 @@
 //! have the image is no matter of this; that is for whoever answers the [`Requests`].
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
@@ -37,26 +38,51 @@ impl<C: Catalog> Image<C> {
             return Ok(());
         }
         let alone = self.0.operations.clone().lock_owned().await;
-        let Ok(_not_flattening) = self.0.re_inherit.try_write() else {
+        // Only looked at: who begins to flatten comes back first, and waits for the operation.
+        if self.0.re_inherit.try_write().is_err() {
             let what = "a flatten or a discard to the parent is under way on this image";
             return Err(Error::new(ErrorKind::Busy, what));
-        };
+        }
         let view = self.view();
         if view.is_away {
             return Ok(());
         }
+        self.refuse_closed()?;
         let head = view.writer()?.clone();
         sync_until_little_is_left(&head).await?;
         let shared = self.0.clone();
         RunToEnd::new(async move {
             let _alone = alone;
             let closed = shared.close_gate().await;
-            head.close().await?;
+            // Before somebody else may have it: nothing of this view is to be believed from then on.
             set_away(&shared, true);
+            let given = head.close().await;
+            if given.is_err() {
+                // Nobody can say what of it is safe: as after a failed sync, it must be opened anew.
+                shared.is_closed.store(true, Ordering::SeqCst);
+            }
             drop(closed);
-            Ok(())
+            given
         })
         .await
+    }
+
+    /// Takes an image back that was handed over, and that nobody may have any more.
+    pub async fn take_back(&self) -> Result<()> {
+        self.present().await.map(drop)
+    }
+
+    fn refuse_closed(&self) -> Result<()> {
+        if !self.0.is_closed.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let what = format!("image {} was closed", self.view().record.name);
+        Err(Error::new(ErrorKind::OwnershipLost, what))
+    }
+
+    /// Whether [`hand_over`](Self::hand_over) would do so now, and not find the image away or busy.
+    pub fn can_be_handed_over(&self) -> bool {
+        !self.is_handed_over() && self.0.re_inherit.try_write().is_ok()
     }
 
     /// Whether another client of the storage may have the image.
@@ -103,6 +129,7 @@ impl<C: Catalog> Image<C> {
         let mut pause = FIRST_PAUSE;
         let (pools, catalog, id) = (&self.0.pools, &self.0.catalog, &self.0.id);
         loop {
+            self.refuse_closed()?;
             let away = self.view();
             let opened = open_view(pools, catalog, id, &Open::Own, away.chain.cache()).await;
             match opened {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
@@ -63,6 +63,8 @@ pub(crate) struct Shared<C: Catalog> {
     pub(crate) copy_up_bytes: Semaphore,
     pub(crate) copy_up_bytes_max: u32,
     pub(crate) copy_ups: AtomicUsize,
+    /// Whether it was closed, and does not come back from wherever it is.
+    pub(crate) is_closed: AtomicBool,
     #[cfg(any(test, feature = "canaries"))]
     canary: Option<Canary>,
 }
@@ -212,6 +214,7 @@ impl<C: Catalog> Image<C> {
             copy_up_bytes: Semaphore::new(options.copy_up_bytes_max.max(1) as usize),
             copy_up_bytes_max: options.copy_up_bytes_max.max(1),
             copy_ups: AtomicUsize::new(0),
+            is_closed: AtomicBool::new(false),
             #[cfg(any(test, feature = "canaries"))]
             canary: options.canary,
         })))
@@ -279,6 +282,8 @@ impl<C: Catalog> Image<C> {
 
     /// Syncs, gives ownership up and closes. Other clones fail from then on.
     pub async fn close(self) -> Result<()> {
+        // Before whoever waits for its return is waited for.
+        self.0.is_closed.store(true, Ordering::SeqCst);
         let _alone = self.0.operations.lock().await;
         self.stay_away();
         match self.view().head.clone() {
@@ -291,8 +296,11 @@ impl<C: Catalog> Image<C> {
         self.0.view.load_full()
     }
 
-    /// The extent, if it lies inside the image.
-    pub(crate) fn check_range(&self, at: Extent) -> Result<Extent> {
+    /// The extent, if it lies inside the image, which may be larger than it was when it was handed over.
+    pub(crate) async fn check_range(&self, at: Extent) -> Result<Extent> {
+        if at.end() > self.size() {
+            self.present().await?;
+        }
         let size = self.size();
         if at.end() > size {
             return Err(Error::new(

@@ -40,7 +40,7 @@ impl<C: Catalog> Image<C> {
         buffer: Buffer,
         into: Range<usize>,
     ) -> (Buffer, Result<Extents>) {
-        if let Err(error) = self.check_range(at) {
+        if let Err(error) = self.check_range(at).await {
             return (buffer, Err(error));
         }
         let mut buffer = buffer;

@@ -37,7 +37,7 @@ impl<C: Catalog> Image<C> {
     /// The map of an extent: what covers a beginning of it, in ascending order, neighbours that are alike merged. Stops after
     /// about `entries_max` entries; ask again from where it ended.
     pub async fn map(&self, at: Extent, entries_max: usize) -> Result<Vec<Mapped>> {
-        let at = self.check_range(at)?;
+        let at = self.check_range(at).await?;
         self.on_a_view(|view| async move { map_of(&view.chain, at, entries_max).await }).await
     }
 }

@@ -34,7 +34,7 @@ impl<C: Catalog> Image<C> {
     /// `Poisoned` after a failed sync, `OwnershipLost`.
     pub async fn write(&self, offset: u64, data: Bytes, options: WriteOptions) -> Result<()> {
         let at = Extent::checked(offset, data.len() as u64).ok_or_else(overflow)?;
-        self.check_range(at)?;
+        self.check_range(at).await?;
         if at.is_empty() {
             return self.view().writer().map(|_| ());
         }

@@ -53,7 +53,7 @@ impl<C: Catalog> Image<C> {
     /// Makes an extent read as zeros. Space is freed unless `no_hole`. Durability and errors are those of
     /// [`write`](Self::write).
     pub async fn write_zeroes(&self, at: Extent, options: ZeroOptions) -> Result<()> {
-        let at = self.check_range(at)?;
+        let at = self.check_range(at).await?;
         if options.no_hole && options.fast {
             return Err(slow("zeros that must be allocated are written out"));
         }
@@ -79,7 +79,7 @@ impl<C: Catalog> Image<C> {
     /// part are left alone. In `copy-up` mode so are objects that are covered in part: those that are inherited, and with
     /// [`DiscardPolicy::Inherit`] all of them. With that policy: `Unsupported` where the engine cannot, `Busy` while the image is being flattened.
     pub async fn discard(&self, at: Extent, policy: DiscardPolicy, durable: bool) -> Result<()> {
-        let at = self.check_range(at)?;
+        let at = self.check_range(at).await?;
         self.view().writer()?;
         match policy {
             DiscardPolicy::Zero => {
@@ -181,6 +181,10 @@ impl<C: Catalog> Image<C> {
 
     /// Sets units for as long as the image has this view; `Again` if an operation has changed it: plan again.
     async fn set_in(&self, view: &Arc<View<C>>, units: &[Extent], to: SetTo) -> Result<Step> {
+        // Also where there is nothing to set: it may have been somebody else's meanwhile.
+        if self.view().epoch != view.epoch {
+            return Ok(Step::Again);
+        }
         for extent in units.iter().flat_map(|extent| self.reach(*extent)) {
             loop {
                 let pass = self.0.gate.enter().await;

@@ -16,6 +16,8 @@ use crate::{Image, Vellum};
 /// moment: another operation, or a server after its last client. It is longer than a machine under load takes for many such
 /// moments, since nobody is next in a queue here.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Whoever took longer than this to say that it cannot do something had begun it.
+const ASKED_LONG: Duration = Duration::from_secs(7);
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -103,6 +105,7 @@ impl Vellum {
                 Outcome::NotHeld => None,
             };
             // Or by another machine, or another program.
+            let asked_for = Instant::now();
             let asked = Box::pin(self.ask_through_storage(located, &request, &progress));
             let heeded = tokio::select! {
                 heeded = asked => heeded?,
@@ -110,6 +113,10 @@ impl Vellum {
             };
             if heeded == Heeded::Done {
                 return Ok(Answer::Done);
+            }
+            if asked_for.elapsed() > ASKED_LONG {
+                // Whoever was asked had it for a while, and has given it up.
+                patience = Patience::new();
             }
             if !patience.wait().await {
                 return Err(match unreachable {

@@ -77,14 +77,14 @@ impl Holdings {
             broken.close().await;
         }
         if here.is_none() {
-            *here = Some(self.open(located).await?);
+            *here = Some(self.open(located, &key).await?);
         }
         let held = here.as_ref().expect("it was there or was opened");
         held.names.lock().insert(name.to_owned());
         Ok(User::new(self, key, held, Role::Client))
     }
 
-    async fn open(&self, located: &Located) -> Result<Arc<Held>> {
+    async fn open(&self, located: &Located, key: &Key) -> Result<Arc<Held>> {
         let image = self.0.vellum.open_located(located, Open::Own).await?;
         if let Err(error) = hint::leave(&located.hints, image.id(), &self.0.control) {
             tracing::warn!(image = %located.record.name, %error, "others will not find who holds the image");
@@ -92,7 +92,10 @@ impl Holdings {
         let clients = Arc::new(AtomicUsize::new(0));
         let mut answering = JoinSet::new();
         let catalog = located.catalog.clone();
-        answering.spawn(requests::answer(image.clone(), catalog, clients.clone()));
+        let (holdings, key) = (Arc::downgrade(&self.0), key.clone());
+        // Not by a share of what this is a part of.
+        let keep = move || Holdings(holdings.upgrade()?).find(&key);
+        answering.spawn(requests::answer(image.clone(), catalog, clients.clone(), keep));
         Ok(Arc::new(Held {
             located: located.clone(),
             image,

@@ -3,6 +3,7 @@
 //! An operation on an image works the same whether nobody has it open (it is opened, changed and closed again) or another process
 //! holds it (that process is asked).
 
+use vellum_ceph::{CephPool, Compared};
 use vellum_core::{Extent, ImageName, ImageSpec, SnapshotName};
 use vellum_engine::{
     Catalog as _, Change, ChildRef, Error, ErrorKind, ImageRecord, Result, RevisionId,
@@ -264,13 +265,25 @@ impl Vellum {
     pub async fn publish(&self, spec: &ImageSpec) -> Result<()> {
         let located = self.locate(spec).await?;
         located.no_snapshot_meant()?;
-        let Some(ceph) = located.catalog.right() else {
-            let what =
-                format!("pool {} is not on Ceph, and nobody else reads its images", located.pool);
-            return Err(Error::new(ErrorKind::Unsupported, what));
-        };
+        let ceph = on_ceph(&located, "nobody else reads its images")?;
         let published = ceph.publish(&located.record.id).await.map(drop);
         published.map_err(|error| error.context(format!("publish image {}", located.record.name)))
+    }
+
+    /// Compares the allocation bitmap of a sparse image on Ceph, or of a snapshot, with its objects. `Unsupported` for another image.
+    pub async fn compare_bitmap(&self, spec: &ImageSpec) -> Result<Compared> {
+        let located = self.locate(spec).await?;
+        let ceph = on_ceph(&located, HAS_MAPS)?;
+        let compared = ceph.compare_bitmap(&located.record.id, located.revision()).await;
+        compared.map_err(|error| error.context(format!("check the bitmap of {spec}")))
+    }
+
+    /// Makes it anew. `InUse` for that of an image that somebody has open.
+    pub async fn build_bitmap(&self, spec: &ImageSpec) -> Result<()> {
+        let located = self.locate(spec).await?;
+        let ceph = on_ceph(&located, HAS_MAPS)?;
+        let built = ceph.build_bitmap(&located.record.id, located.revision()).await;
+        built.map_err(|error| error.context(format!("make the bitmap of {spec} anew")))
     }
 
     /// Removes an image with its snapshots. `HasChildren` if clones hang on it; `InUse` if somebody has it open for longer than
@@ -338,6 +351,17 @@ impl Vellum {
         }
         admin::forget_child(pools, &located.catalog, &located.record, child).await
     }
+}
+
+/// Why what is kept elsewhere has no bitmaps.
+const HAS_MAPS: &str = "its layers have maps, which are always right";
+
+/// The pool of an image on Ceph.
+fn on_ceph<'a>(located: &'a Located, why: &str) -> Result<&'a CephPool> {
+    located.catalog.right().ok_or_else(|| {
+        let what = format!("pool {} is not on Ceph: {why}", located.pool);
+        Error::new(ErrorKind::Unsupported, what)
+    })
 }
 
 fn snapshot_of(spec: &ImageSpec) -> Result<SnapshotName> {

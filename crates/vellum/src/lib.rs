@@ -35,7 +35,7 @@ pub mod serve;
 pub mod unfinished;
 pub mod vellum;
 
-pub use vellum_ceph::{Access, exit_beside_connections, wait_for_pools};
+pub use vellum_ceph::{Access, Compared, exit_beside_connections, wait_for_pools};
 pub use vellum_engine::{Error, ErrorKind, Result};
 pub use vellum_local::wait_for_catalogs;
 pub use vellum_nbd::Limits;

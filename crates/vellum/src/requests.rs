@@ -20,33 +20,56 @@ use crate::{Catalog, Image};
 /// What is done for others at once.
 const UNDER_WAY_MAX: usize = 16;
 
-/// Answers for as long as this is polled. `clients` are those that use the image through this process.
-pub(crate) async fn answer(image: Image, catalog: Catalog, clients: Arc<AtomicUsize>) {
+/// Answers for as long as this is polled. `clients` are those that use the image through this process, and `keep` keeps it held while
+/// something is done for others.
+pub(crate) async fn answer<K: Send + 'static>(
+    image: Image,
+    catalog: Catalog,
+    clients: Arc<AtomicUsize>,
+    keep: impl Fn() -> K,
+) {
     let mut requests = image.requests();
     let mut under_way = JoinSet::new();
     loop {
         let Request { wanted, reply } = requests.next().await;
         while under_way.try_join_next().is_some() {}
+        let is_used = clients.load(Ordering::SeqCst) > 0;
         match wanted {
             Wanted::Ownership(wants) => {
-                let is_used = clients.load(Ordering::SeqCst) > 0;
-                hand_over(&image, reply, wants == Wants::ToBegin && is_used).await;
+                let is_kept = wants == Wants::ToBegin && is_used;
+                under_way.spawn(hand_over(image.clone(), reply, is_kept));
             }
+            // So that nobody else begins to use what is used here.
+            Wanted::Free if is_used => drop(under_way.spawn(take_back(image.clone()))),
+            Wanted::Free => {}
             _ if under_way.len() >= UNDER_WAY_MAX => {
                 let what = "too much is done for others already; try again later";
                 reply.refuse(&Error::new(ErrorKind::Busy, what));
             }
             wanted => {
-                under_way.spawn(carry_out_for(image.clone(), catalog.clone(), wanted, reply));
+                let (image, catalog, kept) = (image.clone(), catalog.clone(), keep());
+                under_way.spawn(async move {
+                    carry_out_for(image, catalog, wanted, reply).await;
+                    drop(kept);
+                });
             }
         }
     }
 }
 
-async fn hand_over(image: &Image, mut reply: Box<dyn Reply>, is_kept: bool) {
+async fn take_back(image: Image) {
+    if let Err(error) = image.take_back().await {
+        tracing::warn!(image = %image.record().name, "{}", error.chain());
+    }
+}
+
+async fn hand_over(image: Image, mut reply: Box<dyn Reply>, is_kept: bool) {
     if is_kept {
         let what = "clients of this process use the image";
         reply.refuse(&Error::new(ErrorKind::InUse, what));
+    } else if !image.can_be_handed_over() {
+        // It is on its way back, or flattened, which is soon over or not; whoever asks tries again.
+        reply.refuse(&Error::new(ErrorKind::Busy, "the image cannot be handed over just now"));
     } else if reply.accept() {
         let result = image.hand_over().await;
         match &result {
@@ -78,7 +101,9 @@ async fn done(
     progress: impl Fn(u64, u64),
 ) -> Result<()> {
     match wanted {
-        Wanted::Ownership(_) => Err(Error::new(ErrorKind::Invalid, "that is not done beside")),
+        Wanted::Ownership(_) | Wanted::Free => {
+            Err(Error::new(ErrorKind::Invalid, "that is not an operation"))
+        }
         Wanted::Snapshot { name, auto } => image.snapshot(name, auto).await.map(drop),
         Wanted::Flatten => {
             let FlattenOptions { copies, bytes_per_second } = FlattenOptions::default();

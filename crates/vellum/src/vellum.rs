@@ -11,7 +11,9 @@ use tokio::sync::Mutex;
 use vellum_ceph::Clusters;
 use vellum_core::{BufferPool, ImageName, ImageSpec, PoolName};
 use vellum_disk::RealDisk;
-use vellum_engine::{Catalog as _, Error, ErrorKind, ImageRecord, PoolId, Result, SnapshotRecord};
+use vellum_engine::{
+    Catalog as _, Error, ErrorKind, ImageRecord, PoolId, Result, RevisionId, SnapshotRecord,
+};
 use vellum_image::{ImageOptions, Pools, ResolvedCache};
 use vellum_local::store::AfterStop;
 use vellum_local::{Copies, LocalCatalog, Mode, OpenOptions, StoreOptions};
@@ -63,6 +65,11 @@ impl Located {
         let pool = Some(self.pool.clone()).filter(|pool| pool.as_str() != DEFAULT_POOL);
         let snapshot = self.snapshot.as_ref().map(|snapshot| snapshot.name.clone());
         ImageSpec { pool, image: self.record.name.clone(), snapshot }
+    }
+
+    /// The revision that is meant.
+    pub(crate) fn revision(&self) -> &RevisionId {
+        self.snapshot.as_ref().map_or(&self.record.head, |snapshot| &snapshot.revision)
     }
 
     pub(crate) fn no_snapshot_meant(&self) -> Result<()> {

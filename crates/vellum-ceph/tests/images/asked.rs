@@ -8,7 +8,7 @@ use vellum_engine::{
     Wants,
 };
 use vellum_image::{CreateOptions, admin};
-use vellum_rados::{Objects, Watch};
+use vellum_rados::{Event, Objects, Watch};
 use vellum_rbd::notify::{Answer, Ask, ClientId, Heard, Message, RequestId};
 use vellum_rbd::records::Purpose;
 use vellum_rbd::{Decode, Encode, names};
@@ -139,12 +139,29 @@ pub(crate) async fn what_is_asked_twice_is_done_once<C: Catalog, O: Objects>(her
     assert!(nothing.is_err(), "{nothing:?}");
     deaf.close().await.unwrap();
     // Once it has heard, the same number is something else.
+    let mut hears = pool.watch(&names::header(id.as_str())).await.unwrap();
+    let watch = hears.id();
+    let listener = tokio::spawn(async move {
+        while let Some(event) = hears.next().await {
+            if let Event::Said { said, .. } = event {
+                hears.answer(said, Vec::new()).await.unwrap();
+            }
+        }
+    });
     for _ in 0..2 {
-        let (answer, reply) = futures::join!(ask(77, 1), accepted(&mut requests));
+        let (answer, reply) = futures::join!(ask(watch, 1), accepted(&mut requests));
         assert_eq!(answer, Some(0));
         reply.finish(Ok(()));
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+    // What was accepted and given up is asked for again, and done.
+    let (answer, reply) = futures::join!(ask(watch, 2), accepted(&mut requests));
+    drop(reply);
+    assert_eq!(answer, Some(0));
+    let (answer, reply) = futures::join!(ask(watch, 2), accepted(&mut requests));
+    assert_eq!(answer, Some(0));
+    reply.finish(Ok(()));
+    listener.abort();
 }
 
 pub(crate) async fn what_cannot_be_done_is_told_at_once<C: Catalog, O: Objects>(here: C, pool: O) {
@@ -165,5 +182,9 @@ pub(crate) async fn what_cannot_be_done_is_told_at_once<C: Catalog, O: Objects>(
     };
     let answer = say(&pool, &id, Ask::Flatten, (77, 10));
     assert_eq!(futures::join!(answer, late).0, Some(-85));
+    let again = say(&pool, &id, Ask::Flatten, (77, 10));
+    let (answer, reply) = futures::join!(again, accepted(&mut requests));
+    assert_eq!(answer, Some(0), "what was not done is asked for again");
+    reply.finish(Ok(()));
     head.close().await.unwrap();
 }

@@ -17,25 +17,25 @@ use vellum_rados::Objects;
 use vellum_rados::memory::{MemoryCluster, MemoryPool};
 use vellum_testkit::ceph::POOLS;
 
-type Engine = CephCatalog<MemoryPool>;
+pub(crate) type Engine = CephCatalog<MemoryPool>;
 /// What there is, by image, or by image and snapshot.
-type Contents = BTreeMap<String, Vec<u8>>;
+pub(crate) type Contents = BTreeMap<String, Vec<u8>>;
 
-const OBJECT: u64 = 64 << 10;
-const SIZE: u64 = 4 * OBJECT;
+pub(crate) const OBJECT: u64 = 64 << 10;
+pub(crate) const SIZE: u64 = 4 * OBJECT;
 /// No sequence makes more changes.
 const CHANGES_MAX: u64 = 200;
 
 /// A client of both pools.
-struct Client {
+pub(crate) struct Client {
     pools: Pools<Engine>,
-    one: Engine,
+    pub(crate) one: Engine,
     other: Engine,
-    number: u64,
+    pub(crate) number: u64,
 }
 
 impl Client {
-    fn new(cluster: &MemoryCluster) -> Self {
+    pub(crate) fn new(cluster: &MemoryCluster) -> Self {
         let pool = cluster.client(POOLS[0], "");
         let (number, second) = (pool.client(), pool.other(POOLS[1], ""));
         let (one, other) = (CephCatalog::new(pool, ""), CephCatalog::new(second, ""));
@@ -50,23 +50,23 @@ impl Client {
         if of.starts_with("other") { &self.other } else { &self.one }
     }
 
-    async fn open(&self, of: &str, what: Open) -> Result<Image<Engine>> {
+    pub(crate) async fn open(&self, of: &str, what: Open) -> Result<Image<Engine>> {
         let catalog = self.pool_of(of);
         let id = catalog.find(&of.parse().unwrap()).await?.id;
         Image::open(&self.pools, catalog, &id, what, ImageOptions::default()).await
     }
 
-    async fn own(&self, of: &str) -> Result<Image<Engine>> {
+    pub(crate) async fn own(&self, of: &str) -> Result<Image<Engine>> {
         self.open(of, Open::Own).await
     }
 
-    async fn create(&self, name: &str, layering: Layering) -> Result<()> {
+    pub(crate) async fn create(&self, name: &str, layering: Layering) -> Result<()> {
         let geometry = Geometry::unstriped(OBJECT).unwrap();
         let options = CreateOptions { geometry, layering, ..CreateOptions::default() };
         admin::create(&self.one, name.parse().unwrap(), SIZE, options).await.map(drop)
     }
 
-    async fn clone(&self, of: &str, name: &str, layering: Layering) -> Result<()> {
+    pub(crate) async fn clone(&self, of: &str, name: &str, layering: Layering) -> Result<()> {
         self.clone_at(of, "s", name, layering).await
     }
 
@@ -85,7 +85,7 @@ impl Client {
     }
 
     /// All that can be read, by its name.
-    async fn contents(&self) -> Contents {
+    pub(crate) async fn contents(&self) -> Contents {
         let mut contents = Contents::new();
         for catalog in [&self.one, &self.other] {
             for record in catalog.list(None, 100).await.unwrap() {
@@ -103,7 +103,7 @@ impl Client {
     }
 }
 
-async fn read(image: &Image<Engine>) -> Vec<u8> {
+pub(crate) async fn read(image: &Image<Engine>) -> Vec<u8> {
     let pieces = image.read_pieces(Extent::new(0, image.size())).await.unwrap();
     let mut bytes = Vec::new();
     for piece in pieces {
@@ -115,7 +115,7 @@ async fn read(image: &Image<Engine>) -> Vec<u8> {
     bytes
 }
 
-async fn write(image: &Image<Engine>, offset: u64, length: u64, byte: u8) -> Result<()> {
+pub(crate) async fn write(image: &Image<Engine>, offset: u64, length: u64, byte: u8) -> Result<()> {
     let data = Bytes::from(vec![byte; length as usize]);
     image.write(offset, data, WriteOptions::default()).await
 }

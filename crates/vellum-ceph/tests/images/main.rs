@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod asked;
+mod bitmaps;
 mod deaths;
 mod interop;
 mod programs;
@@ -114,7 +115,11 @@ fn in_memory_only() -> Vec<Trial> {
         })
     };
     let deaths = || run(deaths::a_death_at_any_change_leaves_what_can_be_mended());
+    let anew = || run(bitmaps::what_a_death_leaves_incomplete_is_made_anew());
+    let wrong = || run(bitmaps::a_wrong_bitmap_is_found_and_loses_nothing());
     vec![
+        Trial::test("memory::a_bitmap_that_a_death_left_incomplete_is_made_anew", anew),
+        Trial::test("memory::a_wrong_bitmap_is_found_and_loses_nothing", wrong),
         Trial::test("memory::a_death_at_any_change_leaves_what_can_be_mended", deaths),
         Trial::test("memory::images_agree_with_plain_bytes", programs),
         Trial::test("memory::what_is_asked_of_an_owner_is_decided_and_told", decided),

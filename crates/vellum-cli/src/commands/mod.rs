@@ -1,6 +1,7 @@
 //! The commands, a file for each that has more than a line.
 
 pub mod bench;
+mod bitmap;
 mod check;
 mod clone;
 mod du;
@@ -23,7 +24,7 @@ use vellum_core::{Extent, Geometry, ImageSpec};
 use vellum_engine::{Error, ErrorKind, Layering, Repair};
 use vellum_image::{CreateOptions, DiscardPolicy, FlattenOptions};
 
-use crate::args::{Arguments, Command, DiscardTo, ImageCommand, Shape, SnapCommand};
+use crate::args::{Arguments, BitmapCommand, Command, DiscardTo, ImageCommand, Shape, SnapCommand};
 use crate::failure::{Failure, Result};
 use crate::output::Output;
 use crate::progress;
@@ -107,6 +108,10 @@ async fn run_command(vellum: &Vellum, command: Command, output: &mut Output) -> 
         }
         Command::Flatten { spec, rate } => flatten(vellum, &spec, rate.map(|rate| rate.0)).await,
         Command::Image(ImageCommand::Publish { spec }) => Ok(vellum.publish(&spec).await?),
+        Command::Bitmap(BitmapCommand::Build { spec }) => Ok(vellum.build_bitmap(&spec).await?),
+        Command::Bitmap(BitmapCommand::Check { spec }) => {
+            bitmap::check(vellum, &spec, output).await
+        }
         Command::Discard { spec, offset, length, to } => {
             let at = Extent::checked(offset.0, length.0)
                 .ok_or_else(|| Failure::usage("offset and length together are too large"))?;

@@ -68,10 +68,10 @@ fn children(cluster: &Cluster, home: &Home) -> Result<Vec<u8>> {
     let file = home.file("parent.raw");
     std::fs::write(&file, &content)?;
     let from = file.display().to_string();
-    cluster.ok("rbd", &["import", "--no-progress", &from, &spec("parent")])?;
-    cluster.ok("rbd", &["snap", "create", "--no-progress", &spec("parent@s")])?;
-    home.ok(&["clone", "--layering", "sparse", "vms/parent@s", "vms/sparse"])?;
-    home.ok(&["clone", "--layering", "copy-up", "vms/parent@s", "vms/plain"])?;
+    cluster.ok("rbd", &["import", "--no-progress", &from, &spec("fault-parent")])?;
+    cluster.ok("rbd", &["snap", "create", "--no-progress", &spec("fault-parent@s")])?;
+    home.ok(&["clone", "--layering", "sparse", "vms/fault-parent@s", "vms/fault-sparse"])?;
+    home.ok(&["clone", "--layering", "copy-up", "vms/fault-parent@s", "vms/fault-plain"])?;
     Ok(content)
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn daemons(_: &Cluster) -> Result<()> {
     let home = home(cluster, "")?;
     let content = children(cluster, &home)?;
     let serve = Serve::start(&home)?;
-    let loads = [("vms/sparse", 1), ("vms/plain", 2)];
+    let loads = [("vms/fault-sparse", 1), ("vms/fault-plain", 2)];
     let loads = loads.map(|(image, seed)| Load::start(&serve, image, content.clone(), seed));
     for daemon in ["osd.0", "mon.a"] {
         sleep(AWAY / 2);
@@ -95,10 +95,10 @@ pub(crate) fn daemons(_: &Cluster) -> Result<()> {
     }
     // And operations beside it, as soon as there is somebody to ask.
     let began = Instant::now();
-    while let Err(error) = home.ok(&["snap", "create", "vms/sparse@s"]) {
+    while let Err(error) = home.ok(&["snap", "create", "vms/fault-sparse@s"]) {
         ensure!(began.elapsed() < PATIENCE, "{error:#}");
     }
-    home.ok(&["snap", "create", "vms/plain@s"])?;
+    home.ok(&["snap", "create", "vms/fault-plain@s"])?;
     sleep(AWAY);
     let mut known = Vec::new();
     for load in loads {
@@ -107,13 +107,16 @@ pub(crate) fn daemons(_: &Cluster) -> Result<()> {
         known.push(content);
     }
     ensure!(serve.terminate()?.success());
-    ensure!(export(&home, "vms/sparse")? == known[0] && export(&home, "vms/plain")? == known[1]);
+    ensure!(
+        export(&home, "vms/fault-sparse")? == known[0]
+            && export(&home, "vms/fault-plain")? == known[1]
+    );
     let to = home.file("plain.raw").display().to_string();
-    cluster.ok("rbd", &["export", "--no-progress", &spec("plain"), &to])?;
+    cluster.ok("rbd", &["export", "--no-progress", &spec("fault-plain"), &to])?;
     ensure!(std::fs::read(&to)? == known[1], "rbd reads something else");
-    cluster.ok("rbd", &["object-map", "check", "--no-progress", &spec("plain")])?;
+    cluster.ok("rbd", &["object-map", "check", "--no-progress", &spec("fault-plain")])?;
     ensure!(home.ok(&["check"])?.contains("as it should be"));
-    for image in ["vms/sparse", "vms/plain", "vms/parent"] {
+    for image in ["vms/fault-sparse", "vms/fault-plain", "vms/fault-parent"] {
         home.ok(&["rm", image])?;
     }
     Ok(())
@@ -123,9 +126,9 @@ pub(crate) fn turned_away(cluster: &Cluster) -> Result<()> {
     let home = home(cluster, "")?;
     let content = children(cluster, &home)?;
     let serve = Serve::start(&home)?;
-    let mut client = Client::connect(serve.socket(), "vms/plain")?;
+    let mut client = Client::connect(serve.socket(), "vms/fault-plain")?;
     let mut known = content;
-    let lock = cluster.ok("rbd", &["lock", "ls", "--format", "json", &spec("plain")])?;
+    let lock = cluster.ok("rbd", &["lock", "ls", "--format", "json", &spec("fault-plain")])?;
     let lock: serde_json::Value = serde_json::from_str(&lock)?;
     let address = lock[0]["address"].as_str().context("somebody has the lock")?.to_owned();
     let turned = std::thread::scope(|scope| {
@@ -156,7 +159,7 @@ pub(crate) fn turned_away(cluster: &Cluster) -> Result<()> {
     // The next client of the same server has another way to the cluster.
     let began = Instant::now();
     let mut client = loop {
-        match Client::connect(serve.socket(), "vms/plain") {
+        match Client::connect(serve.socket(), "vms/fault-plain") {
             Ok(client) => break client,
             Err(error) => ensure!(began.elapsed() < PATIENCE, "{error:#}"),
         }
@@ -165,10 +168,10 @@ pub(crate) fn turned_away(cluster: &Cluster) -> Result<()> {
     client.write(unsure as u64, &[0; BLOCK])?;
     client.disconnect()?;
     ensure!(serve.terminate()?.success());
-    ensure!(export(&home, "vms/plain")? == known);
-    cluster.ok("rbd", &["object-map", "check", "--no-progress", &spec("plain")])?;
+    ensure!(export(&home, "vms/fault-plain")? == known);
+    cluster.ok("rbd", &["object-map", "check", "--no-progress", &spec("fault-plain")])?;
     ensure!(home.ok(&["check"])?.contains("as it should be"));
-    for image in ["vms/sparse", "vms/plain", "vms/parent"] {
+    for image in ["vms/fault-sparse", "vms/fault-plain", "vms/fault-parent"] {
         home.ok(&["rm", image])?;
     }
     Ok(())

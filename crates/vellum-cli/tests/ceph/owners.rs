@@ -101,6 +101,12 @@ pub(crate) fn killed(cluster: &Cluster) -> Result<()> {
     for block in 0..64_usize {
         ensure!(content[block * 65536..][..4096] == [block as u8 + 1; 4096], "block {block}");
     }
+    // The bitmap that it did not write is made anew.
+    let said = home.ok(&["bitmap", "check", "vms/a"])?;
+    ensure!(said.contains("no bitmap that is complete"), "{said}");
+    home.ok(&["bitmap", "build", "vms/a"])?;
+    let said = home.ok(&["bitmap", "check", "vms/a"])?;
+    ensure!(said.contains("has 1 objects, and its bitmap says so of 1"), "{said}");
     // And is written again.
     home.ok(&["discard", "vms/a", "--offset", "0", "--length", "64K", "--to", "zero"])?;
     ensure!(export(&home, "vms/a")?[..65536].iter().all(|byte| *byte == 0));

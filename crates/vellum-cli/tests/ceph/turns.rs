@@ -163,6 +163,15 @@ pub(crate) fn operated_on(cluster: &Cluster) -> Result<()> {
     quiet(&["snap", "unprotect", &spec("renamed@two")])?;
     rbd(&["sparsify", &spec("renamed")])?;
     rbd(&["resize", "--size", "10M", &spec("renamed")])?;
+    // Whoever has clients takes it back by itself, so that nobody else begins to use it.
+    let began = Instant::now();
+    while quiet(&["lock", "ls", &spec("renamed")])?.trim().is_empty() {
+        ensure!(began.elapsed() < Duration::from_secs(10), "the server leaves its image to others");
+    }
+    // A client that comes now sees all of it.
+    let mut later = Client::connect(serve.socket(), "vms/renamed")?;
+    ensure!(later.size() == 10 << 20 && later.read((10 << 20) - 4096, 4096)? == [0; 4096]);
+    later.disconnect()?;
     for at in (0..last.len()).step_by(MIB) {
         ensure!(client.read(at as u64, MIB as u32)? == last[at..][..MIB], "at {at}");
     }

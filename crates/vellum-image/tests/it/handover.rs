@@ -109,6 +109,11 @@ async fn a_request_waits_for_an_image_that_another_has() {
     theirs.clone().close().await.unwrap();
     let error = write(&theirs, 0, &[4; 4096]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OwnershipLost);
+    // Nor is one handed over that was closed, and so kept for a return.
+    let closed = here.open("a").await;
+    closed.clone().close().await.unwrap();
+    assert_eq!(closed.hand_over().await.unwrap_err().kind(), ErrorKind::OwnershipLost);
+    assert_eq!(write(&closed, 0, &[5; 4096]).await.unwrap_err().kind(), ErrorKind::OwnershipLost);
     assert!(read(&here.open("a").await, block(0)).await == [3; 4096]);
 }
 
@@ -121,14 +126,17 @@ async fn an_image_that_is_flattened_or_open_for_reading_is_not_handed_over() {
     let flatten = image.flatten(slow, &job);
     let refused = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!image.can_be_handed_over());
         let refused = image.hand_over().await;
         job.stop();
         refused
     };
+    assert!(image.can_be_handed_over());
     let (flattened, refused) = futures::join!(flatten, refused);
     assert_eq!(flattened.unwrap_err().kind(), ErrorKind::Stopped);
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Busy);
     image.hand_over().await.unwrap();
+    assert!(!image.can_be_handed_over());
     let snapshot = here.open_snapshot("gold", "s").await;
     assert_eq!(snapshot.hand_over().await.unwrap_err().kind(), ErrorKind::ReadOnly);
 }
