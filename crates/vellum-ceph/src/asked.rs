@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use vellum_core::{ImageName, SnapshotName};
 use vellum_engine::{
-    Change, Error, ErrorKind, ImageId, Reply, Request, Requests, Result, SnapshotId, Wanted, Wants,
+    Change, Error, ErrorKind, ImageId, Reply, Request, Requests, Result, Wanted, Wants,
 };
 use vellum_rados::Objects;
 use vellum_rbd::Text;
 use vellum_rbd::notify::{ANSWER_WAIT_MS, Answer, Ask, Message, RequestId};
 use vellum_rbd::records::Purpose;
 
+use crate::described::snapshot_id;
 use crate::header::described;
 use crate::watched::{Role, Watched};
 
@@ -136,10 +137,10 @@ impl<O: Objects> Watched<O> {
                 let number = number.ok_or_else(|| {
                     Error::new(ErrorKind::NotFound, format!("there is no snapshot {name}"))
                 })?;
-                Wanted::Change(Change::RemoveSnapshot(id_of(number)))
+                Wanted::Change(Change::RemoveSnapshot(snapshot_id(number)))
             }
             Ask::RenameSnapshot { id, name, purpose: Purpose::User } => {
-                Wanted::Change(Change::RenameSnapshot(id_of(id), parsed(&name)?))
+                Wanted::Change(Change::RenameSnapshot(snapshot_id(id), parsed(&name)?))
             }
             Ask::Rename(name) => Wanted::Change(Change::Rename(parsed::<ImageName>(&name)?)),
             Ask::UpdateMetadata { key, value } => {
@@ -193,10 +194,6 @@ impl<O: Objects> Watched<O> {
     }
 }
 
-fn id_of(number: u64) -> SnapshotId {
-    SnapshotId::new(format!("{number:x}"))
-}
-
 fn text(text: &Text) -> Result<String> {
     text.as_str().map(str::to_owned).ok_or_else(|| invalid("what is not UTF-8"))
 }
@@ -209,34 +206,33 @@ fn invalid(what: &str) -> Error {
     Error::new(ErrorKind::Invalid, format!("this program does not take {what}"))
 }
 
-/// What Ceph's clients are told of an error: the number that Linux has for it, below zero.
+/// What Ceph's clients and this program call a failure: the number that Linux has for it, and the kinds of the contract, of which the
+/// first is what another client is taken to mean. All else is `EIO`.
+const CODES: [(ErrorKind, i32); 12] = [
+    (ErrorKind::NotFound, -2),
+    (ErrorKind::Busy, KEEPS),
+    (ErrorKind::InUse, KEEPS),
+    (ErrorKind::HasChildren, KEEPS),
+    (ErrorKind::Exists, -17),
+    (ErrorKind::Invalid, -22),
+    (ErrorKind::NoSpace, -28),
+    (ErrorKind::ReadOnly, -30),
+    // Somebody else has it by then, or whoever asked can have it.
+    (ErrorKind::Conflict, LATER),
+    (ErrorKind::Stopped, LATER),
+    (ErrorKind::OwnershipLost, LATER),
+    (ErrorKind::Unsupported, CANNOT),
+];
+
+/// What Ceph's clients are told of an error.
 fn code_of(error: &Error) -> i32 {
-    -match error.kind() {
-        ErrorKind::NotFound => 2,
-        ErrorKind::InUse | ErrorKind::Busy | ErrorKind::HasChildren => 16,
-        ErrorKind::Exists => 17,
-        ErrorKind::Invalid => 22,
-        ErrorKind::NoSpace => 28,
-        ErrorKind::ReadOnly => 30,
-        // Somebody else has it by then, or whoever asked can have it.
-        ErrorKind::Conflict | ErrorKind::Stopped | ErrorKind::OwnershipLost => return LATER,
-        ErrorKind::Unsupported => return CANNOT,
-        _ => 5,
-    }
+    CODES.iter().find(|(kind, _)| *kind == error.kind()).map_or(-5, |(_, code)| *code)
 }
 
 /// What another client says of a failure with such a number.
 pub(crate) fn error_of(code: i32, image: &ImageId) -> Error {
-    let kind = match -code {
-        2 => ErrorKind::NotFound,
-        16 => ErrorKind::Busy,
-        17 => ErrorKind::Exists,
-        22 => ErrorKind::Invalid,
-        28 => ErrorKind::NoSpace,
-        30 => ErrorKind::ReadOnly,
-        95 => ErrorKind::Unsupported,
-        _ => ErrorKind::Io,
-    };
+    let known = CODES.iter().find(|(_, known)| *known == code);
+    let kind = known.map_or(ErrorKind::Io, |(kind, _)| *kind);
     let why = std::io::Error::from_raw_os_error(-code);
     Error::new(kind, format!("whoever has image {image} could not do it")).with_source(why)
 }

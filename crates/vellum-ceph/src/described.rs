@@ -320,7 +320,7 @@ impl Described {
         all.filter(|(_, snapshot)| snapshot.purpose == Purpose::User)
             .filter_map(|(id, snapshot)| {
                 Some(SnapshotRecord {
-                    id: SnapshotId::new(format!("{id:x}")),
+                    id: snapshot_id(*id),
                     name: snapshot.name.as_str()?.parse().ok()?,
                     revision: self.revision(Some(*id)),
                     auto: self.auto.contains(id),
@@ -334,6 +334,11 @@ impl Described {
         let all = self.header.metadata.iter();
         all.map(|(key, value)| (key.to_string(), value.to_string())).collect()
     }
+}
+
+/// The id that the record of a snapshot has, from its number.
+pub(crate) fn snapshot_id(number: u64) -> SnapshotId {
+    SnapshotId::new(format!("{number:x}"))
 }
 
 /// The number of a snapshot from the id that its record has.

@@ -9,11 +9,11 @@ use anyhow::{Context, Result, ensure};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
-use vellum_testkit::ceph::{Cluster, POOLS, Store};
+use vellum_testkit::ceph::{Cluster, Store};
 use vellum_testkit::nbd::Client;
 use vellum_testkit::{Home, Serve};
 
-use crate::{export, home, pattern};
+use crate::{export, home, import_by_rbd, pattern, spec};
 
 const MIB: usize = 1 << 20;
 const SIZE: usize = 12 * MIB;
@@ -58,18 +58,10 @@ impl Load {
 
 const BLOCK: usize = 4096;
 
-fn spec(image: &str) -> String {
-    format!("{}/{image}", POOLS[0])
-}
-
 /// A sparse child and a plain one of an image that `rbd` made. What they hold.
 fn children(cluster: &Cluster, home: &Home) -> Result<Vec<u8>> {
     let content = pattern(SIZE, 8);
-    let file = home.file("parent.raw");
-    std::fs::write(&file, &content)?;
-    let from = file.display().to_string();
-    cluster.ok("rbd", &["import", "--no-progress", &from, &spec("fault-parent")])?;
-    cluster.ok("rbd", &["snap", "create", "--no-progress", &spec("fault-parent@s")])?;
+    import_by_rbd(cluster, home, &content, "fault-parent")?;
     home.ok(&["clone", "--layering", "sparse", "vms/fault-parent@s", "vms/fault-sparse"])?;
     home.ok(&["clone", "--layering", "copy-up", "vms/fault-parent@s", "vms/fault-plain"])?;
     Ok(content)

@@ -1,9 +1,9 @@
 //! Parents and children in pools of either engine, and of images that `rbd` made.
 
 use anyhow::{Result, ensure};
-use vellum_testkit::ceph::{Cluster, POOLS};
+use vellum_testkit::ceph::Cluster;
 
-use crate::{export, home, import, pattern};
+use crate::{export, home, import, import_by_rbd, pattern, spec};
 
 const MIB: usize = 1 << 20;
 
@@ -61,12 +61,7 @@ pub(crate) fn across_engines(cluster: &Cluster) -> Result<()> {
 pub(crate) fn of_rbd(cluster: &Cluster) -> Result<()> {
     let home = home(cluster, "")?;
     let content = pattern(9 * MIB, 5);
-    let file = home.file("plain.raw");
-    std::fs::write(&file, &content)?;
-    let spec = |image: &str| format!("{}/{image}", POOLS[0]);
-    let from = file.display().to_string();
-    cluster.ok("rbd", &["import", "--no-progress", &from, &spec("plain")])?;
-    cluster.ok("rbd", &["snap", "create", "--no-progress", &spec("plain@s")])?;
+    import_by_rbd(cluster, &home, &content, "plain")?;
     home.ok(&["clone", "--layering", "sparse", "vms/plain@s", "vms/kid"])?;
     home.ok(&["clone", "vms/plain@s", "vms/plain-kid"])?;
     home.ok(&["clone", "vms/plain@s", "local-kid"])?;

@@ -84,6 +84,20 @@ fn know(home: &Home, cluster: &Cluster, name: &str, pool: &str, namespace: &str)
     home.ok(&arguments).map(drop)
 }
 
+/// What `rbd` calls an image of the pool `vms`.
+fn spec(image: &str) -> String {
+    format!("{}/{image}", POOLS[0])
+}
+
+/// Has `rbd` make an image of some bytes, with a snapshot `s`.
+fn import_by_rbd(cluster: &Cluster, home: &Home, bytes: &[u8], image: &str) -> Result<()> {
+    let file = home.file("by-rbd.raw");
+    std::fs::write(&file, bytes)?;
+    let from = file.display().to_string();
+    cluster.ok("rbd", &["import", "--no-progress", &from, &spec(image)])?;
+    cluster.ok("rbd", &["snap", "create", "--no-progress", &spec(&format!("{image}@s"))]).map(drop)
+}
+
 /// Bytes that tell their position and a seed, none of them zero.
 fn pattern(length: usize, seed: u64) -> Vec<u8> {
     (0..length as u64).map(|at| ((at / 512 * 37 + at % 7 + seed) % 255) as u8 + 1).collect()

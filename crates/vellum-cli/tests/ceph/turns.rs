@@ -10,25 +10,18 @@ use vellum_testkit::ceph::{Cluster, POOLS};
 use vellum_testkit::nbd::Client;
 use vellum_testkit::{Librbd, Serve};
 
-use crate::{export, home, pattern};
+use crate::{export, home, import_by_rbd, pattern, spec};
 
 const MIB: usize = 1 << 20;
 const BLOCK: usize = 4096;
 /// How often an image changes hands.
 const TURNS: usize = 60;
 
-fn spec(image: &str) -> String {
-    format!("{}/{image}", POOLS[0])
-}
-
 /// A plain image whose parent `rbd` made.
 fn plain_child(cluster: &Cluster, home: &vellum_testkit::Home, name: &str) -> Result<Vec<u8>> {
     let content = pattern(9 * MIB, 6);
-    let (file, parent) = (home.file("plain.raw"), format!("{name}-parent"));
-    std::fs::write(&file, &content)?;
-    let from = file.display().to_string();
-    cluster.ok("rbd", &["import", "--no-progress", &from, &spec(&parent)])?;
-    cluster.ok("rbd", &["snap", "create", "--no-progress", &spec(&format!("{parent}@s"))])?;
+    let parent = format!("{name}-parent");
+    import_by_rbd(cluster, home, &content, &parent)?;
     home.ok(&["clone", &format!("vms/{parent}@s"), &format!("vms/{name}")])?;
     Ok(content)
 }
