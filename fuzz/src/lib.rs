@@ -15,6 +15,7 @@
 //! target each, with `nbd` under two of them.
 
 pub mod canary;
+pub mod ceph;
 pub mod control;
 pub mod input;
 pub mod layer;
@@ -66,6 +67,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "words", body: words::look_at, memory_max: 64 * KIB },
     Target { name: "control", body: control::look_at, memory_max: 1024 * KIB },
     Target { name: "rbd_bytes", body: rbd_bytes::look_at, memory_max: 512 * KIB },
+    Target { name: "ceph", body: ceph::look_at, memory_max: 8192 * KIB },
     canary::TARGET,
 ];
 

@@ -34,7 +34,8 @@ pub fn look_at(data: &[u8]) {
     }
 }
 
-fn again<T: Decode + Encode + PartialEq + Debug>(bytes: &[u8]) {
+/// What is accepted is the same once it was written and read again.
+pub(crate) fn again<T: Decode + Encode + PartialEq + Debug>(bytes: &[u8]) {
     match T::from_bytes(bytes) {
         Ok(value) => assert_eq!(T::from_bytes(&value.to_bytes()).as_ref(), Ok(&value)),
         Err(error) => assert!(!error.to_string().is_empty()),

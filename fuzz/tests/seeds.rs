@@ -70,6 +70,11 @@ fn whatever_is_accepted_of_an_rbd_image_reads_the_same_when_it_is_written_again(
 }
 
 #[test]
+fn whatever_lies_in_a_pool_on_ceph_it_is_understood_mended_or_refused() {
+    run_seeds("ceph");
+}
+
+#[test]
 fn every_target_takes_inputs_of_nothing_and_of_one_byte_again_and_again() {
     let _alone = alone();
     for target in TARGETS {

@@ -123,7 +123,12 @@ impl Decode for ObjectMap {
     fn decode(input: &mut Reader<'_>) -> Result<Self> {
         let length: u32 = input.value()?;
         let header = input.take(length as usize)?;
-        let (_, mut fields) = Reader::new(header).structure("object map", 1)?;
+        let mut within = Reader::new(header);
+        let (_, mut fields) = within.structure("object map", 1)?;
+        // Nothing guards the length of the header: a longer one would take the footer for bits.
+        if within.left() > 0 {
+            return Err(Malformed::Long(within.left()));
+        }
         let objects: u64 = fields.value()?;
         if objects > OBJECTS_MAX {
             return Err(Malformed::Unknown { what: "number of objects", value: objects });
@@ -197,6 +202,16 @@ mod tests {
         }
         let without = bytes("0e000000 0101 08000000 0600000000000000 | cc00 | 00000000");
         assert_eq!(ObjectMap::from_bytes(&without), ObjectMap::from_bytes(&good));
+    }
+
+    #[test]
+    fn a_header_longer_than_what_it_holds_is_refused() {
+        // Its last bits, and then a footer of no length, are zeros of what was the footer.
+        let mut bad = map(&[Existence::Present; 16]).to_bytes();
+        bad.truncate(4 + 14 + 4);
+        bad.resize(4 + 14 + 12 + 4 + 4, 0);
+        bad[0] = 14 + 12;
+        assert_eq!(ObjectMap::from_bytes(&bad), Err(Malformed::Long(12)));
     }
 
     #[test]

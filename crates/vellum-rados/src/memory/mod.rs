@@ -36,7 +36,7 @@ pub struct MemoryCluster(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     id: [u8; 16],
-    classes: Classes,
+    classes: Arc<Classes>,
 }
 
 /// All that a cluster knows.
@@ -70,7 +70,26 @@ impl MemoryCluster {
         static CLUSTERS: AtomicU64 = AtomicU64::new(1);
         let number = u128::from(CLUSTERS.fetch_add(1, Ordering::Relaxed));
         let (state, id) = (Mutex::new(state), number.to_le_bytes());
-        Self(Arc::new(Shared { state, id, classes: HashMap::new() }))
+        Self(Arc::new(Shared { state, id, classes: Arc::default() }))
+    }
+
+    /// Another one that holds what this one does, under the same id, and knows nobody who watches, or is to end, here.
+    #[must_use]
+    pub fn copied(&self) -> Self {
+        let state = self.0.state.lock();
+        let copy = State {
+            clients: state.clients,
+            pools: state.pools.clone(),
+            snapshots: state.snapshots.clone(),
+            objects: state.objects.clone(),
+            watchers: Watchers::default(),
+            blocklisted: state.blocklisted.clone(),
+            ends: BTreeMap::new(),
+            is_full: state.is_full,
+            version: state.version,
+        };
+        let (state, id, classes) = (Mutex::new(copy), self.0.id, self.0.classes.clone());
+        Self(Arc::new(Shared { state, id, classes }))
     }
 
     /// With a class of this name in addition.
@@ -80,7 +99,8 @@ impl MemoryCluster {
     #[must_use]
     pub fn with_class(mut self, name: &'static str, class: impl Class) -> Self {
         let shared = Arc::get_mut(&mut self.0).expect("classes come before clients");
-        shared.classes.insert(name, Box::new(class));
+        let classes = Arc::get_mut(&mut shared.classes).expect("classes come before copies");
+        classes.insert(name, Box::new(class));
         self
     }
 
