@@ -13,8 +13,8 @@ use vellum_sim::{Call, Fault, SimDisk};
 
 pub type Engine = LocalCatalog<SimDisk>;
 
-const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
+pub const EIO: i32 = 5;
+pub const ENOSPC: i32 = 28;
 
 /// What a process stands on. Those that live at once share all but the disk.
 #[derive(Clone)]

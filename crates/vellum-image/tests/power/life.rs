@@ -110,13 +110,20 @@ impl Life {
         }
     }
 
-    /// An image of this name that it has, or opens for writing.
-    pub async fn owned(&mut self, name: &str) -> (Shared<Known>, Image<Engine>) {
+    /// An image of this name that it has, or opens for writing. `None` once a catalog has failed.
+    pub async fn owned(&mut self, name: &str) -> Option<(Shared<Known>, Image<Engine>)> {
+        self.is_untroubled()?;
         let known = self.book.find(name).expect("it is there");
         if !self.open.contains_key(name) {
             self.own(&known).await;
         }
-        (known, self.open[name].clone())
+        self.is_untroubled()?;
+        Some((known, self.open[name].clone()))
+    }
+
+    /// `None` once a catalog has failed.
+    pub fn is_untroubled(&self) -> Option<()> {
+        (!self.ground.catalog_failed()).then_some(())
     }
 
     /// Whether another process may be in the way.
@@ -552,7 +559,7 @@ impl Life {
         let name = known.borrow().name.clone();
         let opened = self.open_as(known, Open::Snapshot(snapshot.parse().unwrap())).await;
         let found = match opened {
-            Ok(image) => try_values(&image).await,
+            Ok(image) => alive(&self.ground, try_values(&image).await).await,
             Err(error) => Err(error),
         };
         let found = match found {

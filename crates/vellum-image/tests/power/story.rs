@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use vellum_engine::{Catalog, ImageRecord, Repair};
 use vellum_image::image::Open;
-use vellum_sim::{Call, SimDisk};
+use vellum_sim::{Call, Calls, SimDisk};
 
 use crate::book::Book;
 use crate::ground::{Ground, alive, must_be_in_order};
@@ -77,6 +77,16 @@ pub enum End {
     PowerCut,
 }
 
+/// A call that is to fail.
+#[derive(Clone, Copy, Debug)]
+pub struct Failing {
+    pub calls: Calls,
+    /// Which of them, from 1 on.
+    pub number: u64,
+    pub error: i32,
+    pub of_a_catalog: bool,
+}
+
 /// A story, as far as it is told.
 pub struct Story {
     pub cuts: Cuts,
@@ -101,22 +111,22 @@ impl Story {
         story
     }
 
-    /// Tells of one life, which does what it is told until its end comes at a call, and looks. Answers with the number of its calls
-    /// if it came to its own end before. Looks again after a repair.
+    /// Tells of one life, which does what it is told until its end comes at a call, and looks. Answers with its calls if it came to
+    /// its own end before. Looks again after a repair.
     pub async fn tell_until(
         seed: u64,
         call: u64,
         end: End,
         mistake: Option<Mistake>,
-        does: impl AsyncFnOnce(&mut Life),
-    ) -> Option<usize> {
+        does: impl AsyncFnOnce(&mut Life) -> Option<()>,
+    ) -> Option<Vec<(Call, String)>> {
         let mut story = Self::begin(seed, mistake);
         story.disk.world().calls_left = Some(call);
         story.ground = story.new_ground();
         let disk = story.disk.clone();
         let life = async {
             let mut life = story.begin_life().await;
-            does(&mut life).await;
+            does(&mut life).await.expect("nothing fails");
         };
         tokio::select! {
             biased;
@@ -125,11 +135,53 @@ impl Story {
         }
         let came_to_its_own = !disk.is_over();
         let may_be_lost = story.ends_by(end);
-        let calls = came_to_its_own.then_some(story.calls.len());
-        story.ground = story.new_ground();
-        story.look(may_be_lost).await;
-        story.repair_and_look().await;
+        let calls = came_to_its_own.then(|| story.calls.clone());
+        story.look_and_repair(may_be_lost).await;
         calls
+    }
+
+    /// Tells of one life in which a call fails. Where it was a catalog's it goes on, and does this and that; where it was a layer's
+    /// and somebody hears of it, it gives up. It ends, and what is left is looked at, and looked at again after a repair. Answers
+    /// whether there was such a call.
+    pub async fn tell_failing(
+        seed: u64,
+        failing: Failing,
+        end: End,
+        mistake: Option<Mistake>,
+        does: impl AsyncFnOnce(&mut Life) -> Option<()>,
+    ) -> bool {
+        let mut story = Self::begin(seed, mistake);
+        story.ground = story.new_ground();
+        story.disk.world().fail_one(failing.calls, failing.number, failing.error);
+        let troubled = if failing.of_a_catalog {
+            &story.ground.catalog_trouble
+        } else {
+            &story.ground.trouble
+        };
+        troubled.set(true);
+        let given_up = story.ground.given_up.clone();
+        let life = async {
+            let mut life = story.begin_life().await;
+            if does(&mut life).await.is_none() {
+                life.live().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = given_up.notified() => {}
+            () = life => {}
+        }
+        let has_failed = story.disk.world().failures() > 0;
+        let end = if story.ground.took_along() { End::PowerCut } else { end };
+        let may_be_lost = story.ends_by(end);
+        story.look_and_repair(may_be_lost).await;
+        has_failed
+    }
+
+    async fn look_and_repair(&mut self, may_be_lost: bool) {
+        self.ground = self.new_ground();
+        self.look(may_be_lost).await;
+        self.repair_and_look().await;
     }
 
     fn begin(seed: u64, mistake: Option<Mistake>) -> Self {
