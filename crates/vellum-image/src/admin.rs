@@ -9,7 +9,7 @@ use vellum_engine::{
 };
 
 use crate::Pools;
-use crate::chain::{DEPTH_MAX, depth_of};
+use crate::chain::{Attempts, DEPTH_MAX, depth_of};
 
 /// How often a change is tried again because somebody else changed the record in between.
 const ATTEMPTS: usize = 10;
@@ -86,7 +86,7 @@ pub async fn clone<C: Catalog>(
     name: ImageName,
     options: CloneOptions,
 ) -> Result<ImageRecord> {
-    if depth_of(pools, parent_catalog, parent, &snapshot.revision).await? >= DEPTH_MAX {
+    if depth_below(pools, parent_catalog, parent, snapshot).await? >= DEPTH_MAX {
         return Err(Error::new(
             ErrorKind::Invalid,
             format!(
@@ -132,6 +132,26 @@ pub async fn clone<C: Catalog>(
         take_if_gone(parent_catalog, &link.image, &link.revision, child_catalog, &child).await;
     }
     created
+}
+
+/// How deep the chain of a snapshot is, which others may change while it is looked at.
+async fn depth_below<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    image: &ImageRecord,
+    snapshot: &SnapshotRecord,
+) -> Result<usize> {
+    let (mut record, mut attempts) = (image.clone(), Attempts::default());
+    loop {
+        match depth_of(pools, catalog, &record, &snapshot.revision).await {
+            Err(error) if attempts.again(&error) => record = catalog.get(&image.id).await?,
+            depth => return depth,
+        }
+        if record.revision(&snapshot.revision).is_none() {
+            let what = format!("snapshot {} of image {} is gone", snapshot.name, record.name);
+            return Err(Error::new(ErrorKind::NotFound, what));
+        }
+    }
 }
 
 /// Takes an entry from a list if its child is gone. Where that cannot be done now, whoever lists the children next will.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use vellum_core::{Extent, Runs, State};
 use vellum_engine::{
-    Below, Catalog, Error, ErrorKind, ImageRecord, Known, Layer, ParentLink, PoolId, Result,
+    Below, Catalog, Error, ErrorKind, ImageRecord, Known, Layer, PoolId, Result, Revision,
     RevisionId,
 };
 
@@ -239,15 +239,77 @@ pub fn merged(mut extents: Extents) -> Extents {
     out
 }
 
+/// How often a chain is read again, from a new record on, because others changed it meanwhile.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts(u32);
+
+impl Attempts {
+    const MAX: u32 = 5;
+
+    /// Whether an error may be one of a chain that is another by now, and it was not read too often.
+    pub(crate) fn again(&mut self, error: &Error) -> bool {
+        self.0 += 1;
+        error.kind() == ErrorKind::NotFound && self.0 < Self::MAX
+    }
+}
+
 /// Where the walk down a chain stands.
-struct Step<C> {
+struct Walk<C> {
     catalog: C,
     record: ImageRecord,
     below: Below,
 }
 
+/// What lies below where a walk stood.
+struct Lower {
+    revision: Revision,
+    /// How much of it is seen, in bytes.
+    overlap: u64,
+    /// Whether it is another image's.
+    of_parent: bool,
+}
+
+impl<C: Catalog> Walk<C> {
+    fn from(catalog: &C, record: &ImageRecord, revision: &Revision) -> Self {
+        Self { catalog: catalog.clone(), record: record.clone(), below: revision.below.clone() }
+    }
+
+    /// Goes down one layer, if there is one. `NotFound` if a parent, or the revision of it that the link names, is gone because the
+    /// link was changed since it was read: then a walk that begins with a new record finds another one.
+    async fn down(&mut self, pools: &Pools<C>) -> Result<Option<Lower>> {
+        let (id, overlap, link) = match &self.below {
+            Below::Nothing => return Ok(None),
+            Below::Own { revision, overlap } => (revision.clone(), *overlap, None),
+            Below::Parent { link, overlap } => {
+                (link.revision.clone(), *overlap, Some(link.clone()))
+            }
+        };
+        if let Some(link) = &link {
+            let catalog = pools.get(link.pool)?;
+            let record = catalog.get(&link.image).await?;
+            if record.revision(&id).is_none() {
+                self.must_be_as_it_was().await?;
+            }
+            (self.catalog, self.record) = (catalog, record);
+        }
+        let revision = find_revision(&self.record, &id)?.clone();
+        self.below = revision.below.clone();
+        Ok(Some(Lower { revision, overlap, of_parent: link.is_some() }))
+    }
+
+    /// `NotFound` if the image has another record by now.
+    async fn must_be_as_it_was(&self) -> Result<()> {
+        if self.catalog.get(&self.record.id).await?.version == self.record.version {
+            return Ok(());
+        }
+        let what = format!("image {} was changed while its chain was read", self.record.name);
+        Err(Error::new(ErrorKind::NotFound, what))
+    }
+}
+
 /// Opens all layers below a revision, with the limits they have when seen through it, and says how many of them are the
-/// image's own. `Invalid` for a chain that is too deep or that comes back to where it was.
+/// image's own. `Invalid` for a chain that is too deep or that comes back to where it was; `NotFound` if it is not any more as the
+/// record says.
 pub async fn open_below<C: Catalog>(
     pools: &Pools<C>,
     catalog: &C,
@@ -260,29 +322,18 @@ pub async fn open_below<C: Catalog>(
     let mut seen: HashSet<(PoolId, RevisionId)> = HashSet::new();
     let start = find_revision(record, revision)?;
     let mut limit = start.size;
-    let mut step =
-        Step { catalog: catalog.clone(), record: record.clone(), below: start.below.clone() };
-    loop {
-        let (id, overlap) = match &step.below {
-            Below::Nothing => return Ok((links, own)),
-            Below::Own { revision, overlap } => (revision.clone(), *overlap),
-            Below::Parent { link, overlap } => {
-                inside_image = false;
-                let (link, overlap) = (link.clone(), *overlap);
-                (step.catalog, step.record) = open_parent(pools, &link).await?;
-                (link.revision, overlap)
-            }
-        };
-        if !seen.insert((step.catalog.pool(), id.clone())) || links.len() >= DEPTH_MAX {
+    let mut walk = Walk::from(catalog, record, start);
+    while let Some(Lower { revision, overlap, of_parent }) = walk.down(pools).await? {
+        inside_image &= !of_parent;
+        if !seen.insert((walk.catalog.pool(), revision.id.clone())) || links.len() >= DEPTH_MAX {
             return Err(too_deep(record));
         }
-        let found = find_revision(&step.record, &id)?;
-        limit = limit.min(overlap).min(found.size);
-        let layer = step.catalog.layer(&step.record.id, &id).await?;
+        limit = limit.min(overlap).min(revision.size);
+        let layer = walk.catalog.layer(&walk.record.id, &revision.id).await?;
         links.push(Link { layer, limit });
         own += usize::from(inside_image);
-        step.below = found.below.clone();
     }
+    Ok((links, own))
 }
 
 /// How many layers a child of this revision would have below its own. Fails as [`open_below`] does.
@@ -293,36 +344,17 @@ pub async fn depth_of<C: Catalog>(
     revision: &RevisionId,
 ) -> Result<usize> {
     let mut depth = 1;
-    let below = find_revision(record, revision)?.below.clone();
-    let mut step = Step { catalog: catalog.clone(), record: record.clone(), below };
-    loop {
-        let id = match &step.below {
-            Below::Nothing => return Ok(depth),
-            Below::Own { revision, .. } => revision.clone(),
-            Below::Parent { link, .. } => {
-                let link = link.clone();
-                (step.catalog, step.record) = open_parent(pools, &link).await?;
-                link.revision
-            }
-        };
+    let mut walk = Walk::from(catalog, record, find_revision(record, revision)?);
+    while walk.down(pools).await?.is_some() {
         depth += 1;
         if depth > DEPTH_MAX {
             return Err(too_deep(record));
         }
-        step.below = find_revision(&step.record, &id)?.below.clone();
     }
+    Ok(depth)
 }
 
-async fn open_parent<C: Catalog>(pools: &Pools<C>, link: &ParentLink) -> Result<(C, ImageRecord)> {
-    let catalog = pools.get(link.pool)?;
-    let record = catalog.get(&link.image).await?;
-    Ok((catalog, record))
-}
-
-fn find_revision<'a>(
-    record: &'a ImageRecord,
-    id: &RevisionId,
-) -> Result<&'a vellum_engine::Revision> {
+fn find_revision<'a>(record: &'a ImageRecord, id: &RevisionId) -> Result<&'a Revision> {
     record.revision(id).ok_or_else(|| {
         Error::corrupt(format!(
             "image {} has no revision {id}, though a link names it",

@@ -10,7 +10,7 @@ use vellum_engine::{
     RevisionId, Severity,
 };
 
-use crate::chain::open_below;
+use crate::chain::{Attempts, open_below};
 use crate::{Pools, admin};
 
 /// How many records are asked for at once.
@@ -162,8 +162,16 @@ async fn check_chain<C: Catalog>(
     catalog: &C,
     record: &ImageRecord,
 ) -> Result<Option<Finding>> {
-    let Err(error) = open_below(pools, catalog, record, &record.head).await else {
-        return Ok(None);
+    let (mut record, mut attempts) = (record.clone(), Attempts::default());
+    let error = loop {
+        match open_below(pools, catalog, &record, &record.head).await {
+            Ok(_) => return Ok(None),
+            Err(error) if attempts.again(&error) => match catalog.get(&record.id).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                now => record = now?,
+            },
+            Err(error) => break error,
+        }
     };
     let Some(severity) = severity_of(error.kind()) else { return Err(error) };
     let what = format!("its chain cannot be opened: {}", error.chain());

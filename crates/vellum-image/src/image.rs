@@ -13,7 +13,7 @@ use vellum_engine::{
 };
 
 use crate::canary::Canary;
-use crate::chain::{Chain, open_below};
+use crate::chain::{Attempts, Chain, open_below};
 use crate::gate::{Closed, Gate};
 use crate::{MappedKind, Pools, ResolvedCache};
 
@@ -178,9 +178,6 @@ impl Default for ImageOptions {
     }
 }
 
-/// How often opening starts again because a layer went away under it.
-const OPEN_ATTEMPTS: usize = 5;
-
 impl<C: Catalog> Image<C> {
     /// Opens an image of a pool. `NotFound` if image, snapshot or parent are missing, `InUse` if somebody owns it.
     pub async fn open(
@@ -190,13 +187,10 @@ impl<C: Catalog> Image<C> {
         what: Open,
         options: ImageOptions,
     ) -> Result<Self> {
-        let mut attempt = 1;
+        let mut attempts = Attempts::default();
         let view = loop {
             match open_view(pools, catalog, id, &what, &options.resolved).await {
-                // A layer that was merged away between two looks at the catalog: the new record names another chain.
-                Err(error) if error.kind() == ErrorKind::NotFound && attempt < OPEN_ATTEMPTS => {
-                    attempt += 1;
-                }
+                Err(error) if attempts.again(&error) => {}
                 view => break view?,
             }
         };

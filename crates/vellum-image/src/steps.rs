@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vellum_engine::{Catalog, Error, ErrorKind, ImageRecord, Layer, Result};
 
 use crate::Image;
-use crate::chain::{Chain, open_below};
+use crate::chain::{Attempts, Chain, open_below};
 use crate::image::View;
 
 /// What became of a step.
@@ -67,17 +67,28 @@ impl<C: Catalog> Image<C> {
         if self.view().epoch != view.epoch {
             return Ok(true);
         }
-        let record = self.0.catalog.get(&self.0.id).await?;
-        let top = self.top_of(view, &record).await?;
-        let (below, own) =
-            open_below(&self.0.pools, &self.0.catalog, &record, top.revision()).await?;
-        let chain = Chain::new(top, &below, own + 1, view.chain.cache());
+        let mut attempts = Attempts::default();
+        let (record, chain) = loop {
+            match self.chain_now(view).await {
+                Err(error) if attempts.again(&error) => {}
+                now => break now?,
+            }
+        };
         if chain.is_alike(&view.chain) {
             return Ok(false);
         }
         let (epoch, head, is_away) = (view.epoch + 1, view.head.clone(), view.is_away);
         self.0.view.store(Arc::new(View { epoch, record, head, chain, is_away }));
         Ok(true)
+    }
+
+    /// What the image's chain is now, from the top of a view on.
+    async fn chain_now(&self, view: &View<C>) -> Result<(ImageRecord, Chain<C::Layer>)> {
+        let record = self.0.catalog.get(&self.0.id).await?;
+        let top = self.top_of(view, &record).await?;
+        let (below, own) =
+            open_below(&self.0.pools, &self.0.catalog, &record, top.revision()).await?;
+        Ok((record, Chain::new(top, &below, own + 1, view.chain.cache())))
     }
 
     /// The top of a view as it is now. A snapshot's may have been filled by another process, and then says of what was inherited

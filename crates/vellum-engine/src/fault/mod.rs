@@ -84,6 +84,7 @@ fn operation(call: Call) -> Option<Operation> {
         Call::Set(_) => Some(Operation::Set),
         Call::Sync => Some(Operation::Sync),
         Call::Commit => Some(Operation::Commit),
-        Call::Catalog | Call::Reclaim | Call::Prepare | Call::Close => None,
+        Call::Catalog => Some(Operation::Look),
+        Call::Reclaim | Call::Prepare | Call::Close => None,
     }
 }

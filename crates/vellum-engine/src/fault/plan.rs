@@ -26,6 +26,8 @@ pub enum Operation {
     Commit,
     /// [`Catalog::create`], [`Catalog::change`], [`Catalog::remove`], [`Catalog::attach`], [`Catalog::detach`].
     Catalog,
+    /// Any other call of a [`Catalog`].
+    Look,
 }
 
 /// When an injected error happens.

@@ -52,6 +52,68 @@ async fn a_chain_whose_layer_another_process_took_away_is_read_anew() {
     }
 }
 
+/// `a`, with a snapshot that holds nothing of its own and goes with its name; `b` hangs on it, and `c` on `b`. Answers with what
+/// they hold.
+async fn family(fixture: &Fixture) -> Vec<u8> {
+    let content = fixture.golden("a", SIZE).await;
+    for (parent, snapshot, child) in [("a", "empty", "b"), ("b", "s", "c")] {
+        let image = fixture.open(parent).await;
+        image.snapshot(snapshot_name(snapshot), false).await.unwrap();
+        image.close().await.unwrap();
+        fixture.clone(parent, snapshot, child, mode(Layering::Sparse)).await;
+    }
+    content
+}
+
+/// Flattens `b`, and takes away the snapshot that it hung on; in the embedded engine its layer goes too.
+async fn cut_off_b(fixture: &Fixture) {
+    let b = fixture.open("b").await;
+    b.flatten(FlattenOptions::default(), &Job::default()).await.unwrap();
+    b.close().await.unwrap();
+    let a = fixture.open("a").await;
+    a.remove_snapshot(&snapshot_name("empty")).await.unwrap();
+    a.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_chain_that_is_cut_at_any_moment_of_its_opening_is_opened() {
+    for what in [Open::Own, Open::Read] {
+        for skip in 0.. {
+            let fixture = Fixture::new().await;
+            let content = family(&fixture).await;
+            let other = fixture.another_process().await;
+            let pause = fixture.faults.pause_after(Operation::Look, skip);
+            let opening = fixture.open_as("c", what.clone());
+            tokio::pin!(opening);
+            tokio::select! {
+                c = &mut opening => {
+                    c.unwrap();
+                    assert!(skip > 4, "{skip} looks");
+                    break;
+                }
+                () = pause.reached() => {}
+            }
+            cut_off_b(&other).await;
+            pause.release();
+            let c = opening.await.unwrap_or_else(|error| panic!("{what:?}, {skip}: {error:?}"));
+            assert!(read_all(&c).await == content, "{what:?}, {skip}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_image_is_cloned_by_a_record_that_was_true_before_it_was_cut_off() {
+    let fixture = Fixture::new().await;
+    let content = family(&fixture).await;
+    let b = fixture.catalog.find(&image_name("b")).await.unwrap();
+    cut_off_b(&fixture).await;
+    let snapshot = b.snapshot(&snapshot_name("s")).unwrap();
+    let (pools, catalog) = (&fixture.pools, &fixture.catalog);
+    let (name, options) = (image_name("d"), CloneOptions::default());
+    admin::clone(pools, catalog, &b, snapshot, catalog, name, options).await.unwrap();
+    assert!(read_all(&fixture.open("d").await).await == content);
+}
+
 #[tokio::test]
 async fn a_copy_up_from_a_layer_that_another_process_took_away_finds_the_content_elsewhere() {
     let fixture = Fixture::new().await;

@@ -63,7 +63,7 @@ impl Candidate {
 }
 
 /// The parts of an image and their candidates.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Cells {
     size: u64,
     /// By the offset at which each part begins.

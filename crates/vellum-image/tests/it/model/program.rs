@@ -51,6 +51,17 @@ pub enum Act {
     Rename {
         taken: Option<usize>,
     },
+    RenameSnapshot {
+        which: usize,
+    },
+    /// A clone of a snapshot, which is made first if there is none, or if it is to go with its last child.
+    Clone {
+        which: usize,
+        auto: bool,
+        shape: Shape,
+    },
+    /// Removes it, unless it is in use.
+    Remove,
 }
 
 /// A way to read.
@@ -71,16 +82,7 @@ pub const READINGS: [Reading; 3] = [Reading::Buffer, Reading::Pieces, Reading::A
 pub enum Step {
     /// Several tasks at once, each with its operations one after the other.
     Together(Vec<Vec<Op>>),
-    /// A clone of a snapshot, which is made first if there is none.
-    Clone {
-        image: usize,
-        which: usize,
-        shape: Shape,
-    },
     Reopen {
-        image: usize,
-    },
-    Remove {
         image: usize,
     },
     /// The power is cut, where the engine can do that, perhaps after all was made durable.
@@ -156,6 +158,10 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => Just(Act::Sync),
         1 => Just(Act::Map),
         1 => prop::option::weighted(0.3, any::<usize>()).prop_map(|taken| Act::Rename { taken }),
+        1 => any::<usize>().prop_map(|which| Act::RenameSnapshot { which }),
+        3 => (any::<usize>(), any::<bool>(), shapes())
+            .prop_map(|(which, auto, shape)| Act::Clone { which, auto, shape }),
+        1 => Just(Act::Remove),
     ];
     (any::<usize>(), acts).prop_map(|(image, act)| Op { image, act })
 }
@@ -164,10 +170,7 @@ fn steps() -> impl Strategy<Value = Step> {
     let together = prop::collection::vec(prop::collection::vec(ops(), 1..4), 1..5);
     prop_oneof![
         8 => together.prop_map(Step::Together),
-        2 => (any::<usize>(), any::<usize>(), shapes())
-            .prop_map(|(image, which, shape)| Step::Clone { image, which, shape }),
         1 => any::<usize>().prop_map(|image| Step::Reopen { image }),
-        1 => any::<usize>().prop_map(|image| Step::Remove { image }),
         1 => any::<bool>().prop_map(|synced| Step::PowerCut { synced }),
     ]
 }

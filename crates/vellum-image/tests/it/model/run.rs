@@ -1,6 +1,7 @@
 //! A program on its way: the images, and what is known of them.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,8 +10,8 @@ use bytes::Bytes;
 use vellum_core::{Buffer, Extent};
 use vellum_engine::paced::{Pace, PacedCatalog};
 use vellum_engine::{
-    Catalog, Change, ErrorKind, ImageRecord, Layering, NewImage, NewParent, ParentLink, Repair,
-    Severity, Version,
+    Catalog, Change, ErrorKind, ImageId, ImageRecord, Layering, NewImage, NewParent, ParentLink,
+    Repair, Result, Severity, SnapshotId, Version,
 };
 use vellum_image::image::Open;
 use vellum_image::{
@@ -30,39 +31,78 @@ type Paced<G> = PacedCatalog<<G as Ground>::Catalog>;
 struct Known<C: Catalog> {
     /// What it was called at first, which is how it is known here for as long as it lives.
     name: String,
+    id: ImageId,
     called: RefCell<Called>,
     image: RefCell<Option<Image<C>>>,
+    /// How many operations are under way that need it to be open.
+    users: Cell<u32>,
+    /// It is there, and not open yet.
+    comes: Cell<bool>,
+    /// A removal is under way, or over.
+    leaves: Cell<bool>,
     state: RefCell<State>,
 }
 
+#[derive(Default)]
 struct State {
     cells: Cells,
     parent: Option<Parent>,
     snapshots: Vec<Snapshot>,
     flattens: u32,
+    /// Clones of it that are under way, and how many there ever were.
+    clones: u32,
+    clones_begun: u32,
     /// Discards to the parent that are under way.
     gives_back: u32,
     /// Those that end with a sync, by which time they are in nobody's way.
     gives_back_durably: u32,
 }
 
-/// What an image is called, since a version of its record.
+impl State {
+    fn begin_clone(&mut self) {
+        self.clones += 1;
+        self.clones_begun += 1;
+    }
+
+    /// How many clones of it are over.
+    fn clones_ended(&self) -> u32 {
+        self.clones_begun - self.clones
+    }
+}
+
+/// What an image, or a snapshot of it, is called, since a version of its record.
+#[derive(Clone)]
 struct Called {
     name: String,
     since: Version,
 }
 
+impl Called {
+    fn is_now(&mut self, name: String, since: Version) {
+        if self.since < since {
+            *self = Self { name, since };
+        }
+    }
+}
+
 #[derive(Clone)]
 struct Parent {
     image: String,
-    snapshot: String,
+    snapshot: SnapshotId,
     /// What can be seen of it: as long as the child, with zeros past the overlap.
     shown: Arc<Vec<u8>>,
 }
 
 #[derive(Clone)]
 struct Snapshot {
-    name: String,
+    id: SnapshotId,
+    called: Called,
+    /// Goes with its last child.
+    auto: bool,
+    /// Removals of it that are under way.
+    removals: u32,
+    /// It has, or had, a child.
+    is_parent: bool,
     content: Content,
 }
 
@@ -85,6 +125,20 @@ impl<C: Catalog> Known<C> {
     fn called(&self) -> String {
         self.called.borrow().name.clone()
     }
+
+    fn with_snapshot<T>(
+        &self,
+        id: &SnapshotId,
+        does: impl FnOnce(&mut Snapshot) -> T,
+    ) -> Option<T> {
+        self.state.borrow_mut().snapshots.iter_mut().find(|it| it.id == *id).map(does)
+    }
+
+    /// Whether a snapshot may be gone: somebody has taken it, or the image, or its last child may have.
+    fn may_lack(&self, id: &SnapshotId) -> bool {
+        let may_go = |it: &mut Snapshot| it.auto || it.removals > 0;
+        self.leaves.get() || self.with_snapshot(id, may_go).unwrap_or(true)
+    }
 }
 
 pub struct Run<G: Ground> {
@@ -92,7 +146,9 @@ pub struct Run<G: Ground> {
     pace: Pace,
     pools: Pools<Paced<G>>,
     catalog: Paced<G>,
-    images: Vec<Rc<Known<Paced<G>>>>,
+    images: RefCell<Vec<Rc<Known<Paced<G>>>>>,
+    /// Images that are being made.
+    coming: Cell<usize>,
     clock: Cell<u64>,
     names: Cell<u32>,
 }
@@ -100,8 +156,8 @@ pub struct Run<G: Ground> {
 /// Runs a program to its end, looking at all there is.
 pub async fn run<G: Ground>(ground: G, program: &Program) {
     let mut run = Run::begin(ground, program.pace).await;
-    for (number, shape) in program.chain.iter().enumerate() {
-        run.create_or_clone(number.checked_sub(1), 0, shape).await;
+    for shape in &program.chain {
+        run.extend_chain(shape).await;
     }
     for step in &program.steps {
         run.step(step).await;
@@ -132,8 +188,9 @@ impl<G: Ground> Run<G> {
         let catalog = PacedCatalog::new(ground.open().await, pace.clone());
         let pools = Pools::default();
         pools.add(catalog.clone());
-        let (images, clock, names) = (Vec::new(), Cell::new(0), Cell::new(0));
-        Self { ground, pace, pools, catalog, images, clock, names }
+        let (images, coming) = Default::default();
+        let (clock, names) = Default::default();
+        Self { ground, pace, pools, catalog, images, coming, clock, names }
     }
 
     fn tick(&self) -> u64 {
@@ -146,9 +203,15 @@ impl<G: Ground> Run<G> {
         format!("{what}{}", self.names.get())
     }
 
+    /// All images but those that come or leave just now.
+    fn images(&self) -> Vec<Rc<Known<Paced<G>>>> {
+        let is_here = |known: &&Rc<Known<_>>| !known.comes.get() && !known.leaves.get();
+        self.images.borrow().iter().filter(is_here).cloned().collect()
+    }
+
     fn pick(&self, number: usize) -> Option<Rc<Known<Paced<G>>>> {
-        let count = self.images.len();
-        (count > 0).then(|| self.images[number % count].clone())
+        let images = self.images();
+        Some(images[number.checked_rem(images.len())?].clone())
     }
 
     async fn step(&mut self, step: &Step) {
@@ -164,32 +227,27 @@ impl<G: Ground> Run<G> {
                 self.look_at_names().await;
                 self.settle().await;
             }
-            Step::Clone { image, which, shape } => {
-                let image = image.checked_rem(self.images.len());
-                self.create_or_clone(image, *which, shape).await;
-            }
             Step::Reopen { image } => {
                 let Some(known) = self.pick(*image) else { return };
                 self.close(&known).await;
                 self.open(&known).await;
             }
-            Step::Remove { image } => self.remove(*image).await,
             Step::PowerCut { synced } => self.cut_power(*synced).await,
         }
     }
 
     async fn cut_power(&self, synced: bool) {
-        for known in self.images.iter().filter(|_| synced) {
+        for known in self.images().iter().filter(|_| synced) {
             self.sync(known).await;
         }
         if !self.ground.cut_power() {
             return;
         }
-        for known in &self.images {
+        for known in &self.images() {
             drop(known.image.take());
             known.state.borrow_mut().cells.power_cut();
         }
-        for known in &self.images {
+        for known in &self.images() {
             self.open(known).await;
             let content = Arc::new(self.look_at(known).await);
             known.state.borrow_mut().cells = Cells::new(content);
@@ -200,22 +258,37 @@ impl<G: Ground> Run<G> {
 
     async fn act(&self, op: &Op) {
         let Some(known) = self.pick(op.image) else { return };
-        let size = known.size();
         match op.act {
-            Act::Read { at, by } => self.read(&known, at.clip(size), by).await,
+            Act::Clone { which, auto, ref shape } => self.clone(&known, which, auto, shape).await,
+            Act::Remove => self.remove(&known).await,
+            ref act => {
+                known.users.update(|users| users + 1);
+                self.use_image(&known, act).await;
+                known.users.update(|users| users - 1);
+            }
+        }
+    }
+
+    /// What needs the image to stay open.
+    async fn use_image(&self, known: &Known<Paced<G>>, act: &Act) {
+        let size = known.size();
+        match *act {
+            Act::Read { at, by } => self.read(known, at.clip(size), by).await,
             Act::Write { at, seed, durable } => {
-                self.write(&known, at.clip(size), seed, durable).await;
+                self.write(known, at.clip(size), seed, durable).await;
             }
-            Act::Zero { at, options } => self.zero(&known, at.clip(size), options).await,
+            Act::Zero { at, options } => self.zero(known, at.clip(size), options).await,
             Act::Discard { at, to_parent, durable } => {
-                self.discard(&known, at.clip(size), to_parent, durable).await;
+                self.discard(known, at.clip(size), to_parent, durable).await;
             }
-            Act::Sync => self.sync(&known).await,
-            Act::Snapshot => self.snapshot(&known).await,
-            Act::RemoveSnapshot { which } => self.remove_snapshot(&known, which).await,
-            Act::Flatten => self.flatten(&known).await,
-            Act::Map => self.map(&known).await,
-            Act::Rename { taken } => self.rename(&known, taken).await,
+            Act::Sync => self.sync(known).await,
+            Act::Snapshot => drop(self.snapshot(known, false).await),
+            Act::RemoveSnapshot { which } => self.remove_snapshot(known, which).await,
+            Act::RenameSnapshot { which } => self.rename_snapshot(known, which).await,
+            Act::Flatten => self.flatten(known).await,
+            Act::Map => self.map(known).await,
+            Act::Rename { taken } => self.rename(known, taken).await,
+            Act::Clone { .. } | Act::Remove => unreachable!("neither needs it to stay open"),
         }
     }
 
@@ -291,43 +364,79 @@ impl<G: Ground> Run<G> {
         }
     }
 
-    async fn snapshot(&self, known: &Known<Paced<G>>) {
+    async fn snapshot(&self, known: &Known<Paced<G>>, auto: bool) -> SnapshotId {
         let name = self.new_name("s");
         let began = self.tick();
-        known.image().snapshot(name.parse().unwrap(), false).await.unwrap();
+        let record = known.image().snapshot(name.parse().unwrap(), auto).await.unwrap();
         let ended = self.tick();
+        let id = record.snapshot(&name.parse().unwrap()).unwrap().id.clone();
         let mut state = known.state.borrow_mut();
         state.cells.synced(began);
         let content = Content::OfAMoment { cells: state.cells.clone(), began, ended };
-        state.snapshots.push(Snapshot { name, content });
+        let called = Called { name, since: record.version };
+        let snapshot =
+            Snapshot { id: id.clone(), called, auto, removals: 0, is_parent: false, content };
+        state.snapshots.push(snapshot);
+        id
+    }
+
+    fn pick_snapshot(known: &Known<Paced<G>>, which: usize) -> Option<Snapshot> {
+        let snapshots = &known.state.borrow().snapshots;
+        Some(snapshots[which.checked_rem(snapshots.len())?].clone())
+    }
+
+    /// Whether images hang on a snapshot of one, or on any of them; those for sure that nothing cuts off now.
+    fn has_children(&self, known: &Known<Paced<G>>, on: Option<&SnapshotId>, sure: bool) -> bool {
+        let hangs = |other: &Rc<Known<Paced<G>>>| {
+            let state = other.state.borrow();
+            let stays = !other.leaves.get() && state.flattens == 0;
+            let parent = state.parent.as_ref().filter(|_| stays || !sure);
+            parent
+                .is_some_and(|it| it.image == known.name && on.is_none_or(|on| it.snapshot == *on))
+        };
+        self.images.borrow().iter().any(hangs)
     }
 
     async fn remove_snapshot(&self, known: &Known<Paced<G>>, which: usize) {
-        let snapshot = {
-            let state = known.state.borrow();
-            let Some(which) = which.checked_rem(state.snapshots.len()) else { return };
-            state.snapshots[which].name.clone()
-        };
-        let children = || {
-            let hangs = |other: &Rc<Known<Paced<G>>>| {
-                let state = other.state.borrow();
-                let parent = state.parent.as_ref();
-                parent.is_some_and(|it| it.image == known.name && it.snapshot == snapshot)
-            };
-            self.images.iter().any(hangs)
-        };
-        let had_children = children();
-        match known.image().remove_snapshot(&snapshot.parse().unwrap()).await {
+        let Some(Snapshot { id, called, .. }) = Self::pick_snapshot(known, which) else { return };
+        let before = known.state.borrow().clones_ended();
+        let had_children = self.has_children(known, Some(&id), false);
+        known.with_snapshot(&id, |it| it.removals += 1);
+        let removed = known.image().remove_snapshot(&called.name.parse().unwrap()).await;
+        known.with_snapshot(&id, |it| it.removals -= 1);
+        match removed {
             Ok(_) => {
-                assert!(!children(), "{snapshot} had children");
-                known.state.borrow_mut().snapshots.retain(|it| it.name != snapshot);
+                assert!(!self.has_children(known, Some(&id), true), "{} had children", called.name);
+                known.state.borrow_mut().snapshots.retain(|it| it.id != id);
             }
-            Err(error) if error.kind() == ErrorKind::HasChildren => assert!(had_children),
-            // Somebody else was faster.
+            Err(error) if error.kind() == ErrorKind::HasChildren => {
+                assert!(had_children || known.state.borrow().clones_begun > before, "{error:?}");
+            }
+            // Somebody else was faster, or has renamed it.
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
-                let state = known.state.borrow();
-                assert!(state.snapshots.iter().all(|it| it.name != snapshot));
+                let now = known.with_snapshot(&id, |it| it.called.name.clone());
+                assert!(known.may_lack(&id) || now != Some(called.name), "{error:?}");
+            }
+        }
+    }
+
+    /// Children go on reading, whatever it is called.
+    async fn rename_snapshot(&self, known: &Known<Paced<G>>, which: usize) {
+        let Some(Snapshot { id, .. }) = Self::pick_snapshot(known, which) else { return };
+        let name = self.new_name("t");
+        let change =
+            |_: &ImageRecord| Ok(Change::RenameSnapshot(id.clone(), name.parse().unwrap()));
+        match admin::change(&self.catalog, &known.id, change).await {
+            Ok(record) => {
+                known.with_snapshot(&id, |it| {
+                    it.called.is_now(name.clone(), record.version);
+                    it.auto = false;
+                });
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+                assert!(known.may_lack(&id), "{error:?}");
             }
         }
     }
@@ -358,13 +467,8 @@ impl<G: Ground> Run<G> {
         let other = taken.and_then(|number| self.pick(number));
         let name = other.as_ref().map_or_else(|| self.new_name("r"), |other| other.called());
         let change = |_: &ImageRecord| Ok(Change::Rename(name.parse().unwrap()));
-        match admin::change(&self.catalog, known.image().id(), change).await {
-            Ok(record) => {
-                let mut called = known.called.borrow_mut();
-                if called.since < record.version {
-                    *called = Called { name, since: record.version };
-                }
-            }
+        match admin::change(&self.catalog, &known.id, change).await {
+            Ok(record) => known.called.borrow_mut().is_now(name, record.version),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Exists, "{error:?}");
                 assert!(other.is_some(), "{error:?}");
@@ -372,13 +476,30 @@ impl<G: Ground> Run<G> {
         }
     }
 
-    /// Every image is found by what it is called, and no other is there.
+    /// Every image, and every snapshot, is found by what it is called, and no other is there.
     async fn look_at_names(&self) {
         let records = self.catalog.list(None, 2 * IMAGES_MAX).await.unwrap();
-        assert_eq!(records.len(), self.images.len());
-        for known in &self.images {
-            assert_eq!(self.find(&known.called()).await.id, *known.image().id());
+        assert_eq!(records.len(), self.images().len());
+        for known in &self.images() {
+            let record = self.catalog.find(&known.called().parse().unwrap()).await.unwrap();
+            assert_eq!(record.id, known.id);
+            self.look_at_snapshots_of(known, &record);
         }
+    }
+
+    /// An automatic snapshot is there until it has lost its last child.
+    fn look_at_snapshots_of(&self, known: &Known<Paced<G>>, record: &ImageRecord) {
+        let snapshots = known.state.borrow().snapshots.clone();
+        let stays = |it: &Snapshot| {
+            !it.auto || !it.is_parent || self.has_children(known, Some(&it.id), false)
+        };
+        known.state.borrow_mut().snapshots = snapshots.into_iter().filter(stays).collect();
+        let there: BTreeMap<_, _> =
+            record.snapshots.iter().map(|it| (it.id.clone(), it.name.to_string())).collect();
+        let state = known.state.borrow();
+        let expected: BTreeMap<_, _> =
+            state.snapshots.iter().map(|it| (it.id.clone(), it.called.name.clone())).collect();
+        assert_eq!(there, expected, "snapshots of {}", known.name);
     }
 
     /// What a map says reads as zeros does.
@@ -396,7 +517,7 @@ impl<G: Ground> Run<G> {
 
     /// Nothing is under way: what is there now is what is there.
     async fn settle(&self) {
-        for known in &self.images {
+        for known in &self.images() {
             let content = self.look_at(known).await;
             known.state.borrow_mut().cells.settle(Arc::new(content), self.tick());
         }
@@ -415,48 +536,68 @@ impl<G: Ground> Run<G> {
     }
 
     async fn look_at_all(&self) {
-        for known in &self.images {
+        for known in &self.images() {
             self.look_at(known).await;
-            let count = known.state.borrow().snapshots.len();
-            for which in 0..count {
-                self.look_at_snapshot(known, which).await;
+            let snapshots = known.state.borrow().snapshots.clone();
+            for snapshot in snapshots {
+                let there = self.look_at_snapshot(known, &snapshot.id).await;
+                assert!(there.is_some(), "{} of {} is gone", snapshot.called.name, known.name);
             }
         }
     }
 
-    async fn look_at_snapshot(&self, known: &Known<Paced<G>>, which: usize) -> Arc<Vec<u8>> {
-        let snapshot = known.state.borrow().snapshots[which].clone();
-        let open_as = Open::Snapshot(snapshot.name.parse().unwrap());
-        let image = self.open_as(&known.called(), open_as).await;
-        let content = read(&image, Extent::new(0, image.size())).await;
-        let name = format!("{}@{}", known.name, snapshot.name);
-        match snapshot.content {
-            Content::Found(found) => {
-                assert!(*found == content, "{name} has changed");
-                found
+    /// What a snapshot holds; nothing if it is gone, where it may be.
+    async fn look_at_snapshot(
+        &self,
+        known: &Known<Paced<G>>,
+        id: &SnapshotId,
+    ) -> Option<Arc<Vec<u8>>> {
+        let image = loop {
+            let name = known.with_snapshot(id, |it| it.called.name.clone())?;
+            let open_as = Open::Snapshot(name.parse().unwrap());
+            match self.try_open(known, open_as).await {
+                Ok(image) => break image,
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+                    if known.may_lack(id) {
+                        return None;
+                    }
+                    // It was renamed meanwhile, which whoever did it may not have heard yet.
+                    tokio::task::yield_now().await;
+                }
             }
-            Content::OfAMoment { cells, began, ended } => {
-                cells.check_moment(&name, &content, began, ended);
-                let content = Arc::new(content);
-                let state = &mut known.state.borrow_mut();
-                state.snapshots[which].content = Content::Found(content.clone());
-                content
+        };
+        let content = match try_read(&image, Extent::new(0, image.size())).await {
+            Ok(content) => content,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+                assert!(known.may_lack(id), "{error:?}");
+                return None;
             }
-        }
+        };
+        known.with_snapshot(id, |snapshot| {
+            let name = format!("{}@{}", known.name, snapshot.called.name);
+            let found = match &snapshot.content {
+                Content::Found(found) => {
+                    assert!(**found == content, "{name} has changed");
+                    found.clone()
+                }
+                Content::OfAMoment { cells, began, ended } => {
+                    cells.check_moment(&name, &content, *began, *ended);
+                    Arc::new(content)
+                }
+            };
+            snapshot.content = Content::Found(found.clone());
+            found
+        })
     }
 
-    async fn find(&self, name: &str) -> ImageRecord {
-        self.catalog.find(&name.parse().unwrap()).await.unwrap()
-    }
-
-    async fn open_as(&self, name: &str, what: Open) -> Image<Paced<G>> {
-        let id = self.find(name).await.id;
-        let options = ImageOptions::default();
-        Image::open(&self.pools, &self.catalog, &id, what, options).await.unwrap()
+    async fn try_open(&self, known: &Known<Paced<G>>, what: Open) -> Result<Image<Paced<G>>> {
+        Image::open(&self.pools, &self.catalog, &known.id, what, ImageOptions::default()).await
     }
 
     async fn open(&self, known: &Known<Paced<G>>) {
-        let image = self.open_as(&known.called(), Open::Own).await;
+        let image = self.try_open(known, Open::Own).await.unwrap();
         *known.image.borrow_mut() = Some(image);
     }
 
@@ -467,16 +608,47 @@ impl<G: Ground> Run<G> {
         known.state.borrow_mut().cells.synced(began);
     }
 
-    /// A new image, or a clone of a snapshot of another one, open.
-    async fn create_or_clone(&mut self, parent: Option<usize>, which: usize, shape: &Shape) {
-        if self.images.len() >= IMAGES_MAX {
+    /// The first image, or a clone of the last one's snapshot.
+    async fn extend_chain(&self, shape: &Shape) {
+        match self.images().last().cloned() {
+            Some(last) => self.clone(&last, 0, false, shape).await,
+            None => {
+                self.create(shape, None).await.unwrap();
+                let known = self.images()[0].clone();
+                // So that there is something to inherit.
+                self.write(&known, Extent::new(0, shape.size), 251, false).await;
+            }
+        }
+        self.settle().await;
+    }
+
+    /// A clone of a snapshot, which is made first if there is none, or if it is to go with the clone.
+    async fn clone(&self, known: &Known<Paced<G>>, which: usize, auto: bool, shape: &Shape) {
+        if self.images().len() + self.coming.get() >= IMAGES_MAX {
             return;
         }
-        let name = self.new_name("i");
-        let parent = match parent {
-            Some(number) => Some(self.parent_of(&self.images[number].clone(), which, shape).await),
-            None => None,
+        self.coming.update(|coming| coming + 1);
+        known.users.update(|users| users + 1);
+        let snapshot = Self::pick_snapshot(known, which).filter(|_| !auto);
+        let snapshot = match snapshot {
+            Some(snapshot) => snapshot.id,
+            None => self.snapshot(known, auto).await,
         };
+        known.users.update(|users| users - 1);
+        known.state.borrow_mut().begin_clone();
+        if let Some((parent, new)) = self.parent_of(known, &snapshot, shape).await
+            && let Err(error) = self.create(shape, Some((parent, new))).await
+        {
+            assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+            assert!(known.may_lack(&snapshot), "{error:?}");
+        }
+        known.state.borrow_mut().clones -= 1;
+        self.coming.update(|coming| coming - 1);
+    }
+
+    /// A new image, open.
+    async fn create(&self, shape: &Shape, parent: Option<(Parent, NewParent)>) -> Result<()> {
+        let name = self.new_name("i");
         let new = NewImage {
             name: name.parse().unwrap(),
             size: shape.size,
@@ -487,75 +659,102 @@ impl<G: Ground> Run<G> {
             id: None,
             meta: Default::default(),
         };
-        self.catalog.create(new).await.unwrap();
-        let image = self.open_as(&name, Open::Own).await;
+        let record = self.catalog.create(new).await?;
         let parent = parent.map(|(parent, _)| parent);
+        if let Some(parent) = &parent {
+            let of = self.images.borrow().iter().find(|it| it.name == parent.image).cloned();
+            let of = of.expect("what has children is not removed");
+            let there = of.with_snapshot(&parent.snapshot, |it| it.is_parent = true);
+            assert!(there.is_some(), "{name} hangs on what was removed");
+        }
         let zeros = || Arc::new(vec![0; shape.size as usize]);
         let content = parent.as_ref().map_or_else(zeros, |parent| parent.shown.clone());
-        let (cells, snapshots) = (Cells::new(content), Vec::new());
-        let state =
-            State { cells, parent, snapshots, flattens: 0, gives_back: 0, gives_back_durably: 0 };
-        let called = RefCell::new(Called { name: name.clone(), since: image.record().version });
-        let (image, state) = (RefCell::new(Some(image)), RefCell::new(state));
-        let known = Known { name, called, image, state };
-        if self.images.is_empty() {
-            // So that there is something to inherit.
-            self.write(&known, Extent::new(0, shape.size), 251, false).await;
-        }
-        self.images.push(Rc::new(known));
-        self.settle().await;
+        let state = State { cells: Cells::new(content), parent, ..State::default() };
+        let known = Rc::new(Known {
+            called: RefCell::new(Called { name: name.clone(), since: record.version }),
+            name,
+            id: record.id,
+            image: RefCell::new(None),
+            users: Cell::new(0),
+            comes: Cell::new(true),
+            leaves: Cell::new(false),
+            state: RefCell::new(state),
+        });
+        self.images.borrow_mut().push(known.clone());
+        self.open(&known).await;
+        known.comes.set(false);
+        Ok(())
     }
 
     async fn parent_of(
         &self,
         known: &Known<Paced<G>>,
-        which: usize,
+        snapshot: &SnapshotId,
         shape: &Shape,
-    ) -> (Parent, NewParent) {
-        if known.state.borrow().snapshots.is_empty() {
-            self.snapshot(known).await;
-        }
-        let which = which % known.state.borrow().snapshots.len();
-        let content = self.look_at_snapshot(known, which).await;
-        let snapshot = known.state.borrow().snapshots[which].name.clone();
-        let record = self.find(&known.called()).await;
-        let revision = record.snapshot(&snapshot.parse().unwrap()).unwrap().revision.clone();
+    ) -> Option<(Parent, NewParent)> {
+        let content = self.look_at_snapshot(known, snapshot).await?;
+        let record = match self.catalog.get(&known.id).await {
+            Ok(record) => record,
+            Err(error) => {
+                assert_eq!((error.kind(), known.leaves.get()), (ErrorKind::NotFound, true));
+                return None;
+            }
+        };
+        let Some(found) = record.snapshots.iter().find(|it| it.id == *snapshot) else {
+            assert!(known.may_lack(snapshot), "{} has lost {snapshot}", known.name);
+            return None;
+        };
         let overlap = shape.overlap.min(shape.size).min(content.len() as u64);
         let mut shown = content[..overlap as usize].to_vec();
         shown.resize(shape.size as usize, 0);
+        let revision = found.revision.clone();
         let link = ParentLink { pool: self.catalog.pool(), image: record.id, revision };
-        let parent = Parent { image: known.name.clone(), snapshot, shown: Arc::new(shown) };
-        (parent, NewParent { link, overlap })
+        let image = known.name.clone();
+        let parent = Parent { image, snapshot: snapshot.clone(), shown: Arc::new(shown) };
+        Some((parent, NewParent { link, overlap }))
     }
 
-    async fn remove(&mut self, image: usize) {
-        let Some(known) = self.pick(image) else { return };
-        self.close(&known).await;
-        let id = self.find(&known.called()).await.id;
-        let children = self.images.iter().any(|other| {
-            let state = other.state.borrow();
-            state.parent.as_ref().is_some_and(|parent| parent.image == known.name)
-        });
-        match admin::remove(&self.pools, &self.catalog, &id).await {
+    /// Removes an image. One that somebody uses is refused, and so is one that has children.
+    async fn remove(&self, known: &Known<Paced<G>>) {
+        let before = known.state.borrow().clones_ended();
+        let had_children = self.has_children(known, None, false);
+        let in_use = known.users.get() > 0;
+        known.users.update(|users| users + 1);
+        if !in_use {
+            known.leaves.set(true);
+            self.close(known).await;
+        }
+        let removed = admin::remove(&self.pools, &self.catalog, &known.id).await;
+        known.users.update(|users| users - 1);
+        match removed.map_err(|error| error.kind()) {
             Ok(()) => {
-                assert!(!children, "{} had children", known.name);
-                self.images.retain(|other| other.name != known.name);
+                assert!(!in_use, "{} was in use", known.name);
+                assert!(!self.has_children(known, None, true), "{} had children", known.name);
+                self.images.borrow_mut().retain(|other| other.name != known.name);
             }
-            Err(error) => {
-                assert_eq!((children, error.kind()), (true, ErrorKind::HasChildren), "{error:?}");
-                self.open(&known).await;
+            Err(kind) => {
+                let may_have = had_children || known.state.borrow().clones_begun > before;
+                match kind {
+                    ErrorKind::HasChildren => assert!(may_have, "{} has none", known.name),
+                    ErrorKind::InUse => assert!(in_use, "{} is not in use", known.name),
+                    kind => panic!("{}: {kind:?}", known.name),
+                }
+                if !in_use {
+                    self.open(known).await;
+                    known.leaves.set(false);
+                }
             }
         }
     }
 
     /// As another process does later.
     async fn reopen_all(&mut self) {
-        for known in &self.images {
+        for known in &self.images() {
             self.close(known).await;
         }
         self.catalog = PacedCatalog::new(self.ground.open().await, self.pace.clone());
         self.pools.add(self.catalog.clone());
-        for known in &self.images {
+        for known in &self.images() {
             self.open(known).await;
         }
     }
@@ -572,12 +771,17 @@ impl<G: Ground> Run<G> {
 }
 
 async fn read<C: Catalog>(image: &Image<C>, at: Extent) -> Vec<u8> {
+    try_read(image, at).await.unwrap()
+}
+
+/// The same, where the image may be taken away meanwhile.
+async fn try_read<C: Catalog>(image: &Image<C>, at: Extent) -> Result<Vec<u8>> {
     let length = at.len_usize();
     let (buffer, holes) = image.read(at, Buffer::from_vec(vec![0xaa; length]), 0..length).await;
-    for hole in holes.unwrap() {
+    for hole in holes? {
         assert!(buffer[at.range_of(&hole)].iter().all(|byte| *byte == 0), "{hole} is no hole");
     }
-    buffer.to_vec()
+    Ok(buffer.to_vec())
 }
 
 /// The same in one of the ways that a server reads. What is said to be a hole must be zeros for whoever reads it.
