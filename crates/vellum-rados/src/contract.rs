@@ -51,6 +51,10 @@ pub trait Objects: Clone + Send + Sync + std::fmt::Debug + 'static {
     /// when it is used.
     fn at(&self, pool: i64, namespace: &str) -> Result<Self>;
 
+    /// All pools of the cluster, each by its number and its name, as of a moment after this was called. This client may not be
+    /// allowed to use all of them.
+    fn pools(&self) -> impl Future<Output = Result<Vec<(i64, String)>>> + Send;
+
     /// Has the cluster refuse all that a client sends, for an hour or more, and waits until that is so: afterwards whatever it
     /// had sent has landed or never will. The client is known by its number, and by the address that the locks that it holds
     /// have of it.

@@ -157,6 +157,17 @@ impl Cluster {
         Ok(Pool::new(self.clone(), id, text(namespace)?))
     }
 
+    /// All pools of the cluster, each by its number and its name, as of a moment after this was called.
+    ///
+    /// # Errors
+    /// If the monitors do not answer.
+    pub async fn pools(&self) -> Result<Vec<(i64, String)>> {
+        // Otherwise one that was made a moment ago may be missing.
+        self.wait_for_newest_map().await?;
+        let cluster = self.clone();
+        blocking(move || cluster.0.pools()).await
+    }
+
     /// The cluster, which no other has the number of.
     pub fn id(&self) -> [u8; 16] {
         self.0.id
@@ -279,6 +290,39 @@ impl Connection {
         let (pairs, []) = digits.as_chunks::<2>() else { return Err(Failure::INVALID) };
         let bytes = pairs.iter().map(|[high, low]| (high << 4 | low) as u8).collect::<Vec<u8>>();
         bytes.try_into().map_err(|_| Failure::INVALID)
+    }
+
+    fn pools(&self) -> Result<Vec<(i64, String)>> {
+        loop {
+            let all = self.pool_names()?.into_iter().map(|name| {
+                // SAFETY: the connection is open, and the name ends with a zero byte.
+                let id = unsafe { (self.library.pool_lookup)(self.handle, name.as_ptr()) };
+                let id = u64::try_from(id).map_err(|_| Failure((-id) as i32))?;
+                Ok((id as i64, name.to_string_lossy().into_owned()))
+            });
+            match all.collect() {
+                // One was removed meanwhile, or has another name.
+                Err(Failure::NOT_FOUND) => {}
+                all => return all,
+            }
+        }
+    }
+
+    fn pool_names(&self) -> Result<Vec<CString>> {
+        let mut names: Vec<u8> = Vec::new();
+        loop {
+            // SAFETY: the connection is open; there is as much room as said, and none is written to where it is none.
+            let needed = Failure::check(unsafe {
+                (self.library.pool_list)(self.handle, names.as_mut_ptr().cast(), names.len())
+            })?;
+            if needed as usize <= names.len() {
+                break;
+            }
+            names.resize(needed as usize, 0);
+        }
+        // Each name ends with a zero byte, and an empty one follows the last.
+        let names = names.split(|byte| *byte == 0).take_while(|name| !name.is_empty());
+        names.map(|name| CString::new(name).map_err(|_| Failure::INVALID)).collect()
     }
 
     fn configure(&self, options: &Options) -> Result<(), ConnectError> {

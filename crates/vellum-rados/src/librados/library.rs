@@ -55,6 +55,7 @@ functions! {
     cluster_fsid(Handle, *mut c_char, usize) -> c_int;
     getaddrs(Handle, *mut *mut c_char) -> c_int;
     pool_lookup(Handle, Text) -> i64;
+    pool_list(Handle, *mut c_char, usize) -> c_int;
     wait_for_latest_osdmap(Handle) -> c_int;
     blocklist_add(Handle, *mut c_char, u32) -> c_int;
     buffer_free(*mut c_char);

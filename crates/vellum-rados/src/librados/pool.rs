@@ -146,6 +146,10 @@ impl Objects for Pool {
         self.0.cluster.pool_by_id(pool, namespace)
     }
 
+    async fn pools(&self) -> Result<Vec<(i64, String)>> {
+        self.0.cluster.pools().await
+    }
+
     async fn fence(&self, _client: u64, address: &str) -> Result<()> {
         self.0.cluster.blocklist(address, FENCED).await?;
         self.0.cluster.wait_for_newest_map().await

@@ -52,6 +52,8 @@ struct State {
     /// How many changes clients may still make.
     ends: BTreeMap<u64, u64>,
     is_full: bool,
+    /// Clients, each with a pool that it may only look at.
+    read_only: BTreeSet<(u64, i64)>,
     /// The version that the next change makes.
     version: u64,
 }
@@ -133,6 +135,16 @@ impl MemoryCluster {
     /// How many changes a client may still make that is to end; `None` once it has ended, or if it is not to.
     pub fn changes_left(&self, client: u64) -> Option<u64> {
         self.0.state.lock().ends.get(&client).copied()
+    }
+
+    /// Has a client only look at a pool from now on: what it would change there, or watch, is not permitted.
+    ///
+    /// # Panics
+    /// If there is no such pool.
+    pub fn set_read_only(&self, client: u64, pool: &str) {
+        let mut state = self.0.state.lock();
+        let pool = state.pools[pool];
+        state.read_only.insert((client, pool));
     }
 
     /// Whether the cluster takes nothing by which it would hold more bytes, or more objects.

@@ -55,10 +55,18 @@ impl MemoryPool {
         call(&mut state)
     }
 
+    /// The same, if this client may change what is in this pool.
+    fn may_change<T>(&self, call: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+        self.with(|state| match state.read_only.contains(&(self.client, self.pool)) {
+            true => Err(Failure::NOT_PERMITTED),
+            false => call(state),
+        })
+    }
+
     fn write_now(&self, object: &str, context: &SnapContext, op: &WriteOp) -> Result<()> {
         let address = self.address(object)?;
         op.check()?;
-        self.with(|state| {
+        self.may_change(|state| {
             let mut object: Object = state.objects.get(&address).cloned().unwrap_or_default();
             let (bytes, pieces) = object.space();
             state.version += 1;
@@ -120,6 +128,12 @@ impl Objects for MemoryPool {
         Ok(Self::new(self.cluster.clone(), self.client, pool, namespace))
     }
 
+    async fn pools(&self) -> Result<Vec<(i64, String)>> {
+        self.with(|state| {
+            Ok(state.pools.iter().map(|(name, pool)| (*pool, name.clone())).collect())
+        })
+    }
+
     async fn fence(&self, client: u64, _address: &str) -> Result<()> {
         self.with(|_| Ok(()))?;
         self.cluster.blocklist(client);
@@ -154,7 +168,7 @@ impl Objects for MemoryPool {
     }
 
     async fn create_snapshot(&self) -> Result<u64> {
-        self.with(|state| {
+        self.may_change(|state| {
             let newest = state.snapshots.entry(self.pool).or_default();
             *newest += 1;
             let newest = *newest;
@@ -163,7 +177,7 @@ impl Objects for MemoryPool {
     }
 
     async fn remove_snapshot(&self, snapshot: u64) -> Result<()> {
-        self.with(|state| {
+        self.may_change(|state| {
             for (_, object) in
                 state.objects.iter_mut().filter(|(address, _)| address.0 == self.pool)
             {
@@ -176,7 +190,7 @@ impl Objects for MemoryPool {
 
     async fn watch(&self, object: &str) -> Result<MemoryWatch> {
         let address = self.address(object)?;
-        let (id, events) = self.with(|state| {
+        let (id, events) = self.may_change(|state| {
             if !state.objects.get(&address).is_some_and(Object::is_there) {
                 return Err(Failure::NOT_FOUND);
             }

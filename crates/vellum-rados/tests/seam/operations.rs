@@ -26,6 +26,7 @@ crate::cases! {
     operations_on_one_object_take_effect_in_their_order,
     an_operation_whose_future_was_dropped_takes_effect,
     every_object_is_listed_once,
+    every_pool_is_named_with_its_number,
     namespaces_keep_objects_apart,
     names_with_a_zero_byte_are_refused,
     a_range_of_no_bytes_is_refused_and_not_sent,
@@ -331,6 +332,15 @@ async fn every_object_is_listed_once<P: Place>(place: P) {
     drop(pool.list());
     let mut begun = pool.list();
     begun.next().await.unwrap().unwrap();
+}
+
+async fn every_pool_is_named_with_its_number<P: Place>(place: P) {
+    let client = place.client().await;
+    let pools = client.pools().await.unwrap();
+    for name in ["rbd", "rbd2"] {
+        let number = place.other(&client, name, "").await.pool();
+        assert!(pools.contains(&(number, name.to_owned())), "{name} is not in {pools:?}");
+    }
 }
 
 async fn namespaces_keep_objects_apart<P: Place>(place: P) {
