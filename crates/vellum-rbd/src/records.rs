@@ -319,6 +319,28 @@ mod tests {
     }
 
     #[test]
+    fn an_image_in_the_trash_is_written_as_rbd_writes_it() {
+        let time = |seconds, nanoseconds| Time { seconds, nanoseconds };
+        let trashed = Trashed {
+            source: 0,
+            name: "a".into(),
+            since: time(0x6b0e_2084, 0x281e_f673),
+            until: time(0x70dd_5524, 0x281e_f673),
+            state: 0,
+        };
+        is_written_as(
+            &trashed,
+            "02 01 17000000 | 00 | 01000000 \"a\" | 84200e6b 73f61e28 | 2455dd70 73f61e28 | 00",
+        );
+    }
+
+    #[test]
+    fn clones_of_the_first_format_are_written_as_rbd_writes_them() {
+        let children = BTreeSet::from([Text::from("1043bbca9749")]);
+        is_written_as(&children, "01000000 0c000000 \"1043bbca9749\"");
+    }
+
+    #[test]
     fn a_purpose_that_is_not_known_is_written_as_it_was_read() {
         let group = bytes("01 01 08000000 01000000 \"abcd\"");
         assert_eq!(Purpose::from_bytes(&group).unwrap().to_bytes(), group);
