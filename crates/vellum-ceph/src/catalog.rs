@@ -11,14 +11,16 @@ use parking_lot::Mutex;
 use vellum_core::{IMAGE_SIZE_MAX, ImageName};
 use vellum_engine::{
     Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, Heeded, ImageId,
-    ImageRecord, NewImage, ParentLink, Pending, PoolId, Progress, Repair, Reserved, Result,
-    RevisionId, RunToEnd, Snapshots, Version, Wanted,
+    ImageRecord, NewImage, Pending, PoolId, Progress, Repair, Reserved, Result, RevisionId,
+    RunToEnd, SnapshotId, Snapshots, Version, Wanted,
 };
 use vellum_rados::{Failure, Objects, ReadOp, SnapId};
 use vellum_rbd::method::{Ask, CLASS, directory, id as id_method};
+use vellum_rbd::records::Protection;
 use vellum_rbd::{Decode, names};
 
 use crate::background::Background;
+use crate::create::CloneFormat;
 use crate::data::Data;
 use crate::described::{Described, Home, text};
 use crate::error::{corrupt, failed, no_image, no_image_with_id, unexpected};
@@ -33,7 +35,8 @@ use crate::plain_head::PlainHead;
 use crate::rebuild::Compared;
 use crate::watched::{Role, Watched};
 use crate::{
-    asking, bitmap, change, check, children, create, keys, publish, rebuild, records, remove,
+    asking, bitmap, change, check, children, clone_v1, create, keys, protect, publish, rebuild,
+    records, remove,
 };
 
 /// Records that are read at once.
@@ -128,8 +131,18 @@ impl<O: Objects> CephCatalog<O> {
         ask: Ask<T>,
         doing: impl Fn() -> String,
     ) -> Result<Option<T>> {
+        Self::ask_at(&self.0.objects, object, ask, doing).await
+    }
+
+    /// The same, of an object of another pool.
+    pub(crate) async fn ask_at<T: Decode>(
+        objects: &O,
+        object: &str,
+        ask: Ask<T>,
+        doing: impl Fn() -> String,
+    ) -> Result<Option<T>> {
         let op = ReadOp::new().call(CLASS, ask.method, ask.input.clone());
-        let done = self.0.objects.read(object, SnapId::HEAD, op).await;
+        let done = objects.read(object, SnapId::HEAD, op).await;
         match done.result.map(|(_, mut found)| found.pop()) {
             Ok(Some(vellum_rados::Found::Output(output))) => {
                 ask.read(&output).map(Some).map_err(|why| corrupt(doing(), why))
@@ -277,6 +290,51 @@ impl<O: Objects> CephCatalog<O> {
         RunToEnd::new(async move { publish::publish(&this, &image).await }).await
     }
 
+    /// Whether a snapshot is protected.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such image, or it has no such snapshot.
+    pub async fn protection(&self, image: &ImageId, snapshot: &SnapshotId) -> Result<Protection> {
+        protect::protection(self, image, snapshot).await
+    }
+
+    /// Protects a snapshot, as `rbd snap protect` does: it cannot be removed, and clones of RBD's first format can be made of it.
+    /// One atomic change of the header, durable when this returns; idempotent. Needs no ownership of the image.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such image, or it has no such snapshot; `Unsupported` if the image lacks the feature layering.
+    pub async fn protect(&self, image: &ImageId, snapshot: &SnapshotId) -> Result<ImageRecord> {
+        let (this, image, snapshot) = (self.clone(), image.clone(), snapshot.clone());
+        RunToEnd::new(async move { protect::protect(&this, &image, &snapshot).await }).await
+    }
+
+    /// Ends the protection of a snapshot, as `rbd snap unprotect` does. Idempotent, and durable when this returns.
+    ///
+    /// Looks for clones of the first format in all pools of the cluster, in the namespace of this one, where alone they can be; so this
+    /// client must be able to read them all. Children that the image's header names do not need the protection, and are not in the
+    /// way. One that died in the middle leaves a snapshot of which no more clones can be made, and that cannot be removed: this, or
+    /// [`protect`](Self::protect), can be called again.
+    ///
+    /// # Errors
+    /// `HasChildren` if there are such clones, `Io` if a pool cannot be looked at: then the snapshot is protected as before. `NotFound`
+    /// and `Unsupported` as for [`protect`](Self::protect).
+    pub async fn unprotect(&self, image: &ImageId, snapshot: &SnapshotId) -> Result<ImageRecord> {
+        let (this, image, snapshot) = (self.clone(), image.clone(), snapshot.clone());
+        RunToEnd::new(async move { protect::unprotect(&this, &image, &snapshot).await }).await
+    }
+
+    /// [Creates](Catalog::create) a clone in this format, where `create` makes one of the second format, or of the first if this user
+    /// may not write the header of the parent and the snapshot is protected. The parent may be in any pool of this cluster, and is not
+    /// attached to before.
+    ///
+    /// # Errors
+    /// Those of `create`. `Invalid` if there is no parent in this cluster and, for the first format, if its snapshot is not protected, or
+    /// in another namespace. A clone that could not be made leaves nothing, or what [`Catalog::pending`] lists.
+    pub async fn create_clone(&self, new: NewImage, format: CloneFormat) -> Result<ImageRecord> {
+        let this = self.clone();
+        RunToEnd::new(async move { create::create(&this, new, Some(format)).await }).await
+    }
+
     /// Compares the allocation bitmap of a revision of a sparse image with its objects. Costs a look at each object that there may be.
     ///
     /// # Errors
@@ -294,21 +352,19 @@ impl<O: Objects> CephCatalog<O> {
         RunToEnd::new(async move { rebuild::build(&this, &image, &of).await }).await
     }
 
-    /// Takes a child from the list of its parent, if that is in this pool. The parent's snapshot may go with it, and so the parent of
-    /// that, and so on.
-    pub(crate) fn leave<'a>(
-        &'a self,
-        link: &'a ParentLink,
-        child: &'a ChildRef,
-    ) -> BoxFuture<'a, Result<()>> {
+    /// Takes a child from the list of its parent, as it was described before it was cut off, if that is in this pool. The parent's
+    /// snapshot may go with it, and so the parent of that, and so on.
+    pub(crate) fn leave<'a>(&'a self, child: &'a Described) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
+            let Some(link) = child.parent_link(&self.0.home) else { return Ok(()) };
+            if let Some(on) = clone_v1::parent(child) {
+                return clone_v1::remove(self.objects(), on, &child.id).await;
+            }
             if link.pool != self.pool_id() {
                 return Ok(());
             }
-            match children::detach(self, self.objects(), &link.image, &link.revision, child).await {
-                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-                other => other,
-            }
+            let left = ChildRef { pool: self.pool_id(), image: child.id.clone() };
+            children::detach(self, self.objects(), &link.image, &link.revision, &left).await
         })
     }
 }
@@ -332,7 +388,7 @@ impl<O: Objects> Catalog for CephCatalog<O> {
 
     async fn create(&self, new: NewImage) -> Result<ImageRecord> {
         let this = self.clone();
-        RunToEnd::new(async move { create::create(&this, new).await }).await
+        RunToEnd::new(async move { create::create(&this, new, None).await }).await
     }
 
     fn unused_id(&self) -> ImageId {
@@ -418,7 +474,7 @@ impl<O: Objects> Catalog for CephCatalog<O> {
     }
 
     async fn attach(&self, image: &ImageId, revision: &RevisionId, child: &ChildRef) -> Result<()> {
-        children::attach(self, self.objects(), image, revision, child).await
+        children::attach(self, image, revision, child).await
     }
 
     async fn detach(&self, image: &ImageId, revision: &RevisionId, child: &ChildRef) -> Result<()> {
@@ -432,7 +488,7 @@ impl<O: Objects> Catalog for CephCatalog<O> {
 
     async fn children(&self, image: &ImageId) -> Result<Vec<(RevisionId, ChildRef)>> {
         let described = described(&self.0.objects, image).await?;
-        Ok(children::of(self, &described))
+        children::of(self, &described).await
     }
 
     async fn pending(&self) -> Result<Vec<Pending>> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vellum_core::SnapshotName;
 use vellum_engine::{
-    ChildRef, Committed, Error, ErrorKind, HeadChange, ImageRecord, Prepared, Result, RunToEnd,
+    Committed, Error, ErrorKind, HeadChange, ImageRecord, Prepared, Result, RunToEnd,
 };
 use vellum_rados::{Failure, Objects, SnapContext, WriteOp, WriteStep};
 use vellum_rbd::Encode;
@@ -176,12 +176,10 @@ async fn cut_parent<O: Objects>(owned: &Owned<O>) -> Result<ImageRecord> {
     };
     let doing = || format!("cut image {} off its parent", owned.id);
     let before = change_header(objects, &owned.id, plan, doing).await?;
-    let parent = before.and_then(|before| before.parent_link(catalog.home()));
     let now = described(objects, &owned.id).await?;
     // Where snapshots still see the parent, the image stays its child.
-    if let Some(link) = parent.filter(|_| now.parent_link(catalog.home()).is_none()) {
-        let child = ChildRef { pool: catalog.pool_id(), image: owned.id.clone() };
-        catalog.leave(&link, &child).await?;
+    if let Some(before) = before.filter(|_| now.parent_link(catalog.home()).is_none()) {
+        catalog.leave(&before).await?;
     }
     if let Some(plain) = owned.plain() {
         plain.see(&now);

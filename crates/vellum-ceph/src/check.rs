@@ -110,7 +110,14 @@ async fn check_image<O: Objects>(
     repair: Repair,
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
-    for (revision, child) in children::of(catalog, now) {
+    let listed = match children::of(catalog, now).await {
+        Ok(listed) => listed,
+        Err(error) => {
+            findings.push(of(Finding::not_looked_at(&error), name));
+            children::named(catalog, now)
+        }
+    };
+    for (revision, child) in listed {
         if child.pool != catalog.pool_id() || is_child(catalog, now, &revision, &child).await? {
             continue;
         }

@@ -1,4 +1,5 @@
-//! Which images hang on the snapshots of an image: those of this cluster in RBD's own lists, others beside them.
+//! Which images hang on the snapshots of an image: those of this cluster in RBD's own lists, others beside them. Clones of RBD's
+//! first format are in [lists of their own](crate::clone_v1).
 
 use std::collections::BTreeSet;
 
@@ -7,19 +8,34 @@ use vellum_rados::{Failure, Objects, WriteOp, WriteStep};
 use vellum_rbd::method::{CLASS, layering, snapshot as snapshot_method};
 use vellum_rbd::names;
 use vellum_rbd::notify::Message;
-use vellum_rbd::records::Child;
+use vellum_rbd::records::{Child, ParentSpec};
 
 use crate::catalog::CephCatalog;
-use crate::create::remove_if_there;
+use crate::clone_v1;
+use crate::create::{CloneFormat, remove_if_there};
 use crate::described::{Described, text};
 use crate::error::failed;
 use crate::header::{change_header, described, write_header};
 use crate::keys;
 use crate::object_map;
+use crate::protect::check_unprotected;
 use crate::watched::tell;
 
-/// The children of an image, with the revision that each hangs on.
-pub(crate) fn of<O: Objects>(
+/// `EACCES`.
+const NO_ACCESS: Failure = Failure(13);
+
+/// The children of an image, with the revision that each hangs on: those that its header names, and clones of the first format.
+pub(crate) async fn of<O: Objects>(
+    catalog: &CephCatalog<O>,
+    described: &Described,
+) -> Result<Vec<(RevisionId, ChildRef)>> {
+    let mut all = named(catalog, described);
+    all.extend(clone_v1::of(catalog, described).await?);
+    Ok(all)
+}
+
+/// The children that the header of an image names.
+pub(crate) fn named<O: Objects>(
     catalog: &CephCatalog<O>,
     described: &Described,
 ) -> Vec<(RevisionId, ChildRef)> {
@@ -35,20 +51,49 @@ pub(crate) fn of<O: Objects>(
     all.map(|(snapshot, child)| (keys::snapshot_revision(id, snapshot), child)).collect()
 }
 
-/// Enters a child in the list of a snapshot, where these objects are.
-pub(crate) async fn attach<O: Objects>(
+/// Enters a child in the list of a snapshot, where these objects are: of the format that is wanted or, if none is, in the header
+/// unless that cannot be written. Returns which it was.
+pub(crate) async fn enter<O: Objects>(
     catalog: &CephCatalog<O>,
-    objects: &O,
-    image: &ImageId,
-    revision: &RevisionId,
+    parents: &O,
+    on: &ParentSpec,
+    child: &ChildRef,
+    wanted: Option<CloneFormat>,
+) -> Result<CloneFormat> {
+    let refused = match wanted {
+        Some(CloneFormat::V1) => None,
+        _ => match name(catalog, parents, on, child).await {
+            Ok(()) => return Ok(CloneFormat::V2),
+            Err(error) if wanted.is_none() && is_refused(&error) => Some(error),
+            Err(error) => return Err(error),
+        },
+    };
+    clone_v1::enter(catalog, parents, on, child, refused).await?;
+    Ok(CloneFormat::V1)
+}
+
+/// Whether this user may not do what failed, or nobody can.
+fn is_refused(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+    source.is_some_and(|failure| {
+        [Failure::NOT_PERMITTED, Failure::READ_ONLY, NO_ACCESS].contains(failure)
+    })
+}
+
+/// Has the header of an image name a child.
+async fn name<O: Objects>(
+    catalog: &CephCatalog<O>,
+    parents: &O,
+    on: &ParentSpec,
     child: &ChildRef,
 ) -> Result<()> {
+    let image = ImageId::new(on.image.to_string());
+    let revision = keys::snapshot_revision(image.as_str(), on.snapshot);
     let plan = |now: &Described, op: WriteOp| {
-        let Some((snapshot, _)) = now.named_snapshot(revision) else {
-            let what = format!("image {image} has no snapshot of revision {revision}");
-            return Err(Error::new(ErrorKind::NotFound, what));
+        let Some((snapshot, _)) = now.named_snapshot(&revision) else {
+            return Err(no_snapshot(&image, &revision));
         };
-        if of(catalog, now).contains(&(revision.clone(), child.clone())) {
+        if named(catalog, now).contains(&(revision.clone(), child.clone())) {
             return Ok(None);
         }
         Ok(Some(match record(catalog, child) {
@@ -60,10 +105,48 @@ pub(crate) async fn attach<O: Objects>(
         }))
     };
     let doing = || format!("enter image {} in the list of image {image}", child.image);
-    change_header(objects, image, plan, doing).await.map(drop)
+    change_header(parents, &image, plan, doing).await.map(drop)
 }
 
-/// Takes a child from the list of a snapshot, where these objects are, and with the last one a snapshot that is automatic.
+/// Enters a child, which may be there already, in the list of a revision of an image of this pool.
+pub(crate) async fn attach<O: Objects>(
+    catalog: &CephCatalog<O>,
+    image: &ImageId,
+    revision: &RevisionId,
+    child: &ChildRef,
+) -> Result<()> {
+    let snapshot = keys::snapshot_of(image.as_str(), revision).flatten();
+    let snapshot = snapshot.ok_or_else(|| no_snapshot(image, revision))?;
+    let home = catalog.home();
+    let (namespace, id) = (text(&home.namespace), text(image.as_str()));
+    let on = ParentSpec { pool: home.pool, namespace, image: id, snapshot };
+    let wanted = format_of(catalog, &on, child).await?;
+    enter(catalog, catalog.objects(), &on, child, wanted).await.map(drop)
+}
+
+/// The format that a child of this snapshot is of; `None` if it is not there yet, or is elsewhere.
+async fn format_of<O: Objects>(
+    catalog: &CephCatalog<O>,
+    on: &ParentSpec,
+    child: &ChildRef,
+) -> Result<Option<CloneFormat>> {
+    let Some((pool, namespace)) = catalog.place_of(child.pool) else { return Ok(None) };
+    let reach = catalog.objects().at(pool, &namespace);
+    let children = reach.map_err(|failure| failed(failure, "reach the pool of a child"))?;
+    let found = Described::read(&children, &child.image).await?;
+    Ok(found.and_then(|child| match clone_v1::parent(&child) {
+        Some(parent) if parent == on => Some(CloneFormat::V1),
+        _ => None,
+    }))
+}
+
+fn no_snapshot(image: &ImageId, revision: &RevisionId) -> Error {
+    let what = format!("image {image} has no snapshot of revision {revision}");
+    Error::new(ErrorKind::NotFound, what)
+}
+
+/// Takes a child from the list of a snapshot, where these objects are, or from the one of its pool; with the last one a snapshot goes
+/// that is automatic.
 pub(crate) async fn detach<O: Objects>(
     catalog: &CephCatalog<O>,
     objects: &O,
@@ -73,7 +156,7 @@ pub(crate) async fn detach<O: Objects>(
 ) -> Result<()> {
     let plan = |now: &Described, op: WriteOp| {
         let snapshot = now.snapshot_of(revision).flatten();
-        let is_listed = of(catalog, now).contains(&(revision.clone(), child.clone()));
+        let is_listed = named(catalog, now).contains(&(revision.clone(), child.clone()));
         let Some(snapshot) = snapshot.filter(|_| is_listed) else { return Ok(None) };
         Ok(Some(match record(catalog, child) {
             Some(record) => {
@@ -87,11 +170,20 @@ pub(crate) async fn detach<O: Objects>(
         }))
     };
     let doing = || format!("take image {} from the list of image {image}", child.image);
-    let before = change_header(objects, image, plan, doing).await?;
-    match before.and_then(|before| before.snapshot_of(revision).flatten()) {
-        Some(snapshot) => drop_if_unused(catalog, objects, image, snapshot).await,
-        None => Ok(()),
+    let Some(snapshot) = keys::snapshot_of(image.as_str(), revision).flatten() else {
+        return Ok(());
+    };
+    match change_header(objects, image, plan, doing).await {
+        Ok(Some(_)) => return drop_if_unused(catalog, objects, image, snapshot).await,
+        Ok(None) => {}
+        // Its list may be gone with it, and that of the child's pool is not.
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
+    let namespace = catalog.place_of(child.pool).map_or_else(String::new, |(_, name)| name);
+    let (namespace, image) = (text(namespace), text(image.as_str()));
+    let on = ParentSpec { pool: objects.pool(), namespace, image, snapshot };
+    clone_v1::leave(catalog, &on, child).await
 }
 
 /// A child as RBD's lists have it, if it is one of this cluster.
@@ -110,7 +202,9 @@ async fn drop_if_unused<O: Objects>(
     loop {
         let now = described(objects, image).await?;
         let is_there = now.header.snapshots.contains_key(&snapshot);
-        if !is_there || !now.auto.contains(&snapshot) || now.has_children(snapshot) {
+        let may_go = is_there && now.auto.contains(&snapshot) && !now.has_children(snapshot);
+        // What is protected stays until somebody ends that.
+        if !may_go || check_unprotected(&now, image.as_str(), snapshot).is_err() {
             return Ok(());
         }
         match remove_snapshot(catalog, objects, &now, snapshot).await {
@@ -128,6 +222,7 @@ pub(crate) async fn remove_snapshot<O: Objects>(
     snapshot: u64,
 ) -> Result<()> {
     let id = &now.id;
+    check_unprotected(now, id.as_str(), snapshot)?;
     let remove = snapshot_method::snapshot_remove(snapshot);
     let mut gone = BTreeSet::from([keys::auto(snapshot).into_bytes()]);
     if now.is_last_to_see_elsewhere(snapshot) {
@@ -141,7 +236,8 @@ pub(crate) async fn remove_snapshot<O: Objects>(
     match write_header(objects, id, op).await {
         Ok(()) => {}
         Err(Failure::BUSY) => {
-            let what = format!("a snapshot of image {id} is protected, or has children");
+            let what =
+                format!("a snapshot of image {id} has children; flatten or remove them first");
             return Err(Error::new(ErrorKind::HasChildren, what));
         }
         Err(failure) => return Err(failed(failure, format!("remove a snapshot of image {id}"))),
@@ -151,10 +247,8 @@ pub(crate) async fn remove_snapshot<O: Objects>(
         object_map::snapshot_removed(catalog, now, snapshot).await.map_err(Error::maybe_done)?;
     }
     // With the last snapshot that saw the parent, the image is cut off from it.
-    if let (Some(link), None) = (now.parent_link(catalog.home()), after.parent_link(catalog.home()))
-    {
-        let child = ChildRef { pool: catalog.pool_id(), image: id.clone() };
-        catalog.leave(&link, &child).await?;
+    if after.parent_link(catalog.home()).is_none() {
+        catalog.leave(now).await?;
     }
     // Whoever has the snapshot open hears that it is gone, before anything of it is.
     let _ = tell(objects, id, &Message::HeaderChanged).await.map_err(Error::maybe_done)?;

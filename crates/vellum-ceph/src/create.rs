@@ -30,16 +30,31 @@ const ID_TAKEN: Failure = Failure(9);
 /// Those of a sparse image. Its bitmap is not RBD's, and a flatten leaves its snapshots alone.
 const SPARSE_FEATURES: Features = Features(Features::LAYERING.0 | Features::EXCLUSIVE_LOCK.0);
 
-/// Makes an image.
+/// How a clone is known to be one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CloneFormat {
+    /// A list in the clone's pool names it, and the parent's snapshot is protected.
+    V1,
+    /// The header of the parent names it.
+    V2,
+}
+
+/// Makes an image, and a clone in this format; in the one that can be made, if none is wanted.
 pub(crate) async fn create<O: Objects>(
     catalog: &CephCatalog<O>,
     new: NewImage,
+    format: Option<CloneFormat>,
 ) -> Result<ImageRecord> {
     check(catalog, &new)?;
     let parent = match &new.parent {
         Some(parent) => find_parent(catalog, &new, parent).await?,
         None => None,
     };
+    if format.is_some() && parent.is_none() {
+        let what =
+            format!("{} has no parent in this cluster, so it is a clone of no format", new.name);
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
     if new.layering == Layering::CopyUp && new.parent.is_some() && parent.is_none() {
         let what = "Ceph's own tools would read a plain RBD image without its parent, which is not in this cluster; make it \
                     sparse, or a copy";
@@ -48,7 +63,7 @@ pub(crate) async fn create<O: Objects>(
     let id = new.id.clone().unwrap_or_else(|| vellum_engine::Catalog::unused_id(catalog));
     let _work = catalog.at_work().begin(&id).await?;
     let note = enter(catalog, &new, &id, parent.as_ref()).await?;
-    match build(catalog, &new, &id, parent.as_ref()).await {
+    match build(catalog, &new, &id, parent.as_ref(), format).await {
         Ok(()) => finish(catalog, &id, note).await?,
         Err(error) => {
             // Whether the header is there is not known: then it is for whoever looks at what is pending.
@@ -144,6 +159,7 @@ async fn build<O: Objects>(
     new: &NewImage,
     id: &ImageId,
     parent: Option<&ParentSpec>,
+    mut format: Option<CloneFormat>,
 ) -> Result<()> {
     let objects = catalog.objects();
     let doing = || format!("create image {}", new.name);
@@ -154,11 +170,11 @@ async fn build<O: Objects>(
     let set = id_method::set_id(text(id.as_str()));
     let named = WriteOp::new().create(true).call(CLASS, set.method, set.input);
     write(names::id_object(new.name.as_str()), named).await?;
-    if let (Some(spec), Some(parent)) = (parent, &new.parent) {
+    if let Some(spec) = parent {
         let child = ChildRef { pool: catalog.pool_id(), image: id.clone() };
         let reach = objects.at(spec.pool, &spec.namespace.to_string());
         let of = reach.map_err(|failure| failed(failure, doing()))?;
-        children::attach(catalog, &of, &parent.link.image, &parent.link.revision, &child).await?;
+        format = Some(children::enter(catalog, &of, spec, &child, format).await?);
     }
     match new.layering {
         Layering::Sparse => write(keys::bitmap(id.as_str(), None), bitmap::empty()).await?,
@@ -171,7 +187,7 @@ async fn build<O: Objects>(
             }
         }
     }
-    let mut keys = header(new, id, parent).to_keys();
+    let mut keys = header(new, id, parent, format).to_keys();
     if new.layering == Layering::Sparse {
         let prefix = keys.insert(key::OBJECT_PREFIX.into(), HIDDEN_PREFIX.to_vec());
         debug_assert!(prefix.is_some());
@@ -201,7 +217,12 @@ fn elsewhere(parent: &NewParent) -> Elsewhere {
 }
 
 /// What the header of a new image says.
-fn header(new: &NewImage, id: &ImageId, parent: Option<&ParentSpec>) -> Header {
+fn header(
+    new: &NewImage,
+    id: &ImageId,
+    parent: Option<&ParentSpec>,
+    format: Option<CloneFormat>,
+) -> Header {
     let mut features = match new.layering {
         Layering::Sparse => SPARSE_FEATURES,
         Layering::CopyUp if has_object_map(new.geometry.object_count(new.size)) => Features::USUAL,
@@ -215,7 +236,9 @@ fn header(new: &NewImage, id: &ImageId, parent: Option<&ParentSpec>) -> Header {
     }
     let overlap = new.parent.as_ref().map(|parent| parent.overlap).filter(|overlap| *overlap > 0);
     let parent = parent.filter(|_| overlap.is_some());
-    if parent.is_some() {
+    // By this, and the bit that goes with it, a clone of the second format is told from one of the first.
+    let is_named = parent.is_some() && format == Some(CloneFormat::V2);
+    if is_named {
         features = features | Features::OPERATIONS;
     }
     Header {
@@ -227,7 +250,7 @@ fn header(new: &NewImage, id: &ImageId, parent: Option<&ParentSpec>) -> Header {
         data_pool: None,
         striping,
         flags: 0,
-        operations: if parent.is_some() { operation::CLONE_CHILD } else { 0 },
+        operations: if is_named { operation::CLONE_CHILD } else { 0 },
         parent: parent.map(|of| Parent { of: of.clone(), head_overlap: overlap }),
         snapshots: Default::default(),
         children: Default::default(),
@@ -298,10 +321,7 @@ pub(crate) async fn try_undo<O: Objects>(
         let of = reach.map_err(|failure| failed(failure, doing()))?;
         let image = ImageId::new(spec.image.to_string());
         let revision = keys::snapshot_revision(image.as_str(), spec.snapshot);
-        match children::detach(catalog, &of, &image, &revision, &child).await {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        children::detach(catalog, &of, &image, &revision, &child).await?;
     }
     forget_name(catalog, id, name).await
 }

@@ -11,7 +11,7 @@ use vellum_engine::{
 use vellum_rados::{Found, Objects, ReadOp, ReadStep, SnapId};
 use vellum_rbd::lock::{ATTRIBUTE_PREFIX, IMAGE, Lock};
 use vellum_rbd::names::{self, key};
-use vellum_rbd::records::{Parent, Purpose, Snapshot};
+use vellum_rbd::records::{Parent, Protection, Purpose, Snapshot};
 use vellum_rbd::wire::Time;
 use vellum_rbd::{Decode, Encode, Features, Header, Text};
 
@@ -371,13 +371,15 @@ fn fingerprint(keys: &Keys) -> u64 {
     hash.0
 }
 
-/// What of a value makes a record another one: not how many children a snapshot has, nor what was noted for them.
+/// What of a value makes a record another one: not how many children a snapshot has, nor what was noted for them, nor whether it is
+/// protected.
 fn record_part(name: &[u8], value: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(name);
     if key::snapshot_id(&text).is_some()
         && let Ok(snapshot) = Snapshot::from_bytes(value)
     {
-        return Snapshot { children: 0, flags: 0, ..snapshot }.to_bytes();
+        let protection = Protection::default();
+        return Snapshot { children: 0, flags: 0, protection, ..snapshot }.to_bytes();
     }
     // A parent of children has this bit, and the feature with it.
     if text == key::OPERATIONS || text == key::FEATURES {

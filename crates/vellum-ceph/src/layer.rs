@@ -34,6 +34,11 @@ impl<O: Objects> Open<O> {
     fn check_there(&self) -> Result<()> {
         self.image.check_there(self.data.snapshot())
     }
+
+    /// The same, after something was found to be missing.
+    async fn make_sure(&self) -> Result<()> {
+        self.image.make_sure(self.data.snapshot()).await
+    }
 }
 
 impl<O: Objects> CephLayer<O> {
@@ -116,7 +121,7 @@ impl<O: Objects> Layer for CephLayer<O> {
             let rest = out.last().map_or(at, |last| at.split(last.extent.end()).1);
             let unknown = data.unknown_in(rest, AT_ONCE);
             try_join_all(unknown.iter().map(|object| data.states_of(*object))).await?;
-            self.0.check_there()?;
+            self.0.make_sure().await?;
             asked += unknown.len();
         }
         Ok(())
@@ -125,7 +130,11 @@ impl<O: Objects> Layer for CephLayer<O> {
     fn try_read(&self, at: Extent, _buffer: &mut [u8], out: &mut Runs) -> TryRead {
         // What is data, or may be, comes over a network.
         match self.states(at, usize::MAX, out) {
-            Known::All if out.all(State::Inherited) && self.0.check_there().is_ok() => {
+            Known::All
+                if out.all(State::Inherited)
+                    && self.0.image.hears()
+                    && self.0.check_there().is_ok() =>
+            {
                 TryRead::Done
             }
             _ => TryRead::WouldWait,
@@ -142,11 +151,16 @@ impl<O: Objects> Layer for CephLayer<O> {
             return (buffer, Err(error));
         }
         let data = &self.0.data;
-        if data.place().object_of(at).is_some() {
-            return data.read_piece(at, buffer, into, || self.0.check_there()).await;
-        }
-        let found = self.read_pieces(at, &mut buffer[into]).await;
-        (buffer, found)
+        let found = match data.place().object_of(at) {
+            Some(_) => {
+                let found;
+                (buffer, found) = data.read_piece(at, buffer, into, || self.0.check_there()).await;
+                found
+            }
+            None => self.read_pieces(at, &mut buffer[into]).await,
+        };
+        let is_there = self.0.make_sure().await;
+        (buffer, found.and_then(|runs| is_there.map(|()| runs)))
     }
 }
 

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`connect`] | [`Clusters`]: pools of real clusters, over librados |
 //! | [`catalog`] | [`CephCatalog`]: the engine contract, and what of a pool is open |
-//! | `create`, `remove`, `records`, `children`, `change`, `publish` | each sequence of steps that changes a pool |
+//! | `create`, `remove`, `records`, `children`, `clone_v1`, `protect`, `change`, `publish` | each sequence of steps that changes a pool |
 //! | `pending` | notes of such sequences, so that they can be finished after a death |
 //! | `check` | what a check looks at |
 //! | `ownership` | the lock of an image, and who reads its head |
@@ -38,6 +38,7 @@ mod change;
 mod check;
 mod children;
 pub mod classes;
+mod clone_v1;
 pub mod connect;
 mod create;
 mod data;
@@ -56,6 +57,7 @@ pub mod plain;
 mod plain_head;
 pub mod plan;
 pub mod presence;
+mod protect;
 mod publish;
 mod rebuild;
 mod records;
@@ -68,7 +70,9 @@ pub use background::wait_for_pools;
 pub use catalog::CephCatalog;
 pub use change::CephPrepared;
 pub use connect::{Access, CephPool, Clusters};
+pub use create::CloneFormat;
 pub use head::CephHead;
 pub use layer::CephLayer;
 pub use rebuild::Compared;
 pub use vellum_rados::librados::exit_beside_connections;
+pub use vellum_rbd::records::Protection;

@@ -20,6 +20,7 @@ use crate::described::{Described, snapshot_number, text};
 use crate::error::failed;
 use crate::header::{described, write_header};
 use crate::pending::{self, Begun, Pending};
+use crate::protect::check_unprotected;
 use crate::{children, keys, remove};
 
 /// Names in one page of a list.
@@ -80,6 +81,7 @@ pub(crate) async fn change<O: Objects>(
                     );
                     return Err(Error::new(ErrorKind::HasChildren, what));
                 }
+                check_unprotected(&now, &name, snapshot)?;
                 children::remove_snapshot(catalog, catalog.objects(), &now, snapshot).await
             }
             Change::RenameSnapshot(snapshot, to) => {

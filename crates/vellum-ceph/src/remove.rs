@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::time::Instant;
-use vellum_engine::{ChildRef, Error, ErrorKind, ImageId, Result, Version};
+use vellum_engine::{Error, ErrorKind, ImageId, Result, Version};
 use vellum_rados::{Failure, Objects, SnapContext, WriteOp};
 use vellum_rbd::Encode;
 use vellum_rbd::names::{self, DIRECTORY};
@@ -19,6 +19,7 @@ use crate::header::{described, write_header};
 use crate::keys;
 use crate::ownership::{SILENT_MAX, check_free};
 use crate::pending::{Begun, Pending};
+use crate::protect::check_unprotected;
 use crate::watched::tell;
 use crate::{bitmap, children, records};
 
@@ -40,11 +41,7 @@ pub(crate) async fn remove<O: Objects>(
         let now = described(objects, id).await?;
         let name = catalog.name_of(id).await?;
         records::check_version(&now.record(catalog.home(), &name)?, at)?;
-        if !children::of(catalog, &now).is_empty() {
-            let count = children::of(catalog, &now).len();
-            let what = format!("image {name} has children ({count}); flatten or remove them first");
-            return Err(Error::new(ErrorKind::HasChildren, what));
-        }
+        check_unneeded(catalog, &now, &name).await?;
         if !check_free(objects, &now, until).await? {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
@@ -61,6 +58,21 @@ pub(crate) async fn remove<O: Objects>(
         }
     };
     finish(catalog, id, &name).await
+}
+
+/// `HasChildren` if something hangs on an image, `Invalid` if a snapshot is protected, and with it what is of no use without.
+async fn check_unneeded<O: Objects>(
+    catalog: &CephCatalog<O>,
+    now: &Described,
+    name: &str,
+) -> Result<()> {
+    let count = children::of(catalog, now).await?.len();
+    if count > 0 {
+        let what = format!("image {name} has children ({count}); flatten or remove them first");
+        return Err(Error::new(ErrorKind::HasChildren, what));
+    }
+    let mut snapshots = now.header.snapshots.keys();
+    snapshots.try_for_each(|snapshot| check_unprotected(now, name, *snapshot))
 }
 
 async fn note<O: Objects>(catalog: &CephCatalog<O>, id: &ImageId, name: &str) -> Result<()> {
@@ -93,10 +105,7 @@ pub(crate) async fn finish<O: Objects>(
             remove_if_there(objects, &bitmap, doing).await?;
             remove_if_there(objects, &map, doing).await?;
         }
-        if let Some(link) = last.parent_link(catalog.home()) {
-            let child = ChildRef { pool: catalog.pool_id(), image: id.clone() };
-            catalog.leave(&link, &child).await?;
-        }
+        catalog.leave(&last).await?;
         remove_if_there(objects, &names::header(id.as_str()), doing).await?;
     }
     forget_name(catalog, id, name).await

@@ -60,6 +60,8 @@ pub(crate) struct Watched<O: Objects> {
     objects: O,
     id: ImageId,
     background: Background,
+    /// Whether this client may watch the header; one that may only look does not hear that it has changed.
+    hears: bool,
     state: Mutex<State>,
     asked: Mutex<Asked>,
     asking: Mutex<Asking>,
@@ -85,17 +87,20 @@ struct State {
 }
 
 impl<O: Objects> Watched<O> {
-    /// Begins to hear of an image. `NotFound` if there is none.
+    /// Begins to hear of an image, if this client may. `NotFound` if there is none.
     pub(crate) async fn begin(
         objects: O,
         id: ImageId,
         background: Background,
     ) -> Result<Arc<Self>> {
-        let watch = objects.watch(&names::header(id.as_str())).await;
-        let watch = watch.map_err(|failure| failed(failure, format!("watch image {id}")))?;
+        let watch = match objects.watch(&names::header(id.as_str())).await {
+            Ok(watch) => Some(watch),
+            Err(Failure::NOT_PERMITTED) => None,
+            Err(failure) => return Err(failed(failure, format!("watch image {id}"))),
+        };
         let (end, ended) = oneshot::channel();
         let state = State {
-            watch: watch.id(),
+            watch: watch.as_ref().map_or(0, Watch::id),
             role: Role::Reader,
             acquisitions: 0,
             is_gone: false,
@@ -107,6 +112,7 @@ impl<O: Objects> Watched<O> {
             objects: objects.clone(),
             id,
             background,
+            hears: watch.is_some(),
             state: Mutex::new(state),
             asked: Mutex::default(),
             asking: Mutex::default(),
@@ -114,7 +120,9 @@ impl<O: Objects> Watched<O> {
             reading: AtomicUsize::new(0),
             _end: end,
         });
-        this.background.spawn(listen(Arc::downgrade(&this), watch, ended));
+        if let Some(watch) = watch {
+            this.background.spawn(listen(Arc::downgrade(&this), watch, ended));
+        }
         Ok(this)
     }
 
@@ -163,6 +171,22 @@ impl<O: Objects> Watched<O> {
             return Err(Error::new(ErrorKind::NotFound, what));
         }
         Ok(())
+    }
+
+    /// Whether this client hears that the header has changed.
+    pub(crate) fn hears(&self) -> bool {
+        self.hears
+    }
+
+    /// The same, once more to be sure by a look at the header if this client does not hear of its changes.
+    pub(crate) async fn make_sure(&self, snapshot: Option<u64>) -> Result<()> {
+        if !self.hears {
+            match Described::read(&self.objects, &self.id).await? {
+                Some(described) => self.saw(&described),
+                None => self.state.lock().is_gone = true,
+            }
+        }
+        self.check_there(snapshot)
     }
 
     /// Takes note of what a header says, unless a later one was seen.

@@ -1,6 +1,7 @@
 //! [`Cluster`]: a Ceph of its own for a test, which ends with it. A monitor and a storage daemon of the machine's packages, on
 //! loopback, with two pools; it is there in a second or two.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -72,6 +73,15 @@ impl Cluster {
     /// What such a program prints. An error if it fails.
     pub fn ok(&self, program: &str, arguments: &[&str]) -> Result<String> {
         tools::output(self.command(program).args(arguments))
+    }
+
+    /// Makes a user, without `client.`, who may do so much, and enters the key where clients of this cluster look for it.
+    pub fn add_user(&self, user: &str, capabilities: &[&str]) -> Result<()> {
+        let named = format!("client.{user}");
+        let make = [&["auth", "get-or-create", &named], capabilities].concat();
+        let key = self.ok("ceph", &make)?;
+        let mut keys = std::fs::File::options().append(true).open(self.path().join("keyring"))?;
+        keys.write_all(key.as_bytes()).context("enter a key")
     }
 
     /// Sends a signal to one of its daemons: `mon.a` or `osd.0`.

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-use vellum_ceph::{CephCatalog, classes};
+use vellum_ceph::{CephCatalog, CloneFormat, classes};
 use vellum_core::{Extent, Geometry};
-use vellum_engine::{Catalog, Change, Layering, Repair, Result, Severity};
+use vellum_engine::{
+    Catalog, Change, ErrorKind, ImageId, Layering, Repair, Result, Severity, SnapshotId,
+};
 use vellum_image::image::Open;
 use vellum_image::{
     CloneOptions, CreateOptions, DiscardPolicy, FlattenOptions, Image, ImageOptions, Job, Pools,
@@ -16,6 +18,8 @@ use vellum_image::{
 use vellum_rados::Objects;
 use vellum_rados::memory::{MemoryCluster, MemoryPool};
 use vellum_testkit::ceph::POOLS;
+
+use crate::protection::clone_in;
 
 pub(crate) type Engine = CephCatalog<MemoryPool>;
 /// What there is, by image, or by image and snapshot.
@@ -28,9 +32,9 @@ const CHANGES_MAX: u64 = 200;
 
 /// A client of both pools.
 pub(crate) struct Client {
-    pools: Pools<Engine>,
+    pub(crate) pools: Pools<Engine>,
     pub(crate) one: Engine,
-    other: Engine,
+    pub(crate) other: Engine,
     pub(crate) number: u64,
 }
 
@@ -79,6 +83,29 @@ impl Client {
         admin::clone(&self.pools, &self.one, &parent, &snapshot, to, name, options).await.map(drop)
     }
 
+    /// Of the snapshot `s` of `old`.
+    async fn clone_v1(&self, name: &str, layering: Layering) -> Result<()> {
+        let (parent, child) = ((&self.one, "old"), (self.pool_of(name), name));
+        clone_in(parent, child, layering, CloneFormat::V1).await.map(drop)
+    }
+
+    /// The snapshot `s` of an image.
+    async fn s(&self, of: &str) -> Result<(ImageId, SnapshotId)> {
+        let record = self.one.find(&of.parse().unwrap()).await?;
+        let snapshot = record.snapshot(&"s".parse().unwrap()).expect("it has one").id.clone();
+        Ok((record.id, snapshot))
+    }
+
+    async fn protect(&self, of: &str) -> Result<()> {
+        let (image, snapshot) = self.s(of).await?;
+        self.one.protect(&image, &snapshot).await.map(drop)
+    }
+
+    async fn unprotect(&self, of: &str) -> Result<()> {
+        let (image, snapshot) = self.s(of).await?;
+        self.one.unprotect(&image, &snapshot).await.map(drop)
+    }
+
     async fn change(&self, of: &str, change: Change) -> Result<()> {
         let record = self.one.find(&of.parse().unwrap()).await?;
         self.one.change(&record.id, record.version, change).await.map(drop)
@@ -120,7 +147,7 @@ pub(crate) async fn write(image: &Image<Engine>, offset: u64, length: u64, byte:
     image.write(offset, data, WriteOptions::default()).await
 }
 
-/// Parents of both kinds, children of both, one of which has snapshots, and one image without anybody.
+/// Parents of both kinds, children of both, one of which has snapshots, clones of the first format, and one image without anybody.
 async fn scene() -> MemoryCluster {
     let cluster = classes::cluster(&POOLS);
     let client = Client::new(&cluster);
@@ -144,6 +171,17 @@ async fn scene() -> MemoryCluster {
     image.snapshot("auto".parse().unwrap(), true).await.unwrap();
     image.close().await.unwrap();
     client.clone_at("gold", "auto", "last", Layering::Sparse).await.unwrap();
+    // Snapshots that are protected, with clones of the first format and without.
+    for parent in ["old", "kept"] {
+        client.create(parent, Layering::CopyUp).await.unwrap();
+        let image = client.own(parent).await.unwrap();
+        write(&image, 100, 2 * OBJECT, 5).await.unwrap();
+        image.snapshot("s".parse().unwrap(), false).await.unwrap();
+        image.close().await.unwrap();
+        client.protect(parent).await.unwrap();
+    }
+    client.clone_v1("old-child", Layering::CopyUp).await.unwrap();
+    client.clone_v1("other-old", Layering::Sparse).await.unwrap();
     client.create("flat", Layering::Sparse).await.unwrap();
     let image = client.own("flat").await.unwrap();
     write(&image, 5000, 9000, 9).await.unwrap();
@@ -168,6 +206,23 @@ const SEQUENCES: &[(&str, Steps)] = &[
     (
         "clone into another pool",
         steps!(client => client.clone("gold", "other-new", Layering::Sparse).await),
+    ),
+    ("protection", steps!(client => client.protect("gold").await)),
+    ("end of protection", steps!(client => client.unprotect("kept").await)),
+    ("end of protection that is refused", steps!(client => refused(client.unprotect("old").await))),
+    ("clone of the first format", steps!(client => client.clone_v1("new", Layering::CopyUp).await)),
+    (
+        "clone of the first format into another pool",
+        steps!(client => client.clone_v1("other-new", Layering::Sparse).await),
+    ),
+    (
+        "flatten of a clone of the first format",
+        steps!(client => flatten(client, "old-child").await),
+    ),
+    ("removal of a clone of the first format", steps!(client => remove(client, "old-child").await)),
+    (
+        "removal of a clone of the first format in another pool",
+        steps!(client => remove(client, "other-old").await),
     ),
     ("snapshot", steps!(client => snapshot(client, "gold-child").await)),
     ("snapshot of a plain one", steps!(client => snapshot(client, "plain-child").await)),
@@ -205,6 +260,14 @@ const SEQUENCES: &[(&str, Steps)] = &[
         steps!(client => discard(client, "plain-child", DiscardPolicy::Zero).await),
     ),
 ];
+
+/// Whether something was refused for the children that there are.
+fn refused(result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::HasChildren => Ok(()),
+        other => other,
+    }
+}
 
 async fn snapshot(client: &Client, of: &str) -> Result<()> {
     let image = client.own(of).await?;

@@ -7,6 +7,7 @@ mod bitmaps;
 mod deaths;
 mod interop;
 mod programs;
+mod protection;
 mod strangers;
 
 use std::future::Future;
@@ -32,7 +33,7 @@ fn main() -> std::process::ExitCode {
     let cluster = (unavailable.is_none() && !arguments.list)
         .then(|| Arc::new(Cluster::start(Store::Memory).unwrap()));
     let mut trials = in_memory_only();
-    let on_a_cluster: [(&'static str, OnACluster); 8] = [
+    let on_a_cluster: [(&'static str, OnACluster); 12] = [
         ("an_owner_gives_the_image_to_whom_it_likes", |cluster| {
             run(async move {
                 let [here, there] = two(&cluster, "likes").await;
@@ -48,6 +49,18 @@ fn main() -> std::process::ExitCode {
         ("images_agree_with_plain_bytes", |cluster| run(programs_on(cluster))),
         ("a_clone_of_an_image_of_rbd_reads_it_and_is_its_child", |cluster| {
             run(strangers::a_clone_of_an_image_of_rbd_reads_it_and_is_its_child(cluster))
+        }),
+        ("rbd_and_vellum_protect_the_same", |cluster| {
+            run(protection::rbd_and_vellum_protect_the_same(cluster))
+        }),
+        ("clones_of_the_first_format_that_rbd_made_are_known", |cluster| {
+            run(protection::clones_of_the_first_format_that_rbd_made_are_known(cluster))
+        }),
+        ("clones_of_the_first_format_are_known_to_rbd", |cluster| {
+            run(protection::clones_of_the_first_format_are_known_to_rbd(cluster))
+        }),
+        ("a_user_who_may_only_read_the_parent_has_clones_of_the_first_format", |cluster| {
+            run(protection::a_user_who_may_only_read_the_parent_has_clones(cluster))
         }),
         ("images_that_change_hands_read_the_same_to_librbd_and_to_us", |cluster| {
             run(interop::rounds(cluster))
@@ -117,7 +130,23 @@ fn in_memory_only() -> Vec<Trial> {
     let deaths = || run(deaths::a_death_at_any_change_leaves_what_can_be_mended());
     let anew = || run(bitmaps::what_a_death_leaves_incomplete_is_made_anew());
     let wrong = || run(bitmaps::a_wrong_bitmap_is_found_and_loses_nothing());
+    let protected = || run(protection::what_is_protected_stays());
+    let first = || {
+        run(protection::a_snapshot_is_protected_for_as_long_as_it_has_clones_of_the_first_format())
+    };
+    let looks =
+        || run(protection::a_parent_that_cannot_be_written_has_clones_of_the_first_format());
+    let told = || run(protection::whoever_may_only_look_is_told_that_a_snapshot_is_gone());
+    let listed = || run(protection::a_list_of_clones_is_mended());
     vec![
+        Trial::test("memory::what_is_protected_stays", protected),
+        Trial::test("memory::a_snapshot_with_clones_of_the_first_format_stays_protected", first),
+        Trial::test(
+            "memory::a_parent_that_cannot_be_written_has_clones_of_the_first_format",
+            looks,
+        ),
+        Trial::test("memory::whoever_may_only_look_is_told_that_a_snapshot_is_gone", told),
+        Trial::test("memory::a_list_of_clones_is_mended", listed),
         Trial::test("memory::a_bitmap_that_a_death_left_incomplete_is_made_anew", anew),
         Trial::test("memory::a_wrong_bitmap_is_found_and_loses_nothing", wrong),
         Trial::test("memory::a_death_at_any_change_leaves_what_can_be_mended", deaths),
@@ -167,7 +196,18 @@ async fn connect_to(
     pool: &str,
     namespace: &str,
 ) -> (Pools<CephCatalog<Pool>>, CephCatalog<Pool>) {
-    let options = Options { conf: Some(cluster.conf()), ..Options::default() };
+    connect_as(cluster, "admin", pool, namespace).await
+}
+
+/// The same, as a user.
+async fn connect_as(
+    cluster: &Cluster,
+    user: &str,
+    pool: &str,
+    namespace: &str,
+) -> (Pools<CephCatalog<Pool>>, CephCatalog<Pool>) {
+    let user = Some(user.to_owned());
+    let options = Options { conf: Some(cluster.conf()), user, ..Options::default() };
     let client = librados::Cluster::connect(options).await.unwrap();
     let pool = client.pool(pool, namespace).await.unwrap();
     with_pools(CephCatalog::new(pool, namespace))

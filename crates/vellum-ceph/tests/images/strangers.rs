@@ -24,13 +24,13 @@ fn spec(image: &str) -> String {
 }
 
 /// Twelve mebibytes, of which the second four are zeros.
-fn content() -> Vec<u8> {
+pub(crate) fn content() -> Vec<u8> {
     let byte = |index: usize| if index / (4 * MIB) == 1 { 0 } else { (index / 4096 % 251) as u8 };
     (0..12 * MIB + 1000).map(byte).collect()
 }
 
 /// Has `rbd` make an image of some bytes, with a snapshot `s`.
-fn import(cluster: &Cluster, image: &str, bytes: &[u8]) {
+pub(crate) fn import(cluster: &Cluster, image: &str, bytes: &[u8]) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("bytes");
     std::fs::write(&file, bytes).unwrap();
@@ -43,7 +43,7 @@ fn export(cluster: &Cluster, what: &str, to: &Path) -> Vec<u8> {
     export_of(cluster, &spec(what), to)
 }
 
-fn export_of(cluster: &Cluster, spec: &str, to: &Path) -> Vec<u8> {
+pub(crate) fn export_of(cluster: &Cluster, spec: &str, to: &Path) -> Vec<u8> {
     let file = to.join("exported");
     let _ = std::fs::remove_file(&file);
     let path = file.to_string_lossy().into_owned();
@@ -51,7 +51,12 @@ fn export_of(cluster: &Cluster, spec: &str, to: &Path) -> Vec<u8> {
     std::fs::read(file).unwrap()
 }
 
-async fn open<C: Catalog>(pools: &Pools<C>, catalog: &C, image: &str, what: Open) -> Image<C> {
+pub(crate) async fn open<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    image: &str,
+    what: Open,
+) -> Image<C> {
     let record = catalog.find(&name(image)).await.unwrap();
     Image::open(pools, catalog, &record.id, what, ImageOptions::default()).await.unwrap()
 }
