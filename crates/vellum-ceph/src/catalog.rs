@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -33,10 +34,11 @@ use crate::pending::{self, AtWork};
 use crate::place::Place;
 use crate::plain_head::PlainHead;
 use crate::rebuild::Compared;
+use crate::trash::{Deferment, TrashedImage};
 use crate::watched::{Role, Watched};
 use crate::{
     asking, bitmap, change, check, children, clone_v1, create, keys, protect, publish, rebuild,
-    records, remove,
+    records, remove, trash,
 };
 
 /// Records that are read at once.
@@ -153,12 +155,23 @@ impl<O: Objects> CephCatalog<O> {
         }
     }
 
-    /// The name of an image, as the directory has it.
-    pub(crate) async fn name_of(&self, id: &ImageId) -> Result<String> {
+    /// The name of an image, as the directory has it; `None` if it has none there.
+    pub(crate) async fn directory_name(&self, id: &ImageId) -> Result<Option<String>> {
         let ask = directory::dir_get_name(text(id.as_str()));
         let name = self.ask(names::DIRECTORY, ask, || format!("look up the name of image {id}"));
-        let name = name.await?.ok_or_else(|| no_image_with_id(id.as_str()))?;
-        Ok(name.to_string())
+        Ok(name.await?.map(|name| name.to_string()))
+    }
+
+    /// The name of an image or, if it is in the trash, the one that it had.
+    pub(crate) async fn name_of(&self, id: &ImageId) -> Result<String> {
+        if let Some(name) = self.directory_name(id).await? {
+            return Ok(name);
+        }
+        if let Some(found) = trash::get(self, id).await? {
+            return Ok(found.name);
+        }
+        // It may just have come back from there.
+        self.directory_name(id).await?.ok_or_else(|| no_image_with_id(id.as_str()))
     }
 
     /// The record of an image whose header is known.
@@ -333,6 +346,63 @@ impl<O: Objects> CephCatalog<O> {
     pub async fn create_clone(&self, new: NewImage, format: CloneFormat) -> Result<ImageRecord> {
         let this = self.clone();
         RunToEnd::new(async move { create::create(&this, new, Some(format)).await }).await
+    }
+
+    /// Moves an image to the trash, as `rbd trash mv` does: its name is free for another, and it is not removed before this time is over
+    /// unless somebody [insists](Deferment::Ignored). It keeps its id, by which its clones, and [`Catalog::get`], find it as before;
+    /// [`Catalog::find`] and [`Catalog::list`] do not.
+    ///
+    /// Several changes, each of which is durable: one that died in the middle leaves what `pending` lists, and what this, or
+    /// `rbd trash mv`, finishes when it is called again.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such image; `Invalid` if it is in the trash; `InUse` while somebody owns it, reads its head, or has it
+    /// open with Ceph's own library, or is at work at it. Then it is where it was.
+    pub async fn trash_move(&self, image: &ImageId, keep: Duration) -> Result<TrashedImage> {
+        let (this, image) = (self.clone(), image.clone());
+        RunToEnd::new(async move { trash::put(&this, &image, keep).await }).await
+    }
+
+    /// Up to `max` images in the trash, in the order of their ids, beginning after `after`; also those that somebody else put there.
+    ///
+    /// # Errors
+    /// `Corrupt` if what the trash holds cannot be read, `Io` if it cannot be reached.
+    pub async fn trash_list(
+        &self,
+        after: Option<&ImageId>,
+        max: usize,
+    ) -> Result<Vec<TrashedImage>> {
+        trash::list(self, after, max).await
+    }
+
+    /// Brings an image back from the trash, under the name that it had or another, as `rbd trash restore` does.
+    ///
+    /// Several changes, each of which is durable: one that died in the middle leaves what `pending` lists, and what this, or
+    /// `rbd trash restore`, finishes when it is called again.
+    ///
+    /// # Errors
+    /// `NotFound` if the trash has no such image; `Exists` if another image has the name: then it is still in the trash; `Invalid` if
+    /// no name is given and its old one cannot be used here; `InUse` while somebody moves or removes it; `Unsupported` for one that a
+    /// migration has put there.
+    pub async fn trash_restore(
+        &self,
+        image: &ImageId,
+        name: Option<&ImageName>,
+    ) -> Result<ImageRecord> {
+        let (this, image, name) = (self.clone(), image.clone(), name.cloned());
+        RunToEnd::new(async move { trash::restore(&this, &image, name.as_ref()).await }).await
+    }
+
+    /// Removes an image that is in the trash, with its snapshots. It is done as by [`Catalog::remove`], and what one that died in the
+    /// middle leaves is finished in the same way, or by this.
+    ///
+    /// # Errors
+    /// `NotFound` if the trash has no such image; `Invalid` if it was to be kept for longer and nobody insists, or a snapshot is
+    /// protected; `HasChildren` if children hang on it; `InUse` if it is open, or somebody moves it; `Unsupported` for one that a
+    /// migration has put there. Then it is still in the trash.
+    pub async fn trash_remove(&self, image: &ImageId, deferment: Deferment) -> Result<()> {
+        let (this, image) = (self.clone(), image.clone());
+        RunToEnd::new(async move { trash::remove(&this, &image, deferment).await }).await
     }
 
     /// Compares the allocation bitmap of a revision of a sparse image with its objects. Costs a look at each object that there may be.

@@ -14,7 +14,10 @@ use crate::header::described;
 use crate::pending::Begun;
 use crate::records;
 use crate::remove::numbers;
+use crate::trash::{self, TrashState, TrashedImage};
 
+/// Images in the trash that are listed at once.
+const PAGE: usize = 256;
 /// Objects that are looked at at once.
 const AT_ONCE: usize = 16;
 /// Of no more objects each is looked at, and of more those of which the bitmap says that they may be there: the others are looked for
@@ -37,6 +40,7 @@ pub(crate) async fn check<O: Objects>(
         None => {
             check_pending(catalog, repair, &mut findings).await?;
             check_images(catalog, repair, &mut findings).await?;
+            check_trash(catalog, repair, &mut findings).await?;
         }
     }
     Ok(Finding::most(findings))
@@ -82,7 +86,7 @@ async fn check_images<O: Objects>(
                 Ok(None) => {
                     let pending = crate::pending::of(catalog.objects(), &id).await?;
                     // Or it is just being removed, and its name the last that goes.
-                    let is_named = catalog.name_of(&id).await.is_ok();
+                    let is_named = catalog.directory_name(&id).await?.is_some();
                     if pending.is_none() && is_named {
                         let what = format!("the directory names image {id}, which has no header");
                         findings.push(of(Finding::new(Severity::Damage, what), name.as_ref()));
@@ -94,6 +98,68 @@ async fn check_images<O: Objects>(
             }
         }
     }
+}
+
+/// Looks at the images in the trash, and at what others than this program have begun with them.
+async fn check_trash<O: Objects>(
+    catalog: &CephCatalog<O>,
+    repair: Repair,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let mut after: Option<ImageId> = None;
+    loop {
+        let page = trash::list(catalog, after.as_ref(), PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = Some(last.id.clone());
+        for found in page {
+            // What was noted is looked at by that.
+            if crate::pending::of(catalog.objects(), &found.id).await?.is_some() {
+                continue;
+            }
+            let name: Option<ImageName> = found.name.parse().ok();
+            findings.extend(check_trashed(catalog, &found, repair).await?);
+            match Described::read(catalog.objects(), &found.id).await {
+                Ok(Some(now)) => {
+                    check_image(catalog, &now, name.as_ref(), repair, findings).await?;
+                }
+                Ok(None) => {}
+                Err(error) => findings.push(of(Finding::not_looked_at(&error), name.as_ref())),
+            }
+        }
+    }
+}
+
+/// What somebody has begun with an image in the trash. Only what cannot keep anybody from going on is finished: a removal, for one, may
+/// just be about to be refused.
+async fn check_trashed<O: Objects>(
+    catalog: &CephCatalog<O>,
+    found: &TrashedImage,
+    repair: Repair,
+) -> Result<Option<Finding>> {
+    let TrashedImage { id, name, .. } = found;
+    let is_named = catalog.directory_name(id).await?.is_some();
+    let (doing, ends) = match found.state {
+        TrashState::Normal | TrashState::Other(_) => return Ok(None),
+        TrashState::Moving => ("moved to the trash", "trash mv"),
+        TrashState::Restoring => ("brought back from the trash", "trash restore"),
+        TrashState::Removing => ("removed from the trash", "trash rm"),
+    };
+    let what = format!(
+        "image {id}, which was {name}, is being {doing}; if nobody is at it any more, `rbd {ends}` ends that"
+    );
+    let finding = Finding::new(Severity::Stale, what);
+    if !repair.is_wanted() {
+        return Ok(Some(finding));
+    }
+    let finished = match (found.state, is_named) {
+        (TrashState::Moving, false) => trash::finish_put(catalog, id).await,
+        (TrashState::Restoring, true) => trash::forget(catalog, id).await,
+        _ => return Ok(Some(finding)),
+    };
+    Ok(Some(match finished {
+        Ok(()) => finding.repaired("finished it"),
+        Err(error) => finding.failed(&error),
+    }))
 }
 
 fn of(finding: Finding, name: Option<&ImageName>) -> Finding {

@@ -347,7 +347,7 @@ pub(crate) fn snapshot_number(id: &SnapshotId) -> Option<u64> {
 }
 
 /// A time of Ceph's, as the standard library has it.
-fn time(time: Time) -> SystemTime {
+pub(crate) fn time(time: Time) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::new(time.seconds.into(), time.nanoseconds.min(999_999_999))
 }
 

@@ -57,7 +57,7 @@ pub fn reader(client: u64, watch: u64) -> String {
     format!("{READER}{client}_{watch}")
 }
 
-/// In the directory: of an image that somebody makes or removes.
+/// In the directory: of an image that somebody makes, removes, or moves to the trash or back.
 pub fn pending(image: &str) -> String {
     format!("{PENDING}{image}")
 }

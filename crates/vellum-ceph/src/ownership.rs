@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use vellum_engine::{Error, ErrorKind, Result, Wants};
 use vellum_rados::{Failure, Objects, WriteOp, WriteStep};
+use vellum_rbd::Text;
 use vellum_rbd::lock::{self, Holder, HolderInfo, Kind, ask};
 use vellum_rbd::notify::{ClientId, Message};
 
@@ -18,7 +19,7 @@ use crate::described::Described;
 use crate::error::failed;
 use crate::header::{described, write_header};
 use crate::keys;
-use crate::watched::{Role, Watched, tell};
+use crate::watched::{self, Role, Watched, tell};
 
 /// How long a holder that gives no answer is waited for: until the cluster has forgotten a client that died.
 pub(crate) const SILENT_MAX: Duration = Duration::from_secs(40);
@@ -208,6 +209,24 @@ pub(crate) async fn check_free<O: Objects>(
     is_free(objects, described, Seeker { client: nobody, wants: Wants::ToBegin, until }).await
 }
 
+/// `InUse` if somebody has an image open with Ceph's own library, or with the kernel. Those do not say whether they write to it: one
+/// that gives its lock to whoever asks takes it again when it writes next.
+pub(crate) async fn check_no_strangers<O: Objects>(
+    objects: &O,
+    id: &vellum_engine::ImageId,
+) -> Result<()> {
+    let heard = tell(objects, id, &Message::HeaderChanged).await?;
+    let is_ours = |answer: &Text| [watched::READS, watched::LOOKS_ON].contains(&&*answer.0);
+    match heard.answers.iter().find(|(_, answer)| !is_ours(answer)) {
+        None => Ok(()),
+        Some((stranger, _)) => {
+            let what =
+                format!("image {id} is open at client.{}; close it there first", stranger.client);
+            Err(Error::new(ErrorKind::InUse, what))
+        }
+    }
+}
+
 /// Whether nobody holds the image, or reads its head. False if another look is needed; `InUse` if somebody does.
 async fn is_free<O: Objects>(objects: &O, described: &Described, seeker: Seeker) -> Result<bool> {
     Ok(no_owner(objects, described, seeker).await?
@@ -289,7 +308,7 @@ async fn no_reader<O: Objects>(objects: &O, described: &Described, until: Instan
         let answer = heard.answers.get(&as_client(reader));
         let what = format!("image {id} is being read by client.{}", reader.0);
         match answer {
-            Some(answer) if !answer.0.is_empty() => {
+            Some(answer) if answer.0 == watched::READS => {
                 return Err(Error::new(ErrorKind::InUse, what));
             }
             None if !heard.silent.contains(&as_client(reader)) => {}

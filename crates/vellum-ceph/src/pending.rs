@@ -38,6 +38,10 @@ pub enum Begun {
     Creation = 1,
     /// An image is being removed. Once its header says so, there is no image.
     Removal = 2,
+    /// An image is being moved to the trash.
+    Discard = 3,
+    /// An image is being brought back from the trash, under the name that the note has.
+    Return = 4,
 }
 
 /// A note of what was begun.
@@ -82,6 +86,8 @@ impl Decode for Pending {
             0 => Begun::Reservation,
             1 => Begun::Creation,
             2 => Begun::Removal,
+            3 => Begun::Discard,
+            4 => Begun::Return,
             other => {
                 let what = "thing that can be pending";
                 return Err(wire::Malformed::Unknown { what, value: other.into() });
@@ -121,6 +127,46 @@ pub(crate) async fn of<O: Objects>(objects: &O, id: &ImageId) -> Result<Option<P
     };
     let note = values.get(key.as_bytes()).map(|value| Pending::from_bytes(value)).transpose();
     note.map_err(|why| corrupt(format!("key {key} of {DIRECTORY}"), why))
+}
+
+/// Notes what this client, which says that it is at work at the image, begins with it. `InUse` if somebody else is at it.
+pub(crate) async fn begin<O: Objects>(
+    objects: &O,
+    at_work: &AtWork<O>,
+    id: &ImageId,
+    note: &Pending,
+) -> Result<()> {
+    let key = keys::pending(id.as_str());
+    loop {
+        let before = of(objects, id).await?;
+        if let Some(other) = before.as_ref().filter(|other| other.client != note.client)
+            && at_work.is_somebody_at(id, other.client).await?
+        {
+            let what = format!("somebody else is at work at image {id}; try again later");
+            return Err(Error::new(ErrorKind::InUse, what));
+        }
+        let before = before.map_or_else(Vec::new, |before| before.to_bytes());
+        let op =
+            WriteOp::new().compare_omap(key.clone(), before).set_omap(key.clone(), note.to_bytes());
+        match objects.write(DIRECTORY, &SnapContext::default(), op).await {
+            Ok(()) => return Ok(()),
+            Err(Failure::MISMATCH) => {}
+            Err(failure) => {
+                return Err(failed(failure, format!("note what is begun with image {id}")));
+            }
+        }
+    }
+}
+
+/// Takes a note out that is still this one.
+pub(crate) async fn end<O: Objects>(objects: &O, id: &ImageId, note: &Pending) -> Result<()> {
+    let key = keys::pending(id.as_str());
+    let remove = WriteStep::RemoveOmap([key.clone().into_bytes()].into());
+    let op = WriteOp::new().compare_omap(key, note.to_bytes()).then(remove);
+    match objects.write(DIRECTORY, &SnapContext::default(), op).await {
+        Ok(()) | Err(Failure::MISMATCH | Failure::NOT_FOUND) => Ok(()),
+        Err(failure) => Err(failed(failure, format!("forget what was begun with image {id}"))),
+    }
 }
 
 /// What this client has begun, and that it can be asked for it.
@@ -311,7 +357,9 @@ mod tests {
     #[test]
     fn a_note_is_read_as_it_is_written() {
         let parent = ParentSpec { pool: 1, namespace: "".into(), image: "10".into(), snapshot: 4 };
-        for begun in [Begun::Reservation, Begun::Creation, Begun::Removal] {
+        let all =
+            [Begun::Reservation, Begun::Creation, Begun::Removal, Begun::Discard, Begun::Return];
+        for begun in all {
             let note = Pending {
                 begun,
                 client: 7,

@@ -21,7 +21,7 @@ use crate::error::failed;
 use crate::header::{described, write_header};
 use crate::pending::{self, Begun, Pending};
 use crate::protect::check_unprotected;
-use crate::{children, keys, remove};
+use crate::{children, keys, remove, trash};
 
 /// Names in one page of a list.
 const PAGE: u64 = 256;
@@ -161,6 +161,9 @@ async fn rename<O: Objects>(
     to: &ImageName,
 ) -> Result<()> {
     let (objects, id) = (catalog.objects(), text(now.id.as_str()));
+    if catalog.directory_name(&now.id).await?.is_none() {
+        return Err(trash::in_trash(&now.id));
+    }
     if from == to.as_str() {
         return Ok(());
     }
@@ -214,6 +217,8 @@ pub(crate) async fn left_behind<O: Objects>(
             Begun::Reservation => format!("the id {id} was kept for an image"),
             Begun::Creation => format!("image {} was being created", note.name),
             Begun::Removal => format!("image {} was removed", note.name),
+            Begun::Discard => format!("image {} was being moved to the trash", note.name),
+            Begun::Return => format!("image {} was being brought back from the trash", note.name),
         };
         left.push((PendingRecord { what, token: id.as_str().to_owned() }, note.begun));
     }
@@ -239,6 +244,9 @@ async fn resume_noted<O: Objects>(
     id: &ImageId,
     note: &Pending,
 ) -> Result<()> {
+    if matches!(note.begun, Begun::Discard | Begun::Return) {
+        return trash::resume(catalog, id, note).await;
+    }
     let (objects, name) = (catalog.objects(), note.name.to_string());
     let found = Described::read_whatever(objects, id).await?;
     match (note.begun, found.as_ref().is_some_and(|found| !found.is_removed())) {
@@ -246,9 +254,10 @@ async fn resume_noted<O: Objects>(
             create::try_undo(catalog, id, &name, note.parent.as_ref()).await
         }
         (Begun::Creation | Begun::Removal, false) => remove::finish(catalog, id, &name).await,
-        (Begun::Reservation, false) => forget_name(catalog, id, &name).await,
+        (_, false) => forget_name(catalog, id, &name).await,
         // It was made, or its removal did not begin: only the note is left.
         (_, true) => {
+            trash::take_removal_back(catalog, id).await?;
             let key = keys::pending(id.as_str()).into_bytes();
             let op = WriteOp::new().then(WriteStep::RemoveOmap([key].into()));
             let done = objects.write(DIRECTORY, &SnapContext::default(), op).await;

@@ -17,16 +17,25 @@ use crate::described::{Described, text};
 use crate::error::failed;
 use crate::header::{described, write_header};
 use crate::keys;
-use crate::ownership::{SILENT_MAX, check_free};
+use crate::ownership::{SILENT_MAX, check_free, check_no_strangers};
 use crate::pending::{Begun, Pending};
 use crate::protect::check_unprotected;
 use crate::watched::tell;
-use crate::{bitmap, children, records};
+use crate::{bitmap, children, records, trash};
 
 /// Objects that are removed at once.
 const AT_ONCE: usize = 64;
 /// An image of no more objects is removed by their numbers; of a larger one without a bitmap, the pool is listed.
 const BY_NUMBER_MAX: u64 = 100_000;
+
+/// Where an image is removed from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum From<'a> {
+    /// The images of the pool, if its record is at this version.
+    Pool(Version),
+    /// The trash, where it had this name before.
+    Trash(&'a str),
+}
 
 /// Removes an image, if its record is at this version.
 pub(crate) async fn remove<O: Objects>(
@@ -34,14 +43,36 @@ pub(crate) async fn remove<O: Objects>(
     id: &ImageId,
     at: Version,
 ) -> Result<()> {
-    let objects = catalog.objects();
     let _work = catalog.at_work().begin(id).await?;
-    let (mut is_noted, until) = (false, Instant::now() + SILENT_MAX);
-    let name = loop {
+    let name = condemn(catalog, id, From::Pool(at)).await?;
+    finish(catalog, id, &name).await
+}
+
+/// Has the header of an image say that it is gone, if nothing keeps it; whoever removes one from the trash has noted that. Returns the
+/// name that it has, or had.
+pub(crate) async fn condemn<O: Objects>(
+    catalog: &CephCatalog<O>,
+    id: &ImageId,
+    from: From<'_>,
+) -> Result<String> {
+    let objects = catalog.objects();
+    let until = Instant::now() + SILENT_MAX;
+    let mut is_noted = matches!(from, From::Trash(_));
+    loop {
         let now = described(objects, id).await?;
-        let name = catalog.name_of(id).await?;
-        records::check_version(&now.record(catalog.home(), &name)?, at)?;
+        let name = match from {
+            From::Pool(at) => {
+                let name = catalog.name_of(id).await?;
+                records::check_version(&now.record(catalog.home(), &name)?, at)?;
+                if catalog.directory_name(id).await?.is_none() {
+                    return Err(trash::in_trash(id));
+                }
+                name
+            }
+            From::Trash(name) => name.to_owned(),
+        };
         check_unneeded(catalog, &now, &name).await?;
+        check_no_strangers(objects, id).await?;
         if !check_free(objects, &now, until).await? {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
@@ -52,12 +83,11 @@ pub(crate) async fn remove<O: Objects>(
         }
         let op = WriteOp::new().assert_version(now.version).set_omap(keys::REMOVED, "");
         match write_header(objects, id, op).await {
-            Ok(()) => break name,
+            Ok(()) => return Ok(name),
             Err(Failure::MISMATCH) => {}
             Err(failure) => return Err(failed(failure, format!("remove image {name}"))),
         }
-    };
-    finish(catalog, id, &name).await
+    }
 }
 
 /// `HasChildren` if something hangs on an image, `Invalid` if a snapshot is protected, and with it what is of no use without.
@@ -108,6 +138,7 @@ pub(crate) async fn finish<O: Objects>(
         catalog.leave(&last).await?;
         remove_if_there(objects, &names::header(id.as_str()), doing).await?;
     }
+    trash::forget(catalog, id).await?;
     forget_name(catalog, id, name).await
 }
 

@@ -28,8 +28,10 @@ use crate::keys;
 pub(crate) const ANSWER_WAIT: Duration = Duration::from_millis(vellum_rbd::notify::ANSWER_WAIT_MS);
 /// How long after a watch was lost another one is tried.
 pub(crate) const AGAIN: Duration = Duration::from_millis(500);
-/// What who reads the head says to who tells that the header changed; others say nothing.
-const READS: &[u8] = &[1];
+/// What who reads the head says to who tells that the header changed.
+pub(crate) const READS: &[u8] = &[1];
+/// What others of this program say. Ceph's own clients say nothing, or what they answer to whatever they are asked.
+pub(crate) const LOOKS_ON: &[u8] = &[0];
 
 /// What this client is to an image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -260,7 +262,8 @@ impl<O: Objects> Watched<O> {
             Message::HeaderChanged => {
                 self.look().await;
                 // For who wants to write, and finds this client noted as one who reads.
-                if self.reading.load(Ordering::SeqCst) > 0 { READS.to_vec() } else { Vec::new() }
+                let reads = self.reading.load(Ordering::SeqCst) > 0;
+                if reads { READS.to_vec() } else { LOOKS_ON.to_vec() }
             }
             Message::Request { begins, .. } => {
                 let wants = if begins { Wants::ToBegin } else { Wants::ATurn };

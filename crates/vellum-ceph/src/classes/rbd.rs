@@ -8,7 +8,7 @@ use vellum_rbd::features::operation;
 use vellum_rbd::names::{self, HEAD, directory, key};
 use vellum_rbd::object_map::{Existence, ObjectMap};
 use vellum_rbd::records::{
-    Child, Children, Parent, ParentSpec, Protection, Purpose, Snapshot, SnapshotInfo,
+    Child, Children, Parent, ParentSpec, Protection, Purpose, Snapshot, SnapshotInfo, Trashed,
 };
 use vellum_rbd::wire::Time;
 use vellum_rbd::{Decode, Encode, Features, Text};
@@ -65,6 +65,7 @@ impl Class for Rbd {
             "metadata_set" => nothing(set_metadata(it, input)),
             "metadata_remove" => nothing(remove_metadata(it, input)),
             "metadata_list" => listed(it, "metadata_", input, |value| Some(Text(value.to_vec()))),
+            _ if method.starts_with("trash_") => trash_method(it, method, input),
             "add_child" | "remove_child" | "get_children" => old_children(it, method, input),
             _ if method.starts_with("object_map_") => map_method(it, method, input),
             _ => header_method(it, method, input),
@@ -237,6 +238,55 @@ fn old_children(it: &mut ClassObject, method: &str, input: &[u8]) -> Result<Vec<
         it.omap.insert(key, children.to_bytes());
     }
     Ok(Vec::new())
+}
+
+// The trash.
+
+fn trash_method(it: &mut ClassObject, method: &str, input: &[u8]) -> Result<Vec<u8>> {
+    match method {
+        "trash_add" => {
+            let (id, image): (Text, Trashed) = given(input)?;
+            if !names::is_id(&id.to_string()) {
+                return Err(Failure::INVALID);
+            }
+            let key = directory::id(&id.to_string());
+            if it.find::<Trashed>(&key)?.is_some() {
+                return Err(Failure::EXISTS);
+            }
+            it.set(&key, &image);
+        }
+        "trash_remove" => {
+            let key = directory::id(&text(input)?);
+            it.get::<Trashed>(&key)?;
+            it.remove(&key);
+        }
+        "trash_state_set" => {
+            let (id, state, expected): (Text, u8, u8) = given(input)?;
+            let key = directory::id(&id.to_string());
+            let image: Trashed = it.get(&key)?;
+            if image.state != expected && image.state != state {
+                return Err(Failure::STALE);
+            }
+            it.set(&key, &Trashed { state, ..image });
+        }
+        "trash_get" => return Ok(it.get::<Trashed>(&directory::id(&text(input)?))?.to_bytes()),
+        "trash_list" => return trash_list(it, input),
+        _ => return Err(Failure::UNSUPPORTED),
+    }
+    Ok(Vec::new())
+}
+
+fn trash_list(it: &ClassObject, input: &[u8]) -> Result<Vec<u8>> {
+    let (after, max): (Text, u64) = given(input)?;
+    let mut found = BTreeMap::new();
+    for (key, value) in &it.omap {
+        let Some(id) = key.strip_prefix(b"id_") else { continue };
+        if id > &after.0[..] && (found.len() as u64) < max {
+            let image = Trashed::from_bytes(value).map_err(|_| Failure::IO)?;
+            found.insert(Text(id.to_vec()), image);
+        }
+    }
+    Ok(found.to_bytes())
 }
 
 // Headers.

@@ -9,7 +9,7 @@ use vellum_rbd::Text;
 use vellum_rbd::method::{self, CLASS, Call};
 use vellum_rbd::names::HEAD;
 use vellum_rbd::object_map::ObjectMap;
-use vellum_rbd::records::{Child, ParentSpec, Protection, Purpose, SnapshotInfo};
+use vellum_rbd::records::{Child, ParentSpec, Protection, Purpose, SnapshotInfo, Trashed};
 use vellum_rbd::wire::Time;
 use vellum_rbd::{Decode, Encode};
 
@@ -94,6 +94,32 @@ pub(crate) fn directories(both: &Both, chance: &mut StdRng, seed: u64) {
                 call(both, named, ids::set_id(c));
                 ask!(both, named, ids::get_id());
             }
+        }
+        both.hold_the_same(object);
+    }
+}
+
+pub(crate) fn trash(both: &Both, chance: &mut StdRng, seed: u64) {
+    use method::trash;
+    let object = &format!("trash.{seed}");
+    both.write(0, object, &WriteOp::new().create(false)).unwrap();
+    for _ in 0..CALLS {
+        let id = id(chance);
+        let state = |chance: &mut StdRng| chance.random_range(0..4_u8);
+        match chance.random_range(0..7) {
+            0..2 => {
+                let time = Time { seconds: chance.random_range(0..9), nanoseconds: 7 };
+                let (source, state) = (chance.random_range(0..5), state(chance));
+                let name = name(chance);
+                let image = Trashed { source, name, since: time, until: time, state };
+                call(both, object, trash::trash_add(id, image));
+            }
+            2 => call(both, object, trash::trash_remove(id)),
+            3..5 => {
+                call(both, object, trash::trash_state_set(id, state(chance), state(chance)));
+            }
+            5 => ask!(both, object, trash::trash_get(id)),
+            _ => ask!(both, object, trash::trash_list(id, chance.random_range(0..4))),
         }
         both.hold_the_same(object);
     }

@@ -39,6 +39,7 @@ fn main() -> std::process::ExitCode {
     let trials = vec![
         trial("headers_are_kept_as_ceph_keeps_them", calls::headers),
         trial("directories_are_kept_as_ceph_keeps_them", calls::directories),
+        trial("the_trash_is_kept_as_ceph_keeps_it", calls::trash),
         trial("object_maps_are_kept_as_ceph_keeps_them", calls::maps),
         trial("locks_are_kept_as_ceph_keeps_them", locks::locks),
     ];

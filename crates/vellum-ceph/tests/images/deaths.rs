@@ -2,10 +2,11 @@
 //! what they were about is as before or as after.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-use vellum_ceph::{CephCatalog, CloneFormat, classes};
+use vellum_ceph::{CephCatalog, CloneFormat, Deferment, classes};
 use vellum_core::{Extent, Geometry};
 use vellum_engine::{
     Catalog, Change, ErrorKind, ImageId, Layering, Repair, Result, Severity, SnapshotId,
@@ -27,6 +28,8 @@ pub(crate) type Contents = BTreeMap<String, Vec<u8>>;
 
 pub(crate) const OBJECT: u64 = 64 << 10;
 pub(crate) const SIZE: u64 = 4 * OBJECT;
+/// What the names of images in the trash begin with.
+const IN_TRASH: &str = "in the trash: ";
 /// No sequence makes more changes.
 const CHANGES_MAX: u64 = 200;
 
@@ -83,6 +86,21 @@ impl Client {
         admin::clone(&self.pools, &self.one, &parent, &snapshot, to, name, options).await.map(drop)
     }
 
+    async fn discard(&self, of: &str) -> Result<()> {
+        let id = self.one.find(&of.parse().unwrap()).await?.id;
+        self.one.trash_move(&id, Duration::ZERO).await.map(drop)
+    }
+
+    /// The only image in the trash.
+    async fn trashed(&self) -> Result<ImageId> {
+        Ok(self.one.trash_list(None, 1).await?.remove(0).id)
+    }
+
+    async fn restore(&self, name: Option<&str>) -> Result<()> {
+        let name = name.map(|name| name.parse().unwrap());
+        self.one.trash_restore(&self.trashed().await?, name.as_ref()).await.map(drop)
+    }
+
     /// Of the snapshot `s` of `old`.
     async fn clone_v1(&self, name: &str, layering: Layering) -> Result<()> {
         let (parent, child) = ((&self.one, "old"), (self.pool_of(name), name));
@@ -124,6 +142,12 @@ impl Client {
                     let frozen = self.open(name, what).await.unwrap();
                     contents.insert(format!("{name}@{}", snapshot.name), read(&frozen).await);
                 }
+            }
+            for found in catalog.trash_list(None, 100).await.unwrap() {
+                let options = ImageOptions::default();
+                let opened = Image::open(&self.pools, catalog, &found.id, Open::Read, options);
+                let bytes = read(&opened.await.unwrap()).await;
+                contents.insert(format!("{IN_TRASH}{}", found.name), bytes);
             }
         }
         contents
@@ -182,6 +206,11 @@ async fn scene() -> MemoryCluster {
     }
     client.clone_v1("old-child", Layering::CopyUp).await.unwrap();
     client.clone_v1("other-old", Layering::Sparse).await.unwrap();
+    client.create("binned", Layering::CopyUp).await.unwrap();
+    let image = client.own("binned").await.unwrap();
+    write(&image, 100, OBJECT, 6).await.unwrap();
+    image.close().await.unwrap();
+    client.discard("binned").await.unwrap();
     client.create("flat", Layering::Sparse).await.unwrap();
     let image = client.own("flat").await.unwrap();
     write(&image, 5000, 9000, 9).await.unwrap();
@@ -207,9 +236,27 @@ const SEQUENCES: &[(&str, Steps)] = &[
         "clone into another pool",
         steps!(client => client.clone("gold", "other-new", Layering::Sparse).await),
     ),
+    ("move to the trash", steps!(client => client.discard("flat").await)),
+    ("move of a parent to the trash", steps!(client => client.discard("plain").await)),
+    ("return from the trash", steps!(client => client.restore(None).await)),
+    ("return under another name", steps!(client => client.restore(Some("new")).await)),
+    (
+        "return under a name that is taken",
+        steps!(client => refused(client.restore(Some("flat")).await, ErrorKind::Exists)),
+    ),
+    (
+        "removal from the trash",
+        steps!(client => {
+            let id = client.trashed().await?;
+            client.one.trash_remove(&id, Deferment::Heeded).await
+        }),
+    ),
     ("protection", steps!(client => client.protect("gold").await)),
     ("end of protection", steps!(client => client.unprotect("kept").await)),
-    ("end of protection that is refused", steps!(client => refused(client.unprotect("old").await))),
+    (
+        "end of protection that is refused",
+        steps!(client => refused(client.unprotect("old").await, ErrorKind::HasChildren)),
+    ),
     ("clone of the first format", steps!(client => client.clone_v1("new", Layering::CopyUp).await)),
     (
         "clone of the first format into another pool",
@@ -261,10 +308,10 @@ const SEQUENCES: &[(&str, Steps)] = &[
     ),
 ];
 
-/// Whether something was refused for the children that there are.
-fn refused(result: Result<()>) -> Result<()> {
+/// Whether something was refused.
+fn refused(result: Result<()>, kind: ErrorKind) -> Result<()> {
     match result {
-        Err(error) if error.kind() == ErrorKind::HasChildren => Ok(()),
+        Err(error) if error.kind() == kind => Ok(()),
         other => other,
     }
 }
@@ -338,7 +385,12 @@ async fn judge(cluster: &MemoryCluster, told: &str, before: &Contents, after: &C
     for name in before.keys().filter(|name| after.contains_key(*name)) {
         assert!(now.contains_key(name), "{told}: {name} is gone");
     }
-    for name in now.keys().filter(|name| !name.contains('@')) {
+    // A snapshot may outlive the last child that it was to go with.
+    let names =
+        |of: &Contents| of.keys().filter(|name| !name.contains('@')).cloned().collect::<Vec<_>>();
+    let known = [names(before), names(after)];
+    assert!(known.contains(&names(&now)), "{told}: {:?} is neither of {known:?}", names(&now));
+    for name in now.keys().filter(|name| !name.contains('@') && !name.starts_with(IN_TRASH)) {
         let image =
             client.own(name).await.unwrap_or_else(|error| panic!("{told}: {name}: {error}"));
         write(&image, 1, 5000, 3).await.unwrap();

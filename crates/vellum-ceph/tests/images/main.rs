@@ -9,6 +9,7 @@ mod interop;
 mod programs;
 mod protection;
 mod strangers;
+mod trash;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ fn main() -> std::process::ExitCode {
     let cluster = (unavailable.is_none() && !arguments.list)
         .then(|| Arc::new(Cluster::start(Store::Memory).unwrap()));
     let mut trials = in_memory_only();
-    let on_a_cluster: [(&'static str, OnACluster); 12] = [
+    let on_a_cluster: [(&'static str, OnACluster); 17] = [
         ("an_owner_gives_the_image_to_whom_it_likes", |cluster| {
             run(async move {
                 let [here, there] = two(&cluster, "likes").await;
@@ -49,6 +50,21 @@ fn main() -> std::process::ExitCode {
         ("images_agree_with_plain_bytes", |cluster| run(programs_on(cluster))),
         ("a_clone_of_an_image_of_rbd_reads_it_and_is_its_child", |cluster| {
             run(strangers::a_clone_of_an_image_of_rbd_reads_it_and_is_its_child(cluster))
+        }),
+        ("rbd_and_vellum_have_one_trash", |cluster| {
+            run(trash::rbd_and_vellum_have_one_trash(cluster))
+        }),
+        ("a_clone_reads_a_parent_that_is_in_the_trash", |cluster| {
+            run(trash::a_clone_reads_a_parent_that_is_in_the_trash(cluster))
+        }),
+        ("a_sparse_image_in_the_trash_is_not_removed_by_rbd", |cluster| {
+            run(trash::a_sparse_image_in_the_trash_is_not_removed_by_rbd(cluster))
+        }),
+        ("what_is_open_with_librbd_is_neither_moved_to_the_trash_nor_removed", |cluster| {
+            run(trash::what_is_open_with_librbd_is_neither_moved_nor_removed(cluster))
+        }),
+        ("each_finishes_what_the_other_began_with_the_trash", |cluster| {
+            run(trash::each_finishes_what_the_other_began(cluster))
         }),
         ("rbd_and_vellum_protect_the_same", |cluster| {
             run(protection::rbd_and_vellum_protect_the_same(cluster))
@@ -138,7 +154,15 @@ fn in_memory_only() -> Vec<Trial> {
         || run(protection::a_parent_that_cannot_be_written_has_clones_of_the_first_format());
     let told = || run(protection::whoever_may_only_look_is_told_that_a_snapshot_is_gone());
     let listed = || run(protection::a_list_of_clones_is_mended());
+    let back = || run(trash::an_image_goes_to_the_trash_and_comes_back());
+    let kept = || run(trash::what_is_in_the_trash_is_kept_until_its_time());
+    let used = || run(trash::an_image_in_use_stays_where_it_is());
+    let again = || run(trash::what_a_death_left_is_finished_by_doing_it_again());
     vec![
+        Trial::test("memory::an_image_goes_to_the_trash_and_comes_back", back),
+        Trial::test("memory::what_is_in_the_trash_is_kept_until_its_time", kept),
+        Trial::test("memory::an_image_in_use_is_not_moved_to_the_trash", used),
+        Trial::test("memory::what_a_death_left_in_the_trash_is_finished_by_doing_it_again", again),
         Trial::test("memory::what_is_protected_stays", protected),
         Trial::test("memory::a_snapshot_with_clones_of_the_first_format_stays_protected", first),
         Trial::test(
