@@ -88,6 +88,7 @@ impl MemoryCluster {
             blocklisted: state.blocklisted.clone(),
             ends: BTreeMap::new(),
             is_full: state.is_full,
+            read_only: state.read_only.clone(),
             version: state.version,
         };
         let (state, id, classes) = (Mutex::new(copy), self.0.id, self.0.classes.clone());
