@@ -1,13 +1,16 @@
 //! Check: links between images, through all pools that are known here.
 //!
 //! An engine checks its own pool ([`Catalog::check`]); what one pool says of another is checked here: that a child's parent is
-//! there and knows the child, that who is listed as a child is one, and that every chain can be opened.
+//! there and knows the child, that who is listed as a child is one, and that every chain can be opened. And what an operation made
+//! for itself and left behind: an automatic snapshot that nothing hangs on.
+
+use std::time::{Duration, SystemTime};
 
 use vellum_core::ImageName;
 use vellum_engine::catalog::FINDINGS_MAX;
 use vellum_engine::{
-    Catalog, ChildRef, ErrorKind, Finding, ImageId, ImageRecord, ParentLink, Repair, Result,
-    RevisionId, Severity,
+    Catalog, Change, ChildRef, ErrorKind, Finding, ImageId, ImageRecord, ParentLink, Repair,
+    Result, RevisionId, Severity,
 };
 
 use crate::chain::{Attempts, open_below};
@@ -16,6 +19,9 @@ use crate::{Pools, admin};
 /// How many records are asked for at once.
 const PAGE: usize = 256;
 
+/// How old an automatic snapshot without a child is before a repair takes it away: whoever made it may be about to clone it.
+pub const CHILDLESS_MIN: Duration = Duration::from_secs(3600);
+
 /// Checks a pool, or one image of it: what the engine finds, and the links to images in any pool. Errors are those of looking;
 /// what is wrong is a finding.
 pub async fn check<C: Catalog>(
@@ -23,6 +29,17 @@ pub async fn check<C: Catalog>(
     catalog: &C,
     image: Option<&ImageId>,
     repair: Repair,
+) -> Result<Vec<Finding>> {
+    check_at(pools, catalog, image, repair, SystemTime::now()).await
+}
+
+/// The same, as of a moment.
+pub async fn check_at<C: Catalog>(
+    pools: &Pools<C>,
+    catalog: &C,
+    image: Option<&ImageId>,
+    repair: Repair,
+    now: SystemTime,
 ) -> Result<Vec<Finding>> {
     let mut findings = catalog.check(image, repair).await?;
     if image.is_none() && findings.iter().any(is_damage_of_the_pool) {
@@ -41,7 +58,8 @@ pub async fn check<C: Catalog>(
             },
         };
         for record in &records {
-            let found = check_links(pools, catalog, record, repair).await;
+            let mut found = check_links(pools, catalog, record, repair).await;
+            check_automatic(catalog, record, repair, now, &mut found).await;
             findings.extend(found.into_iter().map(|finding| finding.of(&record.name)));
         }
         after = records.last().map(|record| record.name.clone());
@@ -186,6 +204,48 @@ fn severity_of(kind: ErrorKind) -> Option<Severity> {
             Some(Severity::Unknown)
         }
         _ => None,
+    }
+}
+
+/// Whether each automatic snapshot has a child, with the last of which it goes.
+async fn check_automatic<C: Catalog>(
+    catalog: &C,
+    record: &ImageRecord,
+    repair: Repair,
+    now: SystemTime,
+    findings: &mut Vec<Finding>,
+) {
+    if !record.snapshots.iter().any(|snapshot| snapshot.auto) {
+        return;
+    }
+    let children = match catalog.children(&record.id).await {
+        Ok(children) => children,
+        Err(error) if error.kind() == ErrorKind::NotFound => return,
+        Err(error) => return findings.push(Finding::not_looked_at(&error)),
+    };
+    for snapshot in record.snapshots.iter().filter(|snapshot| snapshot.auto) {
+        if children.iter().any(|(revision, _)| *revision == snapshot.revision) {
+            continue;
+        }
+        let is_old = now.duration_since(snapshot.created).is_ok_and(|age| age >= CHILDLESS_MIN);
+        let who = if is_old { "whoever made it has died" } else { "somebody may be cloning it" };
+        let what = format!("snapshot {} was made for a clone, and has none: {who}", snapshot.name);
+        let finding = Finding::new(Severity::Leak, what);
+        if !is_old || !repair.is_wanted() {
+            findings.push(finding);
+            continue;
+        }
+        let removal = |_: &ImageRecord| Ok(Change::RemoveSnapshot(snapshot.id.clone()));
+        match admin::change(catalog, &record.id, removal).await {
+            Ok(_) => findings.push(finding.repaired("removed it")),
+            // It has a child by now, or is gone.
+            Err(error) if [ErrorKind::HasChildren, ErrorKind::NotFound].contains(&error.kind()) => {
+            }
+            Err(error) => {
+                let what = format!("{}, and it cannot be removed: {}", finding.what, error.chain());
+                findings.push(Finding::new(Severity::Leak, what).failed(&error));
+            }
+        }
     }
 }
 

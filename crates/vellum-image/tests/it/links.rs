@@ -1,10 +1,12 @@
 //! What a check says of links between images in two pools, and what it mends.
 
+use std::time::SystemTime;
+
 use vellum_engine::fault::{Operation, When};
 use vellum_engine::{
     Catalog, ChildRef, ErrorKind, Finding, ImageRecord, Repair, RevisionId, Severity,
 };
-use vellum_image::check::check;
+use vellum_image::check::{CHILDLESS_MIN, check, check_at};
 use vellum_image::{CloneOptions, CreateOptions, Pools, admin};
 
 use super::fixture::*;
@@ -154,4 +156,31 @@ async fn one_image_is_checked_without_the_others() {
     assert_eq!(check(pools, catalog, Some(gold), Repair::No).await.unwrap(), []);
     let nobody = check(pools, catalog, Some(&catalog.unused_id()), Repair::No).await;
     assert_eq!(nobody.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn an_automatic_snapshot_that_nobody_cloned_is_a_leak_that_goes_once_it_is_old() {
+    let fixture = Fixture::new().await;
+    fixture.leaves_disorder();
+    fixture.golden("gold", SIZE).await;
+    let gold = fixture.open("gold").await;
+    for name in ["auto-used", "auto-left"] {
+        gold.snapshot(snapshot_name(name), true).await.unwrap();
+    }
+    gold.close().await.unwrap();
+    fixture.clone("gold", "auto-used", "child", CloneOptions::default()).await;
+    let now = SystemTime::now();
+    for (repair, at, repaired) in [
+        (Repair::No, now + CHILDLESS_MIN, false),
+        (Repair::Safe, now, false),
+        (Repair::Safe, now + CHILDLESS_MIN, true),
+    ] {
+        let found = check_at(&fixture.pools, &fixture.catalog, None, repair, at).await.unwrap();
+        let [leak] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((leak.severity, leak.repaired.is_some()), (Severity::Leak, repaired));
+        assert!(leak.what.contains("auto-left"), "{}", leak.what);
+    }
+    let gold = fixture.catalog.find(&image_name("gold")).await.unwrap();
+    let left: Vec<_> = gold.snapshots.iter().map(|it| it.name.to_string()).collect();
+    assert_eq!(left, ["s", "auto-used"]);
 }

@@ -291,14 +291,16 @@ async fn a_chain_of_clones_reads_through_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_chain_deeper_than_the_limit_is_refused() {
+async fn a_chain_deeper_than_the_limit_is_refused_and_one_as_deep_is_read_through_all_of_it() {
     let fixture = Fixture::new().await;
-    fixture.create("i", 4096, CreateOptions::default()).await;
+    let options = CreateOptions { block_size: 512, ..CreateOptions::default() };
+    fixture.create("i", 512 * vellum_image::chain::DEPTH_MAX as u64, options).await;
     let image = fixture.open("i").await;
     let mut layers = 1;
+    let byte_of = |layer: usize| (layer % 251) as u8 + 1;
     let refused = loop {
-        // Each layer holds something, or removing names would take it out.
-        write(&image, 0, &[1]).await.unwrap();
+        // Each layer holds a block that no other does.
+        write(&image, 512 * layers as u64, &[byte_of(layers)]).await.unwrap();
         match image.snapshot(snapshot_name(&format!("s{layers}")), false).await {
             Ok(_) => layers += 1,
             Err(error) => break error,
@@ -310,7 +312,9 @@ async fn a_chain_deeper_than_the_limit_is_refused() {
     fixture.clone("i", &last, "child", CloneOptions::default()).await;
     let child = fixture.open("child").await;
     assert_eq!(child.depth(), vellum_image::chain::DEPTH_MAX);
-    assert_eq!(read(&child, Extent::new(0, 2)).await, [1, 0]);
+    let content = read_all(&child).await;
+    assert!((1..layers).all(|layer| content[512 * layer] == byte_of(layer)));
+    assert!(content[..512] == [0; 512], "what no layer has");
     let error = child.snapshot(snapshot_name("s"), false).await.unwrap_err();
     assert!(error.chain().contains("flatten"), "{error:?}");
 }

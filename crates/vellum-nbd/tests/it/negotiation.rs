@@ -87,11 +87,11 @@ async fn export_name_begins_with_zeros_for_whoever_did_not_decline_them() {
 
 #[tokio::test]
 async fn export_name_of_what_cannot_be_opened_ends_the_connection() {
-    for name in ["nothing", "taken", "\u{fc}"] {
+    for name in [&b"nothing"[..], b"taken", "\u{fc}".as_bytes(), b"dis\xff"] {
         let (server, _) = server(Limits::default());
         let (mut peer, serving) = connect(&server, 4096);
         peer.hello(3).await;
-        peer.send_option(option::EXPORT_NAME, name.as_bytes()).await;
+        peer.send_option(option::EXPORT_NAME, name).await;
         assert_eq!(in_time(peer.rest()).await, b"");
         in_time(serving).await.unwrap();
     }
@@ -150,6 +150,45 @@ async fn options_that_are_not_there_are_refused_one_by_one() {
         (option::LIST_META_CONTEXT, b"\0\0\0\0\0\0\0\0", answer::INVALID),
     ] {
         assert_eq!(in_time(peer.ask_one(option, data)).await, kind, "{option} {data:?}");
+    }
+    peer.use_export(Style::Structured, "disk").await;
+}
+
+/// A string of the protocol, of bytes that need be no text.
+fn bytes(of: &[u8]) -> Vec<u8> {
+    [&(of.len() as u32).to_be_bytes(), of].concat()
+}
+
+#[tokio::test]
+async fn names_that_are_no_text_and_queries_beyond_their_number_are_refused() {
+    let (server, _) = server(Limits::default());
+    let (mut peer, _) = connect(&server, 4096);
+    peer.hello(3).await;
+    peer.ask(option::STRUCTURED_REPLY, &[]).await;
+    let long = "x".repeat(4097);
+    let no_text = b"dis\xff";
+    for option in [option::GO, option::INFO] {
+        for name in [&no_text[..], long.as_bytes()] {
+            let data = [bytes(name), vec![0, 0]].concat();
+            assert_eq!(in_time(peer.ask_one(option, &data)).await, answer::INVALID, "{name:?}");
+        }
+    }
+    for option in [option::LIST_META_CONTEXT, option::SET_META_CONTEXT] {
+        let one_query = |name: &[u8], query: &[u8]| {
+            [bytes(name), 1_u32.to_be_bytes().to_vec(), bytes(query)].concat()
+        };
+        for (data, kind) in [
+            (one_query(no_text, b"base:"), answer::INVALID),
+            (one_query(b"disk", no_text), answer::INVALID),
+            (one_query(b"disk", long.as_bytes()), answer::INVALID),
+            (queries("disk", &["base:"; 65]), answer::TOO_BIG),
+            // As many as are said need not be there.
+            ([bytes(b"disk"), u32::MAX.to_be_bytes().to_vec()].concat(), answer::TOO_BIG),
+        ] {
+            assert_eq!(in_time(peer.ask_one(option, &data)).await, kind, "{option}");
+        }
+        let answers = in_time(peer.ask(option, &queries("disk", &["base:allocation"; 64]))).await;
+        assert_eq!(answers.len(), 2, "64 of one context, and it is granted once");
     }
     peer.use_export(Style::Structured, "disk").await;
 }

@@ -29,6 +29,7 @@ pub(crate) mod answer {
     pub(crate) const INVALID: u32 = 0x8000_0003;
     pub(crate) const UNKNOWN: u32 = 0x8000_0006;
     pub(crate) const SHUTDOWN: u32 = 0x8000_0007;
+    pub(crate) const TOO_BIG: u32 = 0x8000_0009;
 }
 
 pub(crate) mod command {
