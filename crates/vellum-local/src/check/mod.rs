@@ -85,7 +85,7 @@ impl<D: Disk> LocalCatalog<D> {
         let known: HashSet<_> = images.into_iter().map(ImageNo::id).collect();
         for (path, image) in others.hints.iter().filter(|(_, image)| !known.contains(image)) {
             let what = format!("image {image} is gone, and a hint where its holder was is left");
-            let finding = Finding::new(Severity::Stale, what);
+            let finding = Finding::new(Severity::Leak, what);
             if repair.is_wanted() {
                 self.directory().remove_hint(path).await?;
                 report.add(finding.repaired("removed it"));

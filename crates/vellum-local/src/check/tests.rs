@@ -134,7 +134,7 @@ async fn what_lies_among_the_files_of_layers_and_is_none_is_told_and_stays() {
     for name in [format!("{}.holder", image.id), format!("{gone}.holder"), "notes".to_owned()] {
         checked.pool.disk.open(&live.join(name), OpenMode::ReadWriteOrCreate).await.unwrap();
     }
-    let expected = |mended: bool| [(Severity::Unknown, true), (Severity::Stale, !mended)];
+    let expected = |mended: bool| [(Severity::Unknown, true), (Severity::Leak, !mended)];
     let found = checked.check(Repair::No).await;
     assert_eq!(told(&found), expected(false), "{found:?}");
     assert!(found[0].what.contains("live/notes") && found[1].what.contains(gone.as_str()));
