@@ -294,7 +294,7 @@ async fn a_chain_of_clones_reads_through_to_its_end() {
 async fn a_chain_deeper_than_the_limit_is_refused_and_one_as_deep_is_read_through_all_of_it() {
     let fixture = Fixture::new().await;
     let options = CreateOptions { block_size: 512, ..CreateOptions::default() };
-    fixture.create("i", 512 * vellum_image::chain::DEPTH_MAX as u64, options).await;
+    fixture.create("i", 512 * (vellum_image::chain::DEPTH_MAX as u64 + 1), options).await;
     let image = fixture.open("i").await;
     let mut layers = 1;
     let byte_of = |layer: usize| (layer % 251) as u8 + 1;
