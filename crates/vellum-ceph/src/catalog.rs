@@ -11,7 +11,7 @@ use futures::stream;
 use parking_lot::Mutex;
 use vellum_core::{IMAGE_SIZE_MAX, ImageName};
 use vellum_engine::{
-    Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, Heeded, ImageId,
+    Capabilities, Catalog, Change, ChildRef, Error, ErrorKind, Finding, Head, Heeded, ImageId,
     ImageRecord, NewImage, Pending, PoolId, Progress, Repair, Reserved, Result, RevisionId,
     RunToEnd, SnapshotId, Snapshots, Version, Wanted,
 };
@@ -34,11 +34,12 @@ use crate::pending::{self, AtWork};
 use crate::place::Place;
 use crate::plain_head::PlainHead;
 use crate::rebuild::Compared;
+use crate::resize::{ReadParent, Shrink};
 use crate::trash::{Deferment, TrashedImage};
 use crate::watched::{Role, Watched};
 use crate::{
     asking, bitmap, change, check, children, clone_v1, create, keys, protect, publish, rebuild,
-    records, remove, trash,
+    records, remove, resize, trash,
 };
 
 /// Records that are read at once.
@@ -250,6 +251,10 @@ impl<O: Objects> CephCatalog<O> {
         match self.open_head(&described, &watched, acquisition).await {
             Ok(head) => {
                 watched.set_lent(false);
+                if let Err(error) = resize::finish(head.owned(), &described).await {
+                    let _ = head.close().await;
+                    return Err(error);
+                }
                 Ok(head)
             }
             Err(error) => {
@@ -301,6 +306,33 @@ impl<O: Objects> CephCatalog<O> {
     pub async fn publish(&self, image: &ImageId) -> Result<ImageRecord> {
         let (this, image) = (self.clone(), image.clone());
         RunToEnd::new(async move { publish::publish(&this, &image).await }).await
+    }
+
+    /// Gives an image another size, as `rbd resize` does. Owns it for as long as that takes. What grew reads as zeros, whatever was there
+    /// before; snapshots keep their sizes and what they hold; what the head sees of a parent ends with the image, and does not come
+    /// back. That it has this size is fine.
+    ///
+    /// What lies beyond the new end of an image becomes zeros first, and then one change of the header, which is atomic and durable, sets
+    /// the size and the overlap. One that died in the middle, or failed, leaves an image of the old size whose end reads as before, as
+    /// zeros, or as some of both; or one of the new size, with what [`check`](Catalog::check) finds, and the next owner removes.
+    ///
+    /// Costs nothing for what grows. A shrink costs a look at each object beyond the new end that there may be and, in a plain image whose
+    /// snapshots see a parent, a copy of each that they see through; the copies are read from `parent`, which nothing else needs.
+    ///
+    /// # Errors
+    /// `Invalid` for a size that this engine, or the image's object map, does not have, and for a smaller one where nobody allows a
+    /// [shrink](Shrink::Refused); `InUse` if somebody has the image; `Unsupported` for a plain image that can only be read; whatever
+    /// `parent` fails with.
+    pub async fn resize(
+        &self,
+        image: &ImageId,
+        size: u64,
+        shrink: Shrink,
+        parent: impl ReadParent,
+    ) -> Result<ImageRecord> {
+        let (this, image) = (self.clone(), image.clone());
+        RunToEnd::new(async move { resize::resize(&this, &image, size, shrink, &parent).await })
+            .await
     }
 
     /// Whether a snapshot is protected.

@@ -200,6 +200,7 @@ async fn check_image<O: Objects>(
         }
         findings.push(finding);
     }
+    findings.extend(check_trimmed(catalog, now, repair).await.map(|finding| of(finding, name)));
     check_states(catalog, now, name, repair, findings).await?;
     for snapshot in &now.dropped {
         let what = format!("image {} still keeps what a removed snapshot kept", now.id);
@@ -213,6 +214,28 @@ async fn check_image<O: Objects>(
         findings.push(finding);
     }
     Ok(())
+}
+
+/// What somebody who died, or is at it, has left behind the end of an image that became smaller.
+async fn check_trimmed<O: Objects>(
+    catalog: &CephCatalog<O>,
+    now: &Described,
+    repair: Repair,
+) -> Option<Finding> {
+    now.trim?;
+    let what = format!("image {} may have empty objects behind its end", now.id);
+    let finding = Finding::new(Severity::Leak, what);
+    if !repair.is_wanted() {
+        return Some(finding);
+    }
+    // Whoever owns it removes them first.
+    Some(match vellum_engine::Catalog::own(catalog, &now.id).await {
+        Ok(head) => match vellum_engine::Head::close(head).await {
+            Ok(()) => finding.repaired("removed them"),
+            Err(error) => finding.failed(&error),
+        },
+        Err(error) => finding.failed(&error),
+    })
 }
 
 /// What the data objects of a sparse image say of their blocks, at the head and at each snapshot.

@@ -213,6 +213,7 @@ fn elsewhere(parent: &NewParent) -> Elsewhere {
         revision: text(parent.link.revision.as_str()),
         overlap: parent.overlap,
         seen_until: None,
+        clips: Vec::new(),
     }
 }
 

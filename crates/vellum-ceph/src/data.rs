@@ -122,6 +122,15 @@ impl<O: Objects> Data<O> {
         self.known.lock().presence = None;
     }
 
+    /// Notes that objects from one on are not there.
+    pub(crate) fn end_presence(&self, first: u64) {
+        let mut known = self.known.lock();
+        known.states.retain(|object, _| object.0 < first);
+        if let Some(presence) = &mut known.presence {
+            presence.remove_from(first);
+        }
+    }
+
     /// Which objects there may be, if that is known.
     pub(crate) fn presence(&self) -> Option<Presence> {
         self.known.lock().presence.clone()
@@ -147,6 +156,28 @@ impl<O: Objects> Data<O> {
         let states = states?;
         self.remember(object, states.clone());
         Ok(states)
+    }
+
+    /// How many bytes an object has; none if there is none.
+    pub(crate) async fn length(&self, object: ObjectNo) -> Result<u64> {
+        let op = ReadOp::new().then(ReadStep::Stat);
+        let done = self.objects.read(&self.name(object), self.at, op).await;
+        match done.result.map(|(_, mut found)| found.pop()) {
+            Ok(Some(Found::Length(length))) => Ok(length),
+            Ok(_) => Err(unexpected()),
+            Err(Failure::NOT_FOUND) => Ok(0),
+            Err(failure) => Err(failed(failure, format!("read object {}", self.name(object)))),
+        }
+    }
+
+    /// Whether a snapshot has an object.
+    pub(crate) async fn exists_at(&self, object: ObjectNo, snapshot: u64) -> Result<bool> {
+        let op = ReadOp::new().then(ReadStep::Stat);
+        match self.objects.read(&self.name(object), SnapId(snapshot), op).await.result {
+            Ok(_) => Ok(true),
+            Err(Failure::NOT_FOUND) => Ok(false),
+            Err(failure) => Err(failed(failure, format!("look at object {}", self.name(object)))),
+        }
     }
 
     /// Reads what an object says of its units, and bytes of it, at one moment. How many bytes there were comes last.

@@ -48,6 +48,8 @@ pub(crate) struct Described {
     pub(crate) header: Header,
     pub(crate) sparse: Option<Sparse>,
     pub(crate) elsewhere: Option<Elsewhere>,
+    /// Up to how many bytes objects may be left beyond its end.
+    pub(crate) trim: Option<u64>,
     /// Snapshots that go with their last child.
     pub(crate) auto: BTreeSet<u64>,
     /// Snapshots that the cluster was not told of yet that they are gone.
@@ -117,6 +119,7 @@ impl Described {
         }
         let elsewhere =
             take(&mut keys, keys::PARENT).map_err(|why| corrupt(wrong(keys::PARENT), why))?;
+        let trim = take(&mut keys, keys::TRIM).map_err(|why| corrupt(wrong(keys::TRIM), why))?;
         let lock = lock.map(|bytes| Lock::from_bytes(&bytes)).transpose();
         let lock = lock.map_err(|why| corrupt(format!("the lock of image {id}"), why))?;
         let header =
@@ -127,6 +130,7 @@ impl Described {
             header,
             sparse,
             elsewhere,
+            trim,
             auto: BTreeSet::new(),
             dropped: BTreeSet::new(),
             children_elsewhere: Vec::new(),
@@ -201,11 +205,7 @@ impl Described {
 
     /// How much the head, or a snapshot, sees of a parent outside the cluster.
     fn seen_elsewhere(&self, snapshot: Option<u64>) -> Option<u64> {
-        let parent = self.elsewhere.as_ref()?;
-        let is_seen = parent
-            .seen_until
-            .is_none_or(|until| snapshot.is_some_and(|snapshot| snapshot <= until));
-        is_seen.then_some(parent.overlap)
+        self.elsewhere.as_ref()?.seen_by(snapshot)
     }
 
     /// Whether nobody else sees a parent outside the cluster than this snapshot.
@@ -360,7 +360,7 @@ fn fingerprint(keys: &Keys) -> u64 {
     let mut hash = Hash::default();
     let passing = |name: &[u8]| {
         let text = String::from_utf8_lossy(name);
-        [key::ACCESSED, key::MODIFIED, key::FLAGS].contains(&&*text)
+        [key::ACCESSED, key::MODIFIED, key::FLAGS, keys::TRIM].contains(&&*text)
             || text.starts_with("snap_children_")
             || matches!(Key::read(&text), Some(Key::Reader(..) | Key::Dropped(_) | Key::Child(..)))
     };

@@ -6,11 +6,12 @@
 
 use std::sync::Arc;
 
+use futures::future::try_join_all;
 use parking_lot::RwLock;
 use vellum_core::{Extent, ObjectNo};
 use vellum_engine::{
     AtomicSpan, Durability, Error, ErrorKind, Fill, Guarded, Head, HeadChange, ImageId, Ownership,
-    Requests, Result, RunToEnd, SetTo, Write, check_range, check_whole_units,
+    Part, Requests, Result, RunToEnd, SetTo, Write, check_range, check_whole_units,
 };
 use vellum_rados::{Failure, Objects, SnapContext};
 
@@ -129,16 +130,80 @@ impl<O: Objects> Owned<O> {
         self.plain.as_ref()
     }
 
-    fn rules(&self, object: ObjectNo) -> Rules {
+    pub(crate) fn rules(&self, object: ObjectNo) -> Rules {
         let place = self.layer.data().place();
         self.plain.as_ref().map_or(Rules::Sparse, |plain| plain.rules(place, object))
     }
 
     /// Whether an object must be filled, for the snapshots too, before anything else touches it.
-    fn must_fill_first(&self, object: ObjectNo) -> bool {
+    pub(crate) fn must_fill_first(&self, object: ObjectNo) -> bool {
         let (data, plain) = (self.layer.data(), self.plain.as_ref());
         plain.is_some_and(|plain| plain.must_fill_first(data.place(), object))
             && data.remembered(object).is_none_or(|states| !states.exists())
+    }
+
+    /// Makes an object that is not there of what a parent holds, for all revisions that see it through its absence. These parts hold all
+    /// that they see.
+    pub(crate) async fn fill_for_all(&self, object: ObjectNo, parts: Vec<Part>) -> Result<()> {
+        let (place, fill) = (*self.layer.data().place(), Fill { parts, then: None });
+        let plan = |rules: &Rules, states: &ObjectStates| rules.fill(&place, states, &fill);
+        self.must_change(object, Under::All, plan).await
+    }
+
+    /// Has an object keep what an image of this size has of it, which is smaller than it is.
+    pub(crate) async fn trim(&self, object: ObjectNo, size: u64) -> Result<()> {
+        let data = self.layer.data();
+        let (place, end) = (*data.place(), data.place().end_in(object, size));
+        // A plain one that is no longer would count as changed in the object map, and be as it was.
+        if self.plain.is_some() && data.length(object).await? <= end {
+            return Ok(());
+        }
+        let plan = |rules: &Rules, states: &ObjectStates| rules.trim(&place, states, end);
+        self.must_change(object, Under::Newest, plan).await
+    }
+
+    /// Readies an object that the image ends in for one that is larger.
+    pub(crate) async fn extend(&self, object: ObjectNo) -> Result<()> {
+        let place = *self.layer.data().place();
+        let end = place.end_in(object, place.size());
+        let plan = |rules: &Rules, states: &ObjectStates| rules.extend(&place, states, end);
+        self.must_change(object, Under::Newest, plan).await
+    }
+
+    /// Removes an object that the image does not have any more, or of which it has nothing that anybody sees. The object map is for
+    /// whoever calls this.
+    pub(crate) async fn remove(&self, object: ObjectNo) -> Result<()> {
+        let data = self.layer.data();
+        let _alone = data.lock(object).write().await;
+        self.check_owned()?;
+        let op = vellum_rados::WriteOp::new().remove();
+        let removed = data.objects().write(&data.name(object), &self.context(), op).await;
+        data.forget(object);
+        match removed {
+            Ok(()) | Err(Failure::NOT_FOUND) => Ok(()),
+            Err(failure) => Err(failed(failure, format!("remove object {}", data.name(object)))),
+        }
+    }
+
+    /// Changes an object as only the owner of a whole image does.
+    async fn must_change(
+        &self,
+        object: ObjectNo,
+        under: Under,
+        plan: impl Fn(&Rules, &ObjectStates) -> Plan + Send,
+    ) -> Result<()> {
+        match self.change(object, under, plan).await? {
+            Guarded::Done => Ok(()),
+            Guarded::Sealed => {
+                let what = format!("image {} was closed meanwhile; try again", self.id);
+                Err(Error::new(ErrorKind::Conflict, what))
+            }
+            Guarded::Missing(_) => {
+                let what =
+                    format!("object {} sees more of its parent than it was filled with", object.0);
+                Err(Error::new(ErrorKind::Invalid, what))
+            }
+        }
     }
 
     pub(crate) fn set_context(&self, context: SnapContext) {
@@ -262,9 +327,19 @@ impl<O: Objects> Owned<O> {
             return map.begin_removal(object).await;
         }
         if for_all {
-            map.expect_in(object, &self.context().snapshots).await?;
+            map.expect_in(object, &self.absent_in(object).await?).await?;
         }
         map.expect(object).await
+    }
+
+    /// The snapshots that do not have an object, the newest first. Others keep what they have, where the head gave it back to the parent.
+    async fn absent_in(&self, object: ObjectNo) -> Result<Vec<u64>> {
+        let (data, context) = (self.layer.data(), self.context());
+        let looks = context.snapshots.iter().map(|snapshot| async {
+            let is_there = data.exists_at(object, *snapshot).await?;
+            Ok::<_, Error>((!is_there).then_some(*snapshot))
+        });
+        Ok(try_join_all(looks).await?.into_iter().flatten().collect())
     }
 
     /// The same of what has come to be.

@@ -9,6 +9,7 @@
 //! | header, keys [`dropped`] | nothing | that a snapshot was removed, and the cluster not told yet |
 //! | header, keys [`child`] | nothing | children outside this cluster |
 //! | header, keys [`reader`] | nothing | who reads the head and keeps writers out |
+//! | header, key [`TRIM`] | bytes | up to where objects may be left beyond the end of an image that was made smaller |
 //! | header, key [`REMOVED`] | nothing | that the image is gone, whatever else is still there |
 //! | directory, keys [`pending`] | [`Pending`](crate::pending::Pending) | what somebody has begun |
 //! | data objects, attribute [`STATES`] | [`ObjectStates`](crate::states::ObjectStates) | the states of their units |
@@ -22,6 +23,9 @@ use vellum_rbd::{Text, wire};
 pub const SPARSE: &str = "vellum_sparse";
 /// In the header of an image whose parent is not in this cluster.
 pub const PARENT: &str = "vellum_parent";
+/// In the header of an image that is being made smaller, or was until somebody died: how many bytes it had. Beyond its end there may
+/// be objects that hold nothing, and that nobody sees, up to here.
+pub const TRIM: &str = "vellum_trim";
 /// In the header of an image that is being removed.
 pub const REMOVED: &str = "vellum_removed";
 /// What the keys of [`pending`] begin with.
@@ -150,23 +154,53 @@ pub struct Elsewhere {
     pub overlap: u64,
     /// The newest snapshot that sees it, once the head does not any more.
     pub seen_until: Option<u64>,
+    /// By which shrinks it is seen less far: the newest snapshot that there had been when one took place, and how much can be seen
+    /// since, by the head and by newer snapshots.
+    pub clips: Vec<(u64, u64)>,
+}
+
+impl Elsewhere {
+    /// How much of it the head sees, or a snapshot, in bytes; `None` if it does not see it at all.
+    pub fn seen_by(&self, snapshot: Option<u64>) -> Option<u64> {
+        let is_newer = |than: u64| snapshot.is_none_or(|snapshot| snapshot > than);
+        if self.seen_until.is_some_and(is_newer) {
+            return None;
+        }
+        let clips = self.clips.iter().filter(|(newest, _)| is_newer(*newest));
+        Some(clips.fold(self.overlap, |overlap, (_, clip)| overlap.min(*clip)))
+    }
+
+    /// The same, once the head, and snapshots newer than this one, see no more than so many bytes.
+    #[must_use]
+    pub fn clipped(&self, newest: u64, overlap: u64) -> Self {
+        let mut clips = self.clips.clone();
+        // One of the same moment, or of later ones, says less.
+        clips.retain(|(since, _)| *since < newest);
+        clips.push((newest, overlap));
+        Self { clips, ..self.clone() }
+    }
 }
 
 impl Encode for Elsewhere {
     fn encode(&self, out: &mut Vec<u8>) {
-        structure(out, 1, 1, |out| {
+        // Who does not know of clips would show what a shrink has hidden.
+        let version = if self.clips.is_empty() { 1 } else { 2 };
+        structure(out, version, version, |out| {
             Text(self.pool.0.to_vec()).encode(out);
             self.image.encode(out);
             self.revision.encode(out);
             self.overlap.encode(out);
             self.seen_until.encode(out);
+            if version > 1 {
+                self.clips.encode(out);
+            }
         });
     }
 }
 
 impl Decode for Elsewhere {
     fn decode(input: &mut Reader<'_>) -> wire::Result<Self> {
-        let (_, mut fields) = input.structure("parent elsewhere", 1)?;
+        let (version, mut fields) = input.structure("parent elsewhere", 2)?;
         let Text(pool) = fields.value()?;
         let length = pool.len() as u64;
         let pool = pool.try_into();
@@ -174,7 +208,8 @@ impl Decode for Elsewhere {
             pool.map_err(|_| Malformed::Unknown { what: "length of a pool's id", value: length })?;
         let (image, revision, overlap) = fields.value()?;
         let seen_until = fields.value()?;
-        Ok(Self { pool: PoolId(pool), image, revision, overlap, seen_until })
+        let clips = if version > 1 { fields.value()? } else { Vec::new() };
+        Ok(Self { pool: PoolId(pool), image, revision, overlap, seen_until, clips })
     }
 }
 
@@ -299,7 +334,34 @@ mod tests {
             revision: "r".into(),
             overlap: 9,
             seen_until: Some(7),
+            clips: Vec::new(),
         };
-        assert_eq!(Elsewhere::from_bytes(&parent.to_bytes()), Ok(parent));
+        assert_eq!(parent.to_bytes()[..2], [1, 1]);
+        let clipped = parent.clipped(4, 6);
+        assert_eq!(clipped.to_bytes()[..2], [2, 2]);
+        for parent in [parent, clipped] {
+            assert_eq!(Elsewhere::from_bytes(&parent.to_bytes()), Ok(parent));
+        }
+    }
+
+    #[test]
+    fn a_parent_elsewhere_is_seen_as_far_as_the_shrinks_before_a_revision_let_it() {
+        let parent = Elsewhere {
+            pool: PoolId([3; 16]),
+            image: "i".into(),
+            revision: "r".into(),
+            overlap: 90,
+            seen_until: None,
+            clips: Vec::new(),
+        };
+        // Made smaller after snapshot 4, twice, and again after 7.
+        let parent = parent.clipped(4, 70).clipped(4, 60).clipped(7, 50);
+        let seen = [Some(3), Some(4), Some(5), Some(7), Some(8), None].map(|at| parent.seen_by(at));
+        assert_eq!(seen, [90, 90, 60, 60, 50, 50].map(Some));
+        let cut = Elsewhere { seen_until: Some(7), ..parent };
+        assert_eq!(
+            (cut.seen_by(Some(7)), cut.seen_by(Some(8)), cut.seen_by(None)),
+            (Some(60), None, None)
+        );
     }
 }

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`connect`] | [`Clusters`]: pools of real clusters, over librados |
 //! | [`catalog`] | [`CephCatalog`]: the engine contract, and what of a pool is open |
-//! | `create`, `remove`, `records`, `children`, `clone_v1`, `protect`, `trash`, `change`, `publish` | each sequence of steps that changes a pool |
+//! | `create`, `remove`, `records`, `children`, `clone_v1`, `protect`, `trash`, `change`, `resize`, `publish` | each sequence of steps that changes a pool |
 //! | `pending` | notes of such sequences, so that they can be finished after a death |
 //! | `check` | what a check looks at |
 //! | `ownership` | the lock of an image, and who reads its head |
@@ -62,6 +62,7 @@ mod publish;
 mod rebuild;
 mod records;
 mod remove;
+mod resize;
 pub mod rules;
 pub mod states;
 mod trash;
@@ -75,6 +76,7 @@ pub use create::CloneFormat;
 pub use head::CephHead;
 pub use layer::CephLayer;
 pub use rebuild::Compared;
+pub use resize::{NoParent, ReadParent, Shrink};
 pub use trash::{Deferment, TrashSource, TrashState, TrashedImage};
 pub use vellum_rados::librados::exit_beside_connections;
 pub use vellum_rbd::records::Protection;

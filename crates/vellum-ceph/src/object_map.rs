@@ -7,6 +7,7 @@
 //! A map that cannot be kept is marked in the header, so that nobody believes it; `rbd object-map rebuild` makes it anew.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use futures::future::try_join_all;
 use parking_lot::Mutex;
@@ -16,7 +17,7 @@ use vellum_rados::{Failure, Found, Objects, ReadOp, ReadStep, SnapContext, SnapI
 use vellum_rbd::features::flag;
 use vellum_rbd::lock::{ATTRIBUTE_PREFIX, IMAGE, Kind, Lock, ask};
 use vellum_rbd::method::{CLASS, Call, data, header as header_method};
-use vellum_rbd::object_map::{Existence, ObjectMap};
+use vellum_rbd::object_map::{Existence, ObjectMap, UPDATE_MAX};
 use vellum_rbd::{Decode, Encode, Features, names};
 
 use crate::catalog::CephCatalog;
@@ -49,7 +50,7 @@ struct Known {
 }
 
 impl<O: Objects> HeadMap<O> {
-    /// Takes the lock of the map, and reads it. `None` if the image has none, or one that is not to be believed.
+    /// Takes the lock of the map, and reads it. It may tell of more objects than the image has. `None` if the image has none, or one that is not to be believed.
     pub(crate) async fn open(
         catalog: &CephCatalog<O>,
         described: &Described,
@@ -63,7 +64,8 @@ impl<O: Objects> HeadMap<O> {
         }
         let expected = described.geometry()?.object_count(header.size);
         match load(catalog, id, None).await? {
-            Some(map) if map.objects() == expected => {
+            // One that tells of more was left by whoever died while the image became smaller, or larger.
+            Some(map) if map.objects() >= expected => {
                 take_lock(objects, id).await?;
                 let fast_diff = header.features.has(Features::FAST_DIFF);
                 let known = Mutex::new(Known { map, wanted: BTreeSet::new() });
@@ -122,7 +124,7 @@ impl<O: Objects> HeadMap<O> {
         is_entered
     }
 
-    /// Enters an object in the maps of snapshots, the oldest first, that is about to be made for all of them.
+    /// Enters an object in the maps of snapshots that do not have it, the oldest first, since it is about to be made for all of them.
     pub(crate) async fn expect_in(&self, object: ObjectNo, snapshots: &[u64]) -> Result<()> {
         for (nth, snapshot) in snapshots.iter().rev().enumerate() {
             let to = match self.fast_diff && nth > 0 {
@@ -148,6 +150,48 @@ impl<O: Objects> HeadMap<O> {
     /// Notes that it is gone.
     pub(crate) async fn end_removal(&self, object: ObjectNo) -> Result<()> {
         self.set(object, Existence::Absent, Some(Existence::Pending)).await
+    }
+
+    /// Notes that those of some objects that there may be are about to be removed.
+    pub(crate) async fn begin_removals(&self, objects: Range<u64>) -> Result<()> {
+        self.set_all(objects, Existence::Pending, Existence::Present).await
+    }
+
+    /// Notes that they are gone.
+    pub(crate) async fn end_removals(&self, objects: Range<u64>) -> Result<()> {
+        self.set_all(objects, Existence::Absent, Existence::Pending).await
+    }
+
+    async fn set_all(&self, objects: Range<u64>, to: Existence, from: Existence) -> Result<()> {
+        let _alone = self.changing.lock().await;
+        let end = objects.end.min(self.known.lock().map.objects());
+        for start in (objects.start..end).step_by(UPDATE_MAX as usize) {
+            let part = start..end.min(start + UPDATE_MAX);
+            let (to_bits, from_bits) = (to as u8, Some(from as u8));
+            self.change(data::object_map_update(part.start, part.end, to_bits, from_bits)).await?;
+            let mut known = self.known.lock();
+            for object in part {
+                let now = known.map.get(object);
+                // What has not changed is there as well.
+                if now == from || (from, now) == (Existence::Present, Existence::Clean) {
+                    known.map.set(object, to);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How many objects it tells of.
+    pub(crate) fn objects(&self) -> u64 {
+        self.known.lock().map.objects()
+    }
+
+    /// Has it tell of so many objects. Those that are left out are not there.
+    pub(crate) async fn resize(&self, objects: u64) -> Result<()> {
+        let _alone = self.changing.lock().await;
+        self.change(data::object_map_resize(objects, Existence::Absent as u8)).await?;
+        self.known.lock().map.resize(objects);
+        Ok(())
     }
 
     async fn set(&self, object: ObjectNo, to: Existence, from: Option<Existence>) -> Result<()> {

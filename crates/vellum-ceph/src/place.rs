@@ -66,6 +66,19 @@ impl Place {
         self.geometry.locate(image).1
     }
 
+    /// Where in an object begins what an image of this size does not have; the end of the object if it has all of it.
+    pub fn end_in(&self, object: ObjectNo, size: u64) -> u64 {
+        let within = self.geometry.object_image_extents(object, size);
+        within.last().map_or(0, |last| self.offset(last.end() - 1) + 1)
+    }
+
+    /// The objects of which an image of this size has a part, with some of another size beyond that: those of the object set at its
+    /// end.
+    pub fn cut_by(&self, size: u64) -> Range<u64> {
+        let (set, count) = (size / self.geometry.object_set_size(), self.geometry.stripe_count());
+        set * count..self.geometry.object_count(size)
+    }
+
     /// The units that an extent touches, by their numbers in its object. The extent lies in one piece of one object.
     pub fn units(&self, at: Extent) -> Range<u32> {
         let first = self.offset(at.offset());
@@ -100,5 +113,19 @@ mod tests {
         assert_eq!(place.object_of(Extent::new(0, 24 << 10)), None);
         let end = place.around(Extent::new(199_999, 1));
         assert_eq!(end, Extent::between(196_608, 200_000));
+    }
+
+    #[test]
+    fn an_end_cuts_the_objects_of_the_set_that_it_lies_in() {
+        let place = Place::new(Geometry::new(64 << 10, 8 << 10, 3).unwrap(), 1 << 20, 4096);
+        // One stripe of three units, and a part of the second unit of the next.
+        let size = (192 << 10) + (24 << 10) + (8 << 10) + 100;
+        assert_eq!(place.cut_by(size), 3..6);
+        let ends = [3, 4, 5].map(|object| place.end_in(ObjectNo(object), size));
+        assert_eq!(ends, [16 << 10, (8 << 10) + 100, 8 << 10]);
+        assert_eq!(place.end_in(ObjectNo(2), size), 64 << 10);
+        assert_eq!(place.end_in(ObjectNo(6), size), 0);
+        assert!(place.cut_by(192 << 10).is_empty());
+        assert_eq!(place.cut_by(100), 0..1);
     }
 }

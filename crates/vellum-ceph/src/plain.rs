@@ -62,6 +62,16 @@ pub fn zero(place: &Place, states: &ObjectStates, shown: &[Extent], at: Extent) 
     }
 }
 
+/// Of an object that keeps what lies before an offset, since the image is about to end there. One that is not there stays so: the
+/// overlap ends with the image. One that would show the parent stays as well until it has, and holds nothing.
+pub fn trim(place: &Place, states: &ObjectStates, shown: &[Extent], end: u64) -> Plan {
+    match (states.exists(), place.geometry().object_size() - end) {
+        (false, _) | (true, 0) => Plan::Nothing,
+        (true, _) if end == 0 && shown.is_empty() => Plan::Remove,
+        (true, length) => Plan::Write(vec![WriteStep::Zero { offset: end, length }]),
+    }
+}
+
 /// Of an object that is to show the parent again, as a whole.
 pub fn remove(states: &ObjectStates) -> Plan {
     if states.exists() { Plan::Remove } else { Plan::Nothing }
@@ -172,6 +182,18 @@ mod tests {
         assert!(matches!(fill(&place, &absent, &seen, &less), Plan::Missing(_)));
         let late = fill(&place, &ObjectStates::Opaque, &seen, &whole);
         assert!(matches!(&late, Plan::Write(steps) if steps.len() == 1), "{late:?}");
+    }
+
+    #[test]
+    fn what_lies_behind_a_new_end_goes_and_nothing_of_the_parent_comes_back() {
+        let (place, absent, there) = (place(), ObjectStates::Absent, ObjectStates::Opaque);
+        let seen = shown(&place, ObjectNo(0), 2500);
+        let zero = |offset| Plan::Write(vec![WriteStep::Zero { offset, length: 4096 - offset }]);
+        assert_eq!(trim(&place, &there, &seen, 100), zero(100));
+        assert_eq!(trim(&place, &there, &seen, 0), zero(0));
+        assert_eq!(trim(&place, &there, &[], 0), Plan::Remove);
+        assert_eq!(trim(&place, &there, &[], 4096), Plan::Nothing);
+        assert_eq!(trim(&place, &absent, &seen, 0), Plan::Nothing);
     }
 
     #[test]

@@ -114,6 +114,40 @@ pub fn set(place: &Place, states: &ObjectStates, at: Extent, to: SetTo) -> Plan 
     done(states, after, steps)
 }
 
+/// Of an object that keeps what lies before an offset, since the image is about to end there. Units behind it become zero, and what a
+/// unit of data holds behind it zeros. What is inherited stays so: the overlap ends with the image.
+pub fn trim(place: &Place, states: &ObjectStates, end: u64) -> Plan {
+    if !states.exists() {
+        return Plan::Nothing;
+    }
+    let (mut after, mut steps) = (states.clone(), Vec::new());
+    let behind = end.div_ceil(place.unit()) as u32;
+    // Not punched: until the image is smaller, the unit must be there as a whole.
+    steps.extend(zeros_behind(place, states, end));
+    let all = place.units_of_object();
+    for (run, _) in states.runs(behind..all).filter(|(_, state)| *state == State::Data) {
+        let offset = u64::from(run.start) * place.unit();
+        let length = u64::from(run.end - run.start) * place.unit();
+        steps.push(WriteStep::Zero { offset, length });
+        after = after.with(run, State::Zero, all);
+    }
+    done(states, after, steps)
+}
+
+/// Of an object in which the image ends, since it is about to go on there: the unit that it ends in holds zeros behind its end, and is
+/// there as a whole.
+pub fn extend(place: &Place, states: &ObjectStates, end: u64) -> Plan {
+    zeros_behind(place, states, end).map_or(Plan::Nothing, |zeros| Plan::Write(vec![zeros]))
+}
+
+/// Zeros for the rest of the unit that an offset lies in, if it is data.
+fn zeros_behind(place: &Place, states: &ObjectStates, offset: u64) -> Option<WriteStep> {
+    let is_data = states.get((offset / place.unit()) as u32) == State::Data;
+    let rest = offset.next_multiple_of(place.unit()) - offset;
+    let data = BytesMut::zeroed(rest as usize).freeze();
+    (rest > 0 && is_data).then_some(WriteStep::Write { offset, data })
+}
+
 fn done(before: &ObjectStates, after: ObjectStates, steps: Vec<WriteStep>) -> Plan {
     match (after == *before, steps.is_empty()) {
         (true, true) => Plan::Nothing,
@@ -219,6 +253,26 @@ mod tests {
         assert!(matches!(&again, Plan::Write(steps) if steps.len() == 1), "{again:?}");
         let next = write(&place, after, &write_of(2 * UNIT, UNIT, 9)).operation(&place, after);
         assert!(matches!(next.steps[0], WriteStep::CompareXattr { .. }));
+    }
+
+    #[test]
+    fn what_lies_behind_a_new_end_is_zero_and_what_is_inherited_stays_so() {
+        let (place, end) = (place(), 2 * UNIT + 100);
+        let states = ObjectStates::Absent.with(1..5, State::Data, UNITS);
+        let Plan::Change(steps, after) = trim(&place, &states, end) else { panic!() };
+        let data = Bytes::from(vec![0; UNIT as usize - 100]);
+        let rest = WriteStep::Write { offset: end, data };
+        let behind = WriteStep::Zero { offset: 3 * UNIT, length: 2 * UNIT };
+        assert_eq!(steps, [rest.clone(), behind]);
+        let expected = states.with(3..5, State::Zero, UNITS);
+        assert_eq!(after, expected);
+        assert_eq!(trim(&place, &after, end), Plan::Write(vec![rest.clone()]));
+        assert_eq!(trim(&place, &after, 3 * UNIT), Plan::Nothing);
+        assert_eq!(trim(&place, &ObjectStates::Absent, end), Plan::Nothing);
+        assert_eq!(extend(&place, &after, end), Plan::Write(vec![rest]));
+        for whole in [0, 3 * UNIT, 3 * UNIT + 100] {
+            assert_eq!(extend(&place, &after, whole), Plan::Nothing, "{whole}");
+        }
     }
 
     /// An object and its image as plain bytes: of each byte, what it reads as, if it is defined.

@@ -26,6 +26,19 @@ impl Presence {
         is_new
     }
 
+    /// Notes that objects from one on are not there.
+    pub fn remove_from(&mut self, first: u64) {
+        let (page, word, bit) = place(first);
+        self.pages.split_off(&(page + 1));
+        if let Some(words) = self.pages.get_mut(&page) {
+            words[word] &= bit - 1;
+            words[word + 1..].fill(0);
+            if words.iter().all(|word| *word == 0) {
+                self.pages.remove(&page);
+            }
+        }
+    }
+
     /// Whether an object may be there.
     pub fn contains(&self, object: u64) -> bool {
         let (page, word, bit) = place(object);
@@ -125,7 +138,11 @@ mod tests {
             for (page, bytes) in presence.pages() {
                 prop_assert!(read.take_page(page, &bytes));
             }
-            prop_assert_eq!(read, presence);
+            prop_assert_eq!(&read, &presence);
+            read.remove_from(from);
+            let before = set.range(..from).copied();
+            prop_assert_eq!(read.iter().collect::<Vec<_>>(), before.collect::<Vec<_>>());
+            prop_assert!(read.pages.values().all(|words| words.iter().any(|word| *word != 0)));
         }
     }
 }

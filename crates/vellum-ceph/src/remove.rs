@@ -179,7 +179,10 @@ pub(crate) async fn numbers_without_bitmap<O: Objects>(
     snapshot: Option<u64>,
 ) -> Result<Vec<u64>> {
     let prefix = of.header.prefix.to_string();
-    let count = of.geometry()?.object_count(of.size(snapshot).unwrap_or(0));
+    let size = of.size(snapshot).unwrap_or(0);
+    // Whoever died in a shrink left some behind its end.
+    let size = of.trim.filter(|_| snapshot.is_none()).map_or(size, |left| left.max(size));
+    let count = of.geometry()?.object_count(size);
     if count <= BY_NUMBER_MAX {
         return Ok((0..count).collect());
     }

@@ -49,6 +49,22 @@ impl Rules {
         }
     }
 
+    /// Of an object that keeps what lies before an offset, since the image is about to end there.
+    pub fn trim(&self, place: &Place, states: &ObjectStates, end: u64) -> Plan {
+        match self {
+            Self::Sparse => plan::trim(place, states, end),
+            Self::Plain(shown) => plain::trim(place, states, shown, end),
+        }
+    }
+
+    /// Of an object in which the image ends, since it is about to go on there. What an object of a plain image lacks is zeros.
+    pub fn extend(&self, place: &Place, states: &ObjectStates, end: u64) -> Plan {
+        match self {
+            Self::Sparse => plan::extend(place, states, end),
+            Self::Plain(_) => Plan::Nothing,
+        }
+    }
+
     /// The whole operation on an object with such states, which fails if it has others by now.
     pub fn operation(&self, place: &Place, planned: &Plan, before: &ObjectStates) -> WriteOp {
         let Self::Plain(shown) = self else { return planned.operation(place, before) };

@@ -31,7 +31,7 @@ pub(crate) const SIZE: u64 = 4 * OBJECT;
 /// What the names of images in the trash begin with.
 const IN_TRASH: &str = "in the trash: ";
 /// No sequence makes more changes.
-const CHANGES_MAX: u64 = 200;
+pub(crate) const CHANGES_MAX: u64 = 200;
 
 /// A client of both pools.
 pub(crate) struct Client {
@@ -39,17 +39,18 @@ pub(crate) struct Client {
     pub(crate) one: Engine,
     pub(crate) other: Engine,
     pub(crate) number: u64,
+    pub(crate) pool: MemoryPool,
 }
 
 impl Client {
     pub(crate) fn new(cluster: &MemoryCluster) -> Self {
         let pool = cluster.client(POOLS[0], "");
         let (number, second) = (pool.client(), pool.other(POOLS[1], ""));
-        let (one, other) = (CephCatalog::new(pool, ""), CephCatalog::new(second, ""));
+        let (one, other) = (CephCatalog::new(pool.clone(), ""), CephCatalog::new(second, ""));
         let pools = Pools::default();
         pools.add(one.clone());
         pools.add(other.clone());
-        Self { pools, one, other, number }
+        Self { pools, one, other, number, pool }
     }
 
     /// The pool of an image, by its name.
@@ -172,7 +173,7 @@ pub(crate) async fn write(image: &Image<Engine>, offset: u64, length: u64, byte:
 }
 
 /// Parents of both kinds, children of both, one of which has snapshots, clones of the first format, and one image without anybody.
-async fn scene() -> MemoryCluster {
+pub(crate) async fn scene() -> MemoryCluster {
     let cluster = classes::cluster(&POOLS);
     let client = Client::new(&cluster);
     for (parent, layering) in [("gold", Layering::Sparse), ("plain", Layering::CopyUp)] {
@@ -362,7 +363,7 @@ async fn whole(steps: Steps) -> (u64, Contents, Contents) {
 }
 
 /// Checks both pools. What is found may be repaired.
-async fn findings(client: &Client, repair: Repair) -> Vec<String> {
+pub(crate) async fn findings(client: &Client, repair: Repair) -> Vec<String> {
     let mut all = Vec::new();
     for catalog in [&client.one, &client.other] {
         let found = check::check(&client.pools, catalog, None, repair).await.unwrap();

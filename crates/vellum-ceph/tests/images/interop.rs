@@ -7,6 +7,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
+use vellum_ceph::CephCatalog;
 use vellum_core::{Extent, Geometry, ImageName, SnapshotName};
 use vellum_engine::{Catalog, Layering, Repair};
 use vellum_image::image::Open;
@@ -14,11 +15,15 @@ use vellum_image::{
     CloneOptions, CreateOptions, DiscardPolicy, FlattenOptions, Image, ImageOptions, Job, Pools,
     WriteOptions, ZeroOptions, admin,
 };
+use vellum_rados::librados::Pool;
 use vellum_testkit::Librbd;
 use vellum_testkit::ceph::{Cluster, POOLS};
 
-use crate::connect;
 use crate::programs::assert_reads;
+use crate::{connect, resize};
+
+/// Images of a real cluster.
+type Engine = CephCatalog<Pool>;
 
 /// How often an image changes hands.
 const ROUNDS: u32 = 300;
@@ -52,12 +57,12 @@ struct Known {
     parent: Option<(String, String)>,
 }
 
-struct Rounds<C: Catalog> {
+struct Rounds {
     seed: u64,
     random: StdRng,
     librbd: Librbd,
-    pools: Pools<C>,
-    catalog: C,
+    pools: Pools<Engine>,
+    catalog: Engine,
     images: BTreeMap<String, Known>,
     numbers: u32,
     /// What was done, for whoever reads of a failure.
@@ -89,7 +94,7 @@ fn name(text: &str) -> ImageName {
     text.parse().unwrap()
 }
 
-impl<C: Catalog> Rounds<C> {
+impl Rounds {
     fn number(&mut self) -> u32 {
         self.numbers += 1;
         self.numbers
@@ -120,7 +125,7 @@ impl<C: Catalog> Rounds<C> {
         }
     }
 
-    async fn image(&self, of: &str, what: Open) -> Image<C> {
+    async fn image(&self, of: &str, what: Open) -> Image<Engine> {
         let record = self.catalog.find(&name(of)).await.unwrap();
         let (pools, options) = (&self.pools, ImageOptions::default());
         let opened = Image::open(pools, &self.catalog, &record.id, what, options).await;
@@ -229,8 +234,8 @@ impl<C: Catalog> Rounds<C> {
             72..80 => self.discard(who, of).await,
             80..88 => self.snapshot(who, of).await,
             88..92 => self.remove_snapshot(who, of).await,
-            92..95 => self.flatten(who, of).await,
-            _ => self.resize(of),
+            92..94 => self.flatten(who, of).await,
+            _ => self.resize(who, of).await,
         }
     }
 
@@ -359,11 +364,16 @@ impl<C: Catalog> Rounds<C> {
         self.images.get_mut(of).unwrap().parent = None;
     }
 
-    /// What Vellum cannot do yet, and must understand.
-    fn resize(&mut self, of: &str) {
+    async fn resize(&mut self, who: Who, of: &str) {
         let size = self.random.random_range(1..SIZE_MAX);
-        self.note(format!("Librbd gives {of} {size} bytes"));
-        self.ask(json!({"op": "resize", "image": of, "size": size}));
+        self.note(format!("{who:?} gives {of} {size} bytes"));
+        match who {
+            Who::Vellum => {
+                let resized = resize::resize(&self.pools, &self.catalog, of, size).await;
+                resized.unwrap_or_else(|error| panic!("{}: {}", error.chain(), self.story(of)));
+            }
+            Who::Librbd => self.ask(json!({"op": "resize", "image": of, "size": size})),
+        }
         self.images.get_mut(of).unwrap().head.resize(size as usize, 0);
     }
 
@@ -407,25 +417,25 @@ impl<C: Catalog> Rounds<C> {
                 }
                 let named = snapshot.map_or(of.clone(), |snapshot| format!("{of}@{snapshot}"));
                 let spec = format!("{}/{namespace}/{named}", POOLS[0]);
-                self.check_object_map(cluster, &spec, &of);
+                check_object_map(cluster, &spec, &self.story(&of));
             }
         }
     }
+}
 
-    /// Has `rbd` compare a map with the objects. One that counts as changed and is not is none of ours alone: whoever discards behind
-    /// the end of an object enters it, and the cluster changes nothing.
-    fn check_object_map(&self, cluster: &Cluster, spec: &str, of: &str) {
-        let is_invalid = || cluster.ok("rbd", &["info", spec]).unwrap().contains("invalid");
-        assert!(!is_invalid(), "{spec}: {}", self.story(of));
-        let mut check = cluster.command("rbd");
-        check.args(["object-map", "check", "--no-progress", spec, "--log-to-stderr", "true"]);
-        let said = String::from_utf8_lossy(&check.output().unwrap().stderr).into_owned();
-        let errors = said.lines().filter(|line| line.contains("object map error"));
-        let errors: Vec<_> =
-            errors.filter(|line| !line.ends_with("marked as 1, but should be 3")).collect();
-        assert!(errors.is_empty(), "{spec}: {errors:#?}; {}", self.story(of));
-        if is_invalid() {
-            cluster.ok("rbd", &["object-map", "rebuild", "--no-progress", spec]).unwrap();
-        }
+/// Has `rbd` compare a map with the objects. One that counts as changed and is not is none of ours alone: whoever discards behind the
+/// end of an object enters it, and the cluster changes nothing.
+pub(crate) fn check_object_map(cluster: &Cluster, spec: &str, told: &str) {
+    let is_invalid = || cluster.ok("rbd", &["info", spec]).unwrap().contains("invalid");
+    assert!(!is_invalid(), "{spec}: {told}");
+    let mut check = cluster.command("rbd");
+    check.args(["object-map", "check", "--no-progress", spec, "--log-to-stderr", "true"]);
+    let said = String::from_utf8_lossy(&check.output().unwrap().stderr).into_owned();
+    let errors = said.lines().filter(|line| line.contains("object map error"));
+    let errors: Vec<_> =
+        errors.filter(|line| !line.ends_with("marked as 1, but should be 3")).collect();
+    assert!(errors.is_empty(), "{spec}: {errors:#?}; {told}");
+    if is_invalid() {
+        cluster.ok("rbd", &["object-map", "rebuild", "--no-progress", spec]).unwrap();
     }
 }

@@ -8,6 +8,7 @@ mod deaths;
 mod interop;
 mod programs;
 mod protection;
+mod resize;
 mod strangers;
 mod trash;
 
@@ -34,7 +35,7 @@ fn main() -> std::process::ExitCode {
     let cluster = (unavailable.is_none() && !arguments.list)
         .then(|| Arc::new(Cluster::start(Store::Memory).unwrap()));
     let mut trials = in_memory_only();
-    let on_a_cluster: [(&'static str, OnACluster); 17] = [
+    let on_a_cluster: [(&'static str, OnACluster); 19] = [
         ("an_owner_gives_the_image_to_whom_it_likes", |cluster| {
             run(async move {
                 let [here, there] = two(&cluster, "likes").await;
@@ -48,6 +49,12 @@ fn main() -> std::process::ExitCode {
             })
         }),
         ("images_agree_with_plain_bytes", |cluster| run(programs_on(cluster))),
+        ("images_agree_with_plain_bytes_through_each_resize", |cluster| {
+            run(resize::programs_on(cluster))
+        }),
+        ("what_was_resized_reads_the_same_to_rbd", |cluster| {
+            run(resize::what_was_resized_reads_the_same_to_rbd(cluster))
+        }),
         ("a_clone_of_an_image_of_rbd_reads_it_and_is_its_child", |cluster| {
             run(strangers::a_clone_of_an_image_of_rbd_reads_it_and_is_its_child(cluster))
         }),
@@ -158,7 +165,15 @@ fn in_memory_only() -> Vec<Trial> {
     let kept = || run(trash::what_is_in_the_trash_is_kept_until_its_time());
     let used = || run(trash::an_image_in_use_stays_where_it_is());
     let again = || run(trash::what_a_death_left_is_finished_by_doing_it_again());
+    let sizes = || run(resize::programs_in_memory());
+    let interrupted = || run(resize::a_death_in_a_resize_brings_nothing_back());
+    let unwanted = || run(resize::what_cannot_be_resized_stays_as_it_is());
+    let told_all = || run(resize::whoever_watches_hears_of_a_resize());
     vec![
+        Trial::test("memory::images_agree_with_plain_bytes_through_each_resize", sizes),
+        Trial::test("memory::a_death_in_a_resize_brings_nothing_back", interrupted),
+        Trial::test("memory::a_resize_that_is_refused_changes_nothing", unwanted),
+        Trial::test("memory::whoever_watches_hears_of_a_resize", told_all),
         Trial::test("memory::an_image_goes_to_the_trash_and_comes_back", back),
         Trial::test("memory::what_is_in_the_trash_is_kept_until_its_time", kept),
         Trial::test("memory::an_image_in_use_is_not_moved_to_the_trash", used),
