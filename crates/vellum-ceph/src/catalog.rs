@@ -15,8 +15,8 @@ use vellum_engine::{
     ImageRecord, NewImage, Pending, PoolId, Progress, Repair, Reserved, Result, RevisionId,
     RunToEnd, SnapshotId, Snapshots, Version, Wanted,
 };
-use vellum_rados::{Failure, Objects, ReadOp, SnapId};
-use vellum_rbd::method::{Ask, CLASS, directory, id as id_method};
+use vellum_rados::{Failure, Objects, ReadOp, SnapContext, SnapId, WriteOp};
+use vellum_rbd::method::{Ask, CLASS, Call, directory, id as id_method};
 use vellum_rbd::records::Protection;
 use vellum_rbd::{Decode, names};
 
@@ -474,6 +474,16 @@ impl<O: Objects> CephCatalog<O> {
 /// The image has no such revision.
 pub(crate) fn no_revision(described: &Described) -> Error {
     Error::new(ErrorKind::NotFound, format!("image {} has no such revision", described.id))
+}
+
+/// Has a method of RBD's class change an object.
+pub(crate) async fn call<O: Objects>(
+    objects: &O,
+    object: &str,
+    call: Call,
+) -> vellum_rados::Result<()> {
+    let op = WriteOp::new().call(CLASS, call.method, call.input);
+    objects.write(object, &SnapContext::default(), op).await
 }
 
 impl<O: Objects> Catalog for CephCatalog<O> {

@@ -10,13 +10,13 @@ use std::collections::BTreeSet;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use vellum_engine::{ChildRef, Error, ErrorKind, ImageId, Result, RevisionId};
-use vellum_rados::{Failure, Objects, SnapContext, WriteOp};
+use vellum_rados::{Failure, Objects};
 use vellum_rbd::features::operation;
-use vellum_rbd::method::{CLASS, Call, layering};
+use vellum_rbd::method::layering;
 use vellum_rbd::names::CHILDREN;
 use vellum_rbd::records::{ParentSpec, Protection};
 
-use crate::catalog::CephCatalog;
+use crate::catalog::{CephCatalog, call};
 use crate::described::{Described, text};
 use crate::error::failed;
 use crate::header::described;
@@ -107,7 +107,7 @@ pub(crate) async fn enter<O: Objects>(
     check_protected(parents, on, refused.as_ref()).await?;
     let add =
         layering::add_child(on.pool, on.image.clone(), on.snapshot, text(child.image.as_str()));
-    match call(&children, add).await {
+    match call(&children, CHILDREN, add).await {
         Ok(()) | Err(Failure::EXISTS) => {}
         Err(failure) => {
             let what = format!("enter image {} in the list of clones of its pool", child.image);
@@ -176,7 +176,7 @@ pub(crate) async fn remove<O: Objects>(
     child: &ImageId,
 ) -> Result<()> {
     let gone = layering::remove_child(on.pool, on.image.clone(), on.snapshot, text(child.as_str()));
-    match call(children, gone).await {
+    match call(children, CHILDREN, gone).await {
         Ok(()) | Err(Failure::NOT_FOUND) => Ok(()),
         Err(failure) => {
             let what = format!("take image {child} from the list of clones of its pool");
@@ -195,9 +195,4 @@ pub(crate) async fn leave<O: Objects>(
         Some(children) => remove(&children, on, &child.image).await,
         None => Ok(()),
     }
-}
-
-async fn call<O: Objects>(objects: &O, call: Call) -> vellum_rados::Result<()> {
-    let op = WriteOp::new().call(CLASS, call.method, call.input);
-    objects.write(CHILDREN, &SnapContext::default(), op).await
 }

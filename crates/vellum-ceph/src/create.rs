@@ -21,7 +21,7 @@ use crate::described::text;
 use crate::error::failed;
 use crate::header::described;
 use crate::keys::{self, Elsewhere, HIDDEN_PREFIX, SPARSE, Sparse};
-use crate::pending::{Begun, Pending};
+use crate::pending::{Begun, Pending, take_out};
 use crate::states::UNITS_MAX;
 use crate::{bitmap, children};
 
@@ -273,10 +273,8 @@ pub(crate) fn now() -> Time {
 }
 
 async fn finish<O: Objects>(catalog: &CephCatalog<O>, id: &ImageId, note: Pending) -> Result<()> {
-    let (objects, key) = (catalog.objects(), keys::pending(id.as_str()));
-    let remove = WriteStep::RemoveOmap([key.clone().into_bytes()].into());
-    let op = WriteOp::new().compare_omap(key, note.to_bytes()).then(remove);
-    match objects.write(DIRECTORY, &SnapContext::default(), op).await {
+    let objects = catalog.objects();
+    match objects.write(DIRECTORY, &SnapContext::default(), take_out(id, &note)).await {
         Ok(()) => Ok(()),
         // Somebody took this client for dead, and its image's name and entry back: so is the rest.
         Err(Failure::MISMATCH) => {

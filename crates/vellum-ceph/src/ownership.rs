@@ -24,7 +24,7 @@ use crate::watched::{self, Role, Watched, tell};
 /// How long a holder that gives no answer is waited for: until the cluster has forgotten a client that died.
 pub(crate) const SILENT_MAX: Duration = Duration::from_secs(40);
 /// How long between two looks.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Who looks for an image that nobody has.
 #[derive(Clone, Copy, Debug)]

@@ -129,6 +129,20 @@ pub(crate) async fn of<O: Objects>(objects: &O, id: &ImageId) -> Result<Option<P
     note.map_err(|why| corrupt(format!("key {key} of {DIRECTORY}"), why))
 }
 
+/// Puts a note in the place of what there is, if that is this.
+fn replace(id: &ImageId, before: Option<&Pending>, note: &Pending) -> WriteOp {
+    let key = keys::pending(id.as_str());
+    let before = before.map_or_else(Vec::new, Pending::to_bytes);
+    WriteOp::new().compare_omap(key.clone(), before).set_omap(key, note.to_bytes())
+}
+
+/// Takes a note out, if it is still this one.
+pub(crate) fn take_out(id: &ImageId, note: &Pending) -> WriteOp {
+    let key = keys::pending(id.as_str());
+    let remove = WriteStep::RemoveOmap([key.clone().into_bytes()].into());
+    WriteOp::new().compare_omap(key, note.to_bytes()).then(remove)
+}
+
 /// Notes what this client, which says that it is at work at the image, begins with it. `InUse` if somebody else is at it.
 pub(crate) async fn begin<O: Objects>(
     objects: &O,
@@ -136,7 +150,6 @@ pub(crate) async fn begin<O: Objects>(
     id: &ImageId,
     note: &Pending,
 ) -> Result<()> {
-    let key = keys::pending(id.as_str());
     loop {
         let before = of(objects, id).await?;
         if let Some(other) = before.as_ref().filter(|other| other.client != note.client)
@@ -145,9 +158,7 @@ pub(crate) async fn begin<O: Objects>(
             let what = format!("somebody else is at work at image {id}; try again later");
             return Err(Error::new(ErrorKind::InUse, what));
         }
-        let before = before.map_or_else(Vec::new, |before| before.to_bytes());
-        let op =
-            WriteOp::new().compare_omap(key.clone(), before).set_omap(key.clone(), note.to_bytes());
+        let op = replace(id, before.as_ref(), note);
         match objects.write(DIRECTORY, &SnapContext::default(), op).await {
             Ok(()) => return Ok(()),
             Err(Failure::MISMATCH) => {}
@@ -160,10 +171,7 @@ pub(crate) async fn begin<O: Objects>(
 
 /// Takes a note out that is still this one.
 pub(crate) async fn end<O: Objects>(objects: &O, id: &ImageId, note: &Pending) -> Result<()> {
-    let key = keys::pending(id.as_str());
-    let remove = WriteStep::RemoveOmap([key.clone().into_bytes()].into());
-    let op = WriteOp::new().compare_omap(key, note.to_bytes()).then(remove);
-    match objects.write(DIRECTORY, &SnapContext::default(), op).await {
+    match objects.write(DIRECTORY, &SnapContext::default(), take_out(id, note)).await {
         Ok(()) | Err(Failure::MISMATCH | Failure::NOT_FOUND) => Ok(()),
         Err(failure) => Err(failed(failure, format!("forget what was begun with image {id}"))),
     }
@@ -267,15 +275,11 @@ pub(crate) async fn reserve<O: Objects>(
         }
         let work = at_work.begin(id).await?;
         let note = Pending::new(Begun::Reservation, objects.client(), Text::default());
-        let key = keys::pending(id.as_str());
-        let value = note.to_bytes();
-        let before = before.map_or_else(Vec::new, |before| before.to_bytes());
-        let op =
-            WriteOp::new().compare_omap(key.clone(), before).set_omap(key.clone(), value.clone());
+        let op = replace(id, before.as_ref(), &note);
         match objects.write(DIRECTORY, &SnapContext::default(), op).await {
             Ok(()) => {
                 let (objects, background) = (objects.clone(), at_work.background.clone());
-                return Ok(Kept { objects, key, value, background, work: Some(work) });
+                return Ok(Kept { objects, id: id.clone(), note, background, work: Some(work) });
             }
             Err(Failure::MISMATCH) => {}
             Err(Failure::NOT_FOUND) => {
@@ -292,8 +296,8 @@ pub(crate) async fn reserve<O: Objects>(
 #[derive(Debug)]
 pub(crate) struct Kept<O: Objects> {
     objects: O,
-    key: String,
-    value: Vec<u8>,
+    id: ImageId,
+    note: Pending,
     background: Background,
     work: Option<Work>,
 }
@@ -301,12 +305,9 @@ pub(crate) struct Kept<O: Objects> {
 impl<O: Objects> Drop for Kept<O> {
     fn drop(&mut self) {
         drop(self.work.take());
-        let (objects, key) = (self.objects.clone(), self.key.clone());
-        let value = std::mem::take(&mut self.value);
+        let (objects, op) = (self.objects.clone(), take_out(&self.id, &self.note));
         // A note that is left behind is of somebody who is not at it any more, and goes with the next who looks.
         self.background.spawn(async move {
-            let remove = WriteStep::RemoveOmap([key.clone().into_bytes()].into());
-            let op = WriteOp::new().compare_omap(key, value).then(remove);
             let _ = objects.write(DIRECTORY, &SnapContext::default(), op).await;
         });
     }

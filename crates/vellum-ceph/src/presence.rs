@@ -63,7 +63,12 @@ impl Presence {
 
     /// All that may be there, in their order.
     pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
-        let mut from = Some(0);
+        self.iter_from(0)
+    }
+
+    /// Those from one on that may be there, in their order.
+    pub fn iter_from(&self, first: u64) -> impl Iterator<Item = u64> + '_ {
+        let mut from = Some(first);
         std::iter::from_fn(move || {
             let found = self.next(from?)?;
             from = found.checked_add(1);

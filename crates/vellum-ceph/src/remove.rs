@@ -1,9 +1,7 @@
 //! How an image goes: its header says so, all who have it open have heard it, and then everything else is removed, the header last.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
 use futures::stream::{self, StreamExt, TryStreamExt};
+use std::collections::BTreeSet;
 use tokio::time::Instant;
 use vellum_engine::{Error, ErrorKind, ImageId, Result, Version};
 use vellum_rados::{Failure, Objects, SnapContext, WriteOp};
@@ -17,7 +15,7 @@ use crate::described::{Described, text};
 use crate::error::failed;
 use crate::header::{described, write_header};
 use crate::keys;
-use crate::ownership::{SILENT_MAX, check_free, check_no_strangers};
+use crate::ownership::{LOOK_AGAIN, SILENT_MAX, check_free, check_no_strangers};
 use crate::pending::{Begun, Pending};
 use crate::protect::check_unprotected;
 use crate::watched::tell;
@@ -74,7 +72,7 @@ pub(crate) async fn condemn<O: Objects>(
         check_unneeded(catalog, &now, &name).await?;
         check_no_strangers(objects, id).await?;
         if !check_free(objects, &now, until).await? {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
             continue;
         }
         if !is_noted {

@@ -257,8 +257,7 @@ async fn there<O: Objects>(
         let all = remove::numbers_without_bitmap(data.objects(), now, None).await?;
         return Ok(all.into_iter().filter(|object| objects.contains(object)).collect());
     };
-    let next = |last: &u64| presence.next(last + 1);
-    let there = std::iter::successors(presence.next(objects.start), next);
+    let there = presence.iter_from(objects.start);
     Ok(there.take_while(|object| *object < objects.end).collect())
 }
 

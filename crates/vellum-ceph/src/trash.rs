@@ -18,24 +18,22 @@ use vellum_core::{ImageName, quoted};
 use vellum_engine::{Error, ErrorKind, Happened, ImageId, ImageRecord, Result};
 use vellum_rados::{Failure, Objects, SnapContext, WriteOp};
 use vellum_rbd::Text;
-use vellum_rbd::method::{CLASS, Call, directory, id as id_method, trash as method};
+use vellum_rbd::method::{CLASS, directory, id as id_method, trash as method};
 use vellum_rbd::names::{self, DIRECTORY, TRASH};
 use vellum_rbd::records::Trashed;
 use vellum_rbd::wire::Time;
 
-use crate::catalog::CephCatalog;
+use crate::catalog::{CephCatalog, call};
 use crate::create::{now, remove_if_there};
 use crate::described::{Described, text, time};
 use crate::error::{failed, no_image_with_id};
 use crate::header::described;
-use crate::ownership::{SILENT_MAX, check_free, check_no_strangers};
+use crate::ownership::{LOOK_AGAIN, SILENT_MAX, check_free, check_no_strangers};
 use crate::pending::{self, Begun, Pending};
 use crate::remove::{self, From};
 
 /// How often a name is looked for that others may change in between.
 const ATTEMPTS: usize = 20;
-/// How long before somebody who is about to give an image back is asked again.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// An image in the trash.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -180,15 +178,6 @@ async fn must_get<O: Objects>(catalog: &CephCatalog<O>, id: &ImageId) -> Result<
     })
 }
 
-async fn call<O: Objects>(
-    catalog: &CephCatalog<O>,
-    object: &str,
-    call: Call,
-) -> vellum_rados::Result<()> {
-    let op = WriteOp::new().call(CLASS, call.method, call.input);
-    catalog.objects().write(object, &SnapContext::default(), op).await
-}
-
 /// Says how far an image is, if it was so far. `InUse` if somebody else is at it.
 async fn set_state<O: Objects>(
     catalog: &CephCatalog<O>,
@@ -197,7 +186,7 @@ async fn set_state<O: Objects>(
     to: TrashState,
 ) -> Result<()> {
     let set = method::trash_state_set(text(id.as_str()), to.number(), from.number());
-    match call(catalog, TRASH, set).await {
+    match call(catalog.objects(), TRASH, set).await {
         Ok(()) => Ok(()),
         Err(Failure::STALE | Failure::NOT_FOUND) => {
             let what = format!("somebody else moves image {id} in the trash; look at it again");
@@ -209,7 +198,7 @@ async fn set_state<O: Objects>(
 
 /// Takes an image from the list of the trash; that it is not there is fine.
 pub(crate) async fn forget<O: Objects>(catalog: &CephCatalog<O>, id: &ImageId) -> Result<()> {
-    match call(catalog, TRASH, method::trash_remove(text(id.as_str()))).await {
+    match call(catalog.objects(), TRASH, method::trash_remove(text(id.as_str()))).await {
         Ok(()) | Err(Failure::NOT_FOUND) => Ok(()),
         Err(failure) => Err(failed(failure, format!("take image {id} from the trash"))),
     }
@@ -272,7 +261,7 @@ async fn enter<O: Objects>(
     let doing = || format!("move image {name} to the trash");
     loop {
         let add = method::trash_add(text(id.as_str()), trashed.clone());
-        match call(catalog, TRASH, add).await {
+        match call(catalog.objects(), TRASH, add).await {
             Ok(()) => break,
             Err(Failure::EXISTS) => {}
             Err(failure) => return Err(failed(failure, doing())),
@@ -310,7 +299,7 @@ pub(crate) async fn finish_put<O: Objects>(catalog: &CephCatalog<O>, id: &ImageI
         };
         forget_id_object(catalog, id, &name).await?;
         let remove = directory::dir_remove_image(text(&name), text(id.as_str()));
-        match call(catalog, DIRECTORY, remove).await {
+        match call(catalog.objects(), DIRECTORY, remove).await {
             // It has another name by now, or none.
             Ok(()) | Err(Failure::NOT_FOUND | Failure::STALE) => {}
             Err(failure) => return Err(failed(failure, doing())),
@@ -429,7 +418,7 @@ async fn take_name<O: Objects>(
         Err(failure) => return Err(failed(failure, doing())),
     }
     let add = directory::dir_add_image(text(name.as_str()), text(id.as_str()));
-    match call(catalog, DIRECTORY, add).await {
+    match call(catalog.objects(), DIRECTORY, add).await {
         Ok(()) => Ok(()),
         Err(Failure::EXISTS) => Err(taken()),
         Err(failure) => Err(failed(failure, doing())),

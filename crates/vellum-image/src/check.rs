@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use vellum_core::ImageName;
 use vellum_engine::catalog::FINDINGS_MAX;
 use vellum_engine::{
-    Catalog, Change, ChildRef, ErrorKind, Finding, ImageId, ImageRecord, ParentLink, Repair,
+    Catalog, Change, ChildRef, Error, ErrorKind, Finding, ImageId, ImageRecord, ParentLink, Repair,
     Result, RevisionId, Severity,
 };
 
@@ -58,8 +58,7 @@ pub async fn check_at<C: Catalog>(
             },
         };
         for record in &records {
-            let mut found = check_links(pools, catalog, record, repair).await;
-            check_automatic(catalog, record, repair, now, &mut found).await;
+            let found = check_links(pools, catalog, record, repair, now).await;
             findings.extend(found.into_iter().map(|finding| finding.of(&record.name)));
         }
         after = records.last().map(|record| record.name.clone());
@@ -79,6 +78,7 @@ async fn check_links<C: Catalog>(
     catalog: &C,
     record: &ImageRecord,
     repair: Repair,
+    now: SystemTime,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Some(link) = record.parent_link() {
@@ -93,7 +93,14 @@ async fn check_links<C: Catalog>(
             Err(error) => findings.push(Finding::not_looked_at(&error)),
         }
     }
-    check_children(pools, catalog, record, repair, &mut findings).await;
+    match catalog.children(&record.id).await {
+        Ok(listed) => {
+            check_automatic(catalog, record, &listed, repair, now, &mut findings).await;
+            check_children(pools, catalog, record, listed, repair, &mut findings).await;
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => findings.push(Finding::not_looked_at(&error)),
+    }
     findings
 }
 
@@ -211,20 +218,13 @@ fn severity_of(kind: ErrorKind) -> Option<Severity> {
 async fn check_automatic<C: Catalog>(
     catalog: &C,
     record: &ImageRecord,
+    listed: &[(RevisionId, ChildRef)],
     repair: Repair,
     now: SystemTime,
     findings: &mut Vec<Finding>,
 ) {
-    if !record.snapshots.iter().any(|snapshot| snapshot.auto) {
-        return;
-    }
-    let children = match catalog.children(&record.id).await {
-        Ok(children) => children,
-        Err(error) if error.kind() == ErrorKind::NotFound => return,
-        Err(error) => return findings.push(Finding::not_looked_at(&error)),
-    };
     for snapshot in record.snapshots.iter().filter(|snapshot| snapshot.auto) {
-        if children.iter().any(|(revision, _)| *revision == snapshot.revision) {
+        if listed.iter().any(|(revision, _)| *revision == snapshot.revision) {
             continue;
         }
         let is_old = now.duration_since(snapshot.created).is_ok_and(|age| age >= CHILDLESS_MIN);
@@ -235,7 +235,12 @@ async fn check_automatic<C: Catalog>(
             findings.push(finding);
             continue;
         }
-        let removal = |_: &ImageRecord| Ok(Change::RemoveSnapshot(snapshot.id.clone()));
+        let removal = |now: &ImageRecord| {
+            // One that was given another name is its user's.
+            let is_left = now.snapshots.iter().any(|it| it.id == snapshot.id && it.auto);
+            let gone = || Error::new(ErrorKind::NotFound, "it is no automatic snapshot any more");
+            is_left.then(|| Change::RemoveSnapshot(snapshot.id.clone())).ok_or_else(gone)
+        };
         match admin::change(catalog, &record.id, removal).await {
             Ok(_) => findings.push(finding.repaired("removed it")),
             // It has a child by now, or is gone.
@@ -254,14 +259,10 @@ async fn check_children<C: Catalog>(
     pools: &Pools<C>,
     catalog: &C,
     record: &ImageRecord,
+    listed: Vec<(RevisionId, ChildRef)>,
     repair: Repair,
     findings: &mut Vec<Finding>,
 ) {
-    let listed = match catalog.children(&record.id).await {
-        Ok(listed) => listed,
-        Err(error) if error.kind() == ErrorKind::NotFound => return,
-        Err(error) => return findings.push(Finding::not_looked_at(&error)),
-    };
     for (revision, child) in listed.into_iter().filter(|(_, child)| child.pool != catalog.pool()) {
         match check_child(pools, catalog, record, &revision, &child, repair).await {
             Ok(found) => findings.extend(found),

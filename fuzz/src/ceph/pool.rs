@@ -115,26 +115,24 @@ async fn names(pool: &MemoryPool) -> Vec<String> {
     names
 }
 
+/// What a step finds at an object; nothing if it is not there.
+async fn found(pool: &MemoryPool, object: &str, step: ReadStep) -> Option<Found> {
+    let done = pool.read(object, SnapId::HEAD, ReadOp::new().then(step)).await;
+    done.result.ok()?.1.pop()
+}
+
 async fn attributes(pool: &MemoryPool, object: &str) -> BTreeMap<String, Vec<u8>> {
-    let op = ReadOp::new().then(ReadStep::Xattrs);
-    match pool.read(object, SnapId::HEAD, op).await.result.map(|(_, found)| found) {
-        Ok(found) => match found.into_iter().next() {
-            Some(Found::Xattrs(attributes)) => attributes,
-            _ => BTreeMap::new(),
-        },
-        Err(_) => BTreeMap::new(),
+    match found(pool, object, ReadStep::Xattrs).await {
+        Some(Found::Xattrs(attributes)) => attributes,
+        _ => BTreeMap::new(),
     }
 }
 
 async fn keys(pool: &MemoryPool, object: &str) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let (after, prefix) = (String::new(), String::new());
-    let op = ReadOp::new().then(ReadStep::Omap { after, prefix, max: 10_000 });
-    match pool.read(object, SnapId::HEAD, op).await.result.map(|(_, found)| found) {
-        Ok(found) => match found.into_iter().next() {
-            Some(Found::Omap { values, .. }) => values,
-            _ => BTreeMap::new(),
-        },
-        Err(_) => BTreeMap::new(),
+    match found(pool, object, ReadStep::Omap { after, prefix, max: 10_000 }).await {
+        Some(Found::Omap { values, .. }) => values,
+        _ => BTreeMap::new(),
     }
 }
 

@@ -94,9 +94,13 @@ fn end_at_every_call(luck: u64, end: End, mistake: Option<Mistake>) -> usize {
 }
 
 /// Lets each call fail that changes something, or that only looks, and ends the life later, in turn by death and by a power cut.
-/// Answers how many failed.
-fn fail_at_every_call(calls: Calls, error: i32, mistake: Option<Mistake>) -> usize {
-    let of = calls_of_the_program();
+/// Answers how many failed. The calls that change something, `of` the program, say whose each is.
+fn fail_at_every_call(
+    of: &[(Call, String)],
+    calls: Calls,
+    error: i32,
+    mistake: Option<Mistake>,
+) -> usize {
     let failed = (1..).take_while(|number| {
         // What only looks is in no list: its life gives up, whosever call it was.
         let file = of.get(*number - 1).filter(|_| calls == Calls::Changes);
@@ -138,11 +142,12 @@ fn a_program_over_catalogs_and_layers_ends_at_each_of_its_calls_in_both_ways() {
 
 #[test]
 fn a_program_over_catalogs_and_layers_goes_on_after_each_call_that_failed() {
-    let changes = calls_of_the_program().len();
+    let of = calls_of_the_program();
+    let changes = of.len();
     for error in [EIO, ENOSPC] {
-        assert!(fail_at_every_call(Calls::Changes, error, None) >= changes, "of {changes}");
+        assert!(fail_at_every_call(&of, Calls::Changes, error, None) >= changes, "of {changes}");
     }
-    let looks = fail_at_every_call(Calls::Looks, EIO, None);
+    let looks = fail_at_every_call(&of, Calls::Looks, EIO, None);
     println!("{changes} calls that change something, {looks} that look");
     assert!(looks > 100, "{looks} calls that look");
 }
@@ -159,7 +164,8 @@ fn a_program_finds_a_log_of_another_boot_that_is_believed() {
 
 #[test]
 fn a_program_finds_a_sync_that_is_tried_again_after_it_failed() {
-    let again = Some(Mistake::Engine(vellum_local::Canary::SyncAgain));
-    let told = std::panic::catch_unwind(|| fail_at_every_call(Calls::Changes, EIO, again));
+    let (of, again) =
+        (calls_of_the_program(), Some(Mistake::Engine(vellum_local::Canary::SyncAgain)));
+    let told = std::panic::catch_unwind(|| fail_at_every_call(&of, Calls::Changes, EIO, again));
     assert!(told.is_err(), "no failure of a call finds it");
 }
