@@ -279,6 +279,29 @@ async fn what_is_committed_after_a_catalog_was_opened_whose_log_could_not_be_syn
 }
 
 #[tokio::test]
+async fn what_is_committed_after_a_catalog_was_closed_whose_storage_failed_stays() {
+    let files = ["pool.sqlite-wal", "pool.sqlite"];
+    let calls = files.iter().flat_map(|file| [(file, Call::Write), (file, Call::SyncData)]);
+    for ((file, call), skip) in calls.flat_map(|at| (0..6).map(move |skip| (at, skip))) {
+        for seed in 0..10 {
+            let first = Process::new(seed, None).await;
+            first.create("a").await.unwrap();
+            first.create("b").await.unwrap();
+            let disk = first.disk.clone();
+            disk.fail(Fault { call, file, error: EIO, times: 1, skip });
+            drop(first);
+            let second = Process::on(&disk.after_all_died(), None).await.unwrap();
+            second.create("c").await.unwrap();
+            let third = second.after_a_power_cut().await.unwrap();
+            for name in ["a", "b", "c"] {
+                let what = format!("{name} is lost: {call:?} {skip} of {file}, seed {seed}");
+                assert!(third.own(name).await.is_ok(), "{what}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_pool_whose_creation_failed_can_be_made_again_and_keeps_what_comes_then() {
     // In the order in which a catalog is made, and given its log.
     let files = ["pool.sqlite-journal", "pool.sqlite", "pool.sqlite-wal"];

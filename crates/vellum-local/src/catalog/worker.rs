@@ -281,21 +281,32 @@ fn change_nothing(db: &Connection) -> Outcome<()> {
 pub(super) fn settled(db: &Connection, committed: Result<()>) -> Result<()> {
     if let Err(error) = &committed
         && error.happened() != Happened::NotDone
-        && let Err(again) = change_nothing(db)
     {
-        let again = again.into_error("settle what a failed commit left");
-        tracing::error!(error = %error.chain(), again = %again.chain(), "the catalog failed, and failed again");
+        settle_after(db, error);
     }
     committed
 }
 
-/// The last thing that is done on a connection that writes. What could not be done is left to the next one.
+/// Takes the place in the log of what failed.
+fn settle_after(db: &Connection, error: &Error) {
+    if let Err(again) = change_nothing(db) {
+        let again = again.into_error("settle what a failed commit left");
+        tracing::error!(error = %error.chain(), again = %again.chain(), "the catalog failed, and failed again");
+    }
+}
+
+/// The last thing that is done on a connection that writes. What could not be done is left to the next one, who must not build on
+/// a frame that the storage has not taken, and would find it in the log.
 pub(super) fn leave_one_frame(db: &Connection) {
     if let Err(failure) = log::leave_one_frame(db) {
         // A log that could not be synced is not to be moved into the file by a second try, which would be believed.
         let _ = db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         let error = failure.into_error("begin the catalog's log anew");
         tracing::debug!(error = %error.chain(), "the catalog is closed with its log as it is");
+        // Whoever found it in use has written nothing.
+        if error.kind() != ErrorKind::Busy {
+            settle_after(db, &error);
+        }
     }
 }
 
