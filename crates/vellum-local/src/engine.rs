@@ -94,7 +94,7 @@ impl<D: Disk> LocalCatalog<D> {
     }
 
     /// The directory where those who hold an image may say where they are reached, in `<image id>.holder`. Files of that
-    /// name are left alone here.
+    /// name are left alone here for as long as there is such an image.
     pub fn live_dir(&self) -> PathBuf {
         self.shared.directory.live()
     }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use vellum_core::{Buffer, Extent};
 use vellum_disk::{Disk, Durability, File, FileIdentity, FileSystem, OpenMode};
-use vellum_engine::{Error, ErrorKind, Result};
+use vellum_engine::{Error, ErrorKind, ImageId, Result};
 
 use crate::LayerId;
 use crate::catalog::connection::log_of;
@@ -372,6 +372,38 @@ impl<D: Disk> PoolDirectory<D> {
         Ok(found)
     }
 
+    /// What lies among the files of layers and is none, by its path within the pool; and of which images somebody has said where
+    /// their holder is reached.
+    pub(crate) async fn others(&self) -> Result<Others> {
+        let mut others = Others::default();
+        for directory in [self.layers(), self.live()] {
+            for path in self.list(&directory).await?.unwrap_or_default() {
+                if layer_of_path(&path).is_some() {
+                    continue;
+                }
+                match hinted(&path) {
+                    Some(image) if directory == self.live() => others.hints.push((path, image)),
+                    _ => {
+                        let named = path.strip_prefix(&self.path).unwrap_or(&path);
+                        others.strangers.push(named.display().to_string());
+                    }
+                }
+            }
+        }
+        others.strangers.sort_unstable();
+        Ok(others)
+    }
+
+    /// Removes a hint where a holder is reached; that it is not there is fine.
+    pub(crate) async fn remove_hint(&self, path: &Path) -> Result<()> {
+        match self.disk.remove_file(path).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(self.failed("remove a hint from", error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Makes durable that files of layers are gone.
     pub(crate) async fn sync_removals(&self) -> Result<()> {
         for directory in [self.layers(), self.live()] {
@@ -412,6 +444,22 @@ async fn write_anew(file: &impl File) -> io::Result<()> {
 }
 
 /// The layer a directory in `layers/` or a log in `live/` belongs to; `None` for files of others.
+/// What lies among the files of layers and is none.
+#[derive(Debug, Default)]
+pub(crate) struct Others {
+    /// What nobody knows, by its path within the pool.
+    pub(crate) strangers: Vec<String>,
+    /// Hints where the holder of an image is reached.
+    pub(crate) hints: Vec<(PathBuf, ImageId)>,
+}
+
+/// The image of a hint, or of one that was not finished.
+fn hinted(path: &Path) -> Option<ImageId> {
+    let name = path.file_name()?.to_str()?;
+    let id = name.strip_suffix(".holder").or_else(|| name.strip_suffix(".holder-new"))?;
+    LayerId::from_hex(id).map(|_| ImageId::new(id))
+}
+
 fn layer_of_path(path: &Path) -> Option<LayerId> {
     let name = path.file_name()?.to_str()?;
     let id = name.strip_suffix(".0").or_else(|| name.strip_suffix(".1")).unwrap_or(name);

@@ -23,6 +23,11 @@ const IMPOSSIBLE: &[(&str, &str)] = &[
         "can be written and is no image's head",
     ),
     (
+        "SELECT printf('layer %016x', l.id) FROM layers l
+         WHERE l.sealed = 1 AND NOT EXISTS (SELECT 1 FROM layers a WHERE a.below_layer = l.id AND a.image = l.image)",
+        "is sealed, and nothing of its image lies above it",
+    ),
+    (
         "SELECT printf('layer %016x', l.id) FROM layers l LEFT JOIN layers b ON b.id = l.below_layer
          WHERE l.below = 'own' AND (b.id IS NULL OR b.image <> l.image OR b.sealed <> 1)",
         "does not lie above a sealed layer of its own image, as it says",

@@ -1,8 +1,8 @@
 //! Check: the catalog against itself, each layer's map against its data, and files against rows.
 //!
-//! What a check finds is said in [`Finding`]s. Three things are repaired, and only where nobody is using the layer: lists
-//! and notes of the catalog that do not agree with what the layers say; files of layers that were removed; and space under
-//! units that are not data. Files of layers that the catalog never knew may be newer than a catalog that was brought back from
+//! What a check finds is said in [`Finding`]s. Four things are repaired, and only where nobody is using the layer: lists
+//! and notes of the catalog that do not agree with what the layers say; files of layers that were removed; hints where holders of
+//! images were that are gone; and space under units that are not data. Files of layers that the catalog never knew may be newer than a catalog that was brought back from
 //! a backup, and space whose states the map does not have may be data of a map that was damaged: both go only if that is asked
 //! for. Damage is told and left alone: whatever there is to save, is better saved from what is there.
 //!
@@ -14,6 +14,8 @@ mod report;
 mod space;
 #[cfg(test)]
 mod tests;
+
+use std::collections::HashSet;
 
 use rusqlite::Connection;
 use vellum_disk::{Disk, LockKind};
@@ -27,6 +29,9 @@ use crate::removal::{Leftover, Why};
 use crate::store::Access;
 
 pub(crate) use report::Report;
+
+/// How many files that nobody knows are told by name.
+const STRANGERS_MAX: usize = 100;
 
 impl<D: Disk> LocalCatalog<D> {
     /// See [`Catalog::check`].
@@ -62,6 +67,32 @@ impl<D: Disk> LocalCatalog<D> {
             }
         }
         self.check_leftovers(repair, report).await;
+        if let Err(error) = self.check_others(repair, report).await {
+            report.not_looked_at(&error);
+        }
+        Ok(())
+    }
+
+    /// What lies beside the files of layers: what nobody knows, which stays; and hints to holders of images that are gone.
+    async fn check_others(&self, repair: Repair, report: &mut Report) -> Result<()> {
+        let others = self.directory().others().await?;
+        for name in others.strangers.iter().take(STRANGERS_MAX) {
+            let what = format!("{name} is none of the pool's files, and stays there");
+            report.add(Finding::new(Severity::Unknown, what));
+        }
+        // Images afterwards: one has its row before somebody can hold it.
+        let images = self.database().read("list images", consistency::all_images).await?;
+        let known: HashSet<_> = images.into_iter().map(ImageNo::id).collect();
+        for (path, image) in others.hints.iter().filter(|(_, image)| !known.contains(image)) {
+            let what = format!("image {image} is gone, and a hint where its holder was is left");
+            let finding = Finding::new(Severity::Leak, what);
+            if repair.is_wanted() {
+                self.directory().remove_hint(path).await?;
+                report.add(finding.repaired("removed it"));
+            } else {
+                report.add(finding);
+            }
+        }
         Ok(())
     }
 

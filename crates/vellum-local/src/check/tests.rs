@@ -124,3 +124,21 @@ async fn lists_that_cannot_be_mended_are_told_and_images_looked_at_all_the_same(
     assert_eq!(told(&checked.check(Repair::Safe).await), [(Severity::Stale, false)]);
     assert_eq!(checked.check(Repair::No).await, []);
 }
+
+#[tokio::test]
+async fn what_lies_among_the_files_of_layers_and_is_none_is_told_and_stays() {
+    let checked = Checked::new().await;
+    let image = checked.pool.image("image").await;
+    let live = checked.pool.catalog.live_dir();
+    let gone = ImageId::new("00000000000000ab");
+    for name in [format!("{}.holder", image.id), format!("{gone}.holder"), "notes".to_owned()] {
+        checked.pool.disk.open(&live.join(name), OpenMode::ReadWriteOrCreate).await.unwrap();
+    }
+    let expected = |mended: bool| [(Severity::Unknown, true), (Severity::Leak, !mended)];
+    let found = checked.check(Repair::No).await;
+    assert_eq!(told(&found), expected(false), "{found:?}");
+    assert!(found[0].what.contains("live/notes") && found[1].what.contains(gone.as_str()));
+    assert_eq!(told(&checked.check(Repair::Safe).await), expected(true));
+    // The hint of an image that is there is its holder's.
+    assert_eq!(told(&checked.check(Repair::No).await), [(Severity::Unknown, true)]);
+}
