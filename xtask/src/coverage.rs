@@ -19,6 +19,8 @@ const RUN: &[&str] = &[
     "vellum-local",
     "vellum-nbd",
     "vellum-rbd",
+    "vellum-rados",
+    "vellum-ceph",
     "vellum-fuzz",
 ];
 

@@ -54,6 +54,11 @@ pub enum Act {
     RenameSnapshot {
         which: usize,
     },
+    /// Notes something on it, under one of a few keys, or takes that away.
+    Note {
+        key: u8,
+        away: bool,
+    },
     /// A clone of a snapshot, which is made first if there is none, or if it is to go with its last child.
     Clone {
         which: usize,
@@ -159,6 +164,7 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => Just(Act::Map),
         1 => prop::option::weighted(0.3, any::<usize>()).prop_map(|taken| Act::Rename { taken }),
         1 => any::<usize>().prop_map(|which| Act::RenameSnapshot { which }),
+        1 => (0..3u8, any::<bool>()).prop_map(|(key, away)| Act::Note { key, away }),
         3 => (any::<usize>(), any::<bool>(), shapes())
             .prop_map(|(which, auto, shape)| Act::Clone { which, auto, shape }),
         1 => Just(Act::Remove),

@@ -35,6 +35,7 @@ struct Known<C: Catalog> {
     name: String,
     id: ImageId,
     called: RefCell<Called>,
+    notes: RefCell<BTreeMap<String, Note>>,
     image: RefCell<Option<Image<C>>>,
     /// How many operations are under way that need it to be open.
     users: Cell<u32>,
@@ -85,6 +86,12 @@ impl Called {
             *self = Self { name, since };
         }
     }
+}
+
+/// What is noted on an image under some key, since a version of its record.
+struct Note {
+    text: Option<String>,
+    since: Version,
 }
 
 #[derive(Clone)]
@@ -290,6 +297,7 @@ impl<G: Ground> Run<G> {
             Act::Flatten => self.flatten(known).await,
             Act::Map => self.map(known).await,
             Act::Rename { taken } => self.rename(known, taken).await,
+            Act::Note { key, away } => self.note(known, key, away).await,
             Act::Clone { .. } | Act::Remove => unreachable!("neither needs it to stay open"),
         }
     }

@@ -1,4 +1,4 @@
-//! What changes which images and snapshots there are, and what they are called; and what each of these must answer, beside whatever
+//! What changes which images and snapshots there are, what they are called, and what is noted on them; and what each of these must answer, beside whatever
 //! else is under way.
 
 use super::*;
@@ -45,6 +45,7 @@ impl<G: Ground> Run<G> {
         let known = Rc::new(Known {
             called: RefCell::new(Called { name: name.clone(), since: record.version }),
             name,
+            notes: RefCell::default(),
             id: record.id,
             image: RefCell::new(None),
             users: Cell::new(0),
@@ -163,6 +164,17 @@ impl<G: Ground> Run<G> {
         }
     }
 
+    /// Notes something new, or takes away what is noted, which may be nothing.
+    pub(super) async fn note(&self, known: &Known<Paced<G>>, key: u8, away: bool) {
+        let (key, text) = (format!("key{key}"), (!away).then(|| self.new_name("n")));
+        let change = |_: &ImageRecord| Ok(Change::Meta(key.clone(), text.clone()));
+        let record = admin::change(&self.catalog, &known.id, change).await.unwrap();
+        let (new, mut notes) = (Note { text, since: record.version }, known.notes.borrow_mut());
+        if notes.get(&key).is_none_or(|old| old.since < new.since) {
+            notes.insert(key, new);
+        }
+    }
+
     pub(super) async fn snapshot(&self, known: &Known<Paced<G>>, auto: bool) -> SnapshotId {
         let name = self.new_name("s");
         let began = self.tick();
@@ -247,6 +259,7 @@ impl<G: Ground> Run<G> {
         for known in &self.images() {
             let record = self.catalog.find(&known.called().parse().unwrap()).await.unwrap();
             assert_eq!(record.id, known.id);
+            assert_eq!(record.meta, noted(known), "notes on {}", known.name);
             self.look_at_snapshots_of(known, &record);
         }
     }
@@ -265,4 +278,11 @@ impl<G: Ground> Run<G> {
             state.snapshots.iter().map(|it| (it.id.clone(), it.called.name.clone())).collect();
         assert_eq!(there, expected, "snapshots of {}", known.name);
     }
+}
+
+/// All that is noted on an image.
+fn noted<C: Catalog>(known: &Known<C>) -> BTreeMap<String, String> {
+    let notes = known.notes.borrow();
+    let noted = notes.iter().filter_map(|(key, note)| Some((key.clone(), note.text.clone()?)));
+    noted.collect()
 }
